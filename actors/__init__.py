@@ -1,0 +1,1 @@
+"""The Ray actors: placement, names, health and metrics around the plain classes of simplear_rl."""

@@ -1,0 +1,128 @@
+"""Learner actors: the ranks of one DeepSpeed group, and the handle that drives them as one."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from actors.monitor import Monitored
+from actors.placement import Stage
+from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
+from simplear_rl.learning.weights import Weights
+
+
+@ray.remote
+class LearnerActor(Monitored):
+    """One rank of the Learner. The three stages use the same class."""
+
+    def __init__(self, name: str, rank: int):
+        super().__init__(name, ("train", "update", "broadcast", "sample", "save"))
+        self.rank = rank
+
+    def rendezvous(self) -> str:
+        """An address on this actor's node where the ranks can meet."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def start(self, rendezvous: str, config: LearnerConfig, start: Path, steps: int, micro_batches: int) -> None:
+        """Load the policy and join the other ranks."""
+        from simplear_rl.learning.learner import Learner
+
+        self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous)
+
+    def open_data(self, config: TokenDataConfig, seed: int) -> int:
+        """Read the token shards; returns the number of images."""
+        from simplear_rl.data.batches import TokenDataset
+
+        self.data = TokenDataset(config, self.learner.encode, self.learner.layout, seed)
+        return len(self.data.codes)
+
+    def train(self, step: int) -> dict[str, float]:
+        """One supervised step on the batch of `step` (from 0)."""
+        batch = self.data.batch(step)
+        with self.phase("train", step, images=len(batch.ids)):
+            return self.learner.train_tokens(batch)
+
+    def update(
+        self, step: int, groups: list[list[ray.ObjectRef]], config: AlgorithmConfig, temperature: float
+    ) -> dict[str, float]:
+        """One GRPO batch: `groups` holds references to (rollout, rewards, reference log-probs) of this rank's groups."""
+        from simplear_rl.learning.learner import ScoredRollout
+
+        scored = [
+            ScoredRollout(rollout, rewards["total"], reference)
+            for rollout, rewards, reference in (ray.get(group) for group in groups)
+        ]
+        with self.phase("update", step, images=sum(len(s.rewards) for s in scored)):
+            return self.learner.update(scored, config, temperature)
+
+    def weights(self) -> Weights | None:
+        """Rank 0: the whole policy, to broadcast."""
+        with self.phase("broadcast", self.learner.step, images=0):
+            return self.learner.weights()
+
+    def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
+        """See Learner.sample."""
+        with self.phase("sample", self.learner.step, images=len(captions) * images):
+            return self.learner.sample(captions, images, seed)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of a checkpoint."""
+        with self.phase("save", self.learner.step, images=0):
+            self.learner.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint."""
+        self.learner.load(folder)
+
+
+class LearnerGroup:
+    """All ranks, driven as one learner."""
+
+    def __init__(self, stage: Stage, config: LearnerConfig, start: Path, steps: int, micro_batches: int):
+        self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor)
+        rendezvous = ray.get(self.ranks[0].rendezvous.remote())
+        self._all("start", rendezvous, config, start, steps, micro_batches)
+
+    def open_data(self, config: TokenDataConfig, seed: int) -> None:
+        """Read the token shards on every rank."""
+        self._all("open_data", config, seed)
+
+    def train(self, step: int) -> dict[str, float]:
+        """One supervised step; the ranks' shares of the loss are summed."""
+        shares = self._all("train", step)
+        return shares[0] | {"loss": sum(share["loss"] for share in shares)}
+
+    def update(
+        self, step: int, groups: list[list[ray.ObjectRef]], config: AlgorithmConfig, temperature: float
+    ) -> dict[str, float]:
+        """One GRPO batch; groups are dealt out to the ranks in turn."""
+        ranks = len(self.ranks)
+        shares = ray.get(
+            [actor.update.remote(step, groups[i::ranks], config, temperature) for i, actor in enumerate(self.ranks)]
+        )
+        extremes = {"_min": np.min, "_max": np.max}
+        return {name: float(extremes.get(name[-4:], np.mean)([s[name] for s in shares])) for name in shares[0]}
+
+    def weights(self) -> ray.ObjectRef:
+        """Reference to the current Weights, held in the object store."""
+        return [actor.weights.remote() for actor in self.ranks][0]
+
+    def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
+        """Draw `images` per caption from the current weights; codes [captions, images, T]."""
+        return self._all("sample", captions, images, seed)[0]
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint."""
+        self._all("save", folder)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint."""
+        self._all("load", folder)
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        return ray.get([getattr(actor, method).remote(*args) for actor in self.ranks])

@@ -1,0 +1,87 @@
+"""Where actors run: the cluster, one placement group per stage, telling names."""
+
+import logging
+from typing import Any
+
+import ray
+from ray.actor import ActorClass, ActorHandle
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from simplear_rl.config import ActorsConfig
+from simplear_rl.errors import UserError
+
+
+def connect() -> None:
+    """Join the Ray cluster of RAY_ADDRESS or of this machine; start a local one if there is none."""
+    if not ray.is_initialized():
+        # An actor without GPUs must not see any.
+        env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+        ray.init(runtime_env={"env_vars": env}, log_to_driver=True, logging_level=logging.WARNING)
+
+
+class Stage:
+    """The actors of one stage, placed together and ended together. Use as a context manager.
+
+    Args:
+        name: of the stage; actors are called "<name>/<role>-<i>" in the dashboard and in the logs.
+        roles: how many actors of each role and what they occupy, by configuration key.
+    Raises:
+        UserError: the cluster is too small; says what was asked, what there is and which keys to change.
+    """
+
+    def __init__(self, name: str, roles: dict[str, ActorsConfig]):
+        connect()
+        _check_fits(roles, ray.cluster_resources())
+        self.name, self.roles = name, roles
+        self.actors: list[ActorHandle] = []
+        bundles = [_bundle(config) for config in roles.values() for _ in range(config.count)]
+        self.placement = placement_group(bundles, strategy="PACK", name=name)
+        self.next_bundle = 0
+
+    def launch(self, role: str, actor: ActorClass, *args: Any, **options: Any) -> list[ActorHandle]:
+        """Start all actors of `role`; each gets its name and index, then `args`. `options` go to Ray."""
+        config = self.roles[role]
+        started = []
+        for i in range(config.count):
+            name = f"{self.name}/{role.removesuffix('.actors')}-{i}"
+            strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=self.next_bundle)
+            threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            handle = actor.options(
+                name=name,
+                num_cpus=config.cpus,
+                num_gpus=config.gpus,
+                scheduling_strategy=strategy,
+                runtime_env={"env_vars": threads},
+                **options,
+            ).remote(name, i, *args)
+            self.next_bundle += 1
+            started.append(handle)
+        self.actors += started
+        return started
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+        remove_placement_group(self.placement)
+
+
+def _bundle(config: ActorsConfig) -> dict[str, float]:
+    return {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus else {})
+
+
+def _check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> None:
+    for resource, key in ("CPU", "cpus"), ("GPU", "gpus"):
+        asked = {role: config.count * getattr(config, key) for role, config in roles.items()}
+        if sum(asked.values()) > available.get(resource, 0):
+            shares = ", ".join(
+                f"{role} {config.count} x {getattr(config, key):g}" for role, config in roles.items() if asked[role]
+            )
+            keys = ", ".join(f"{role}.count and {role}.{key}" for role in roles if asked[role])
+            raise UserError(
+                f"the actors ask for {sum(asked.values()):g} {resource}s ({shares}), the cluster has "
+                f"{available.get(resource, 0):g}: lower {keys}, or add nodes"
+            )

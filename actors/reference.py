@@ -1,0 +1,25 @@
+"""Reference actors: log-probs of rollouts under the frozen policy that training started from."""
+
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors.monitor import Monitored
+from simplear_rl.rollout.types import Rollout
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)
+class ReferenceActor(Monitored):
+    """A ReferencePolicy in an actor of its own. Restarts freely: its policy never changes."""
+
+    def __init__(self, name: str, index: int, policy: Path, dtype: str, temperature: float):
+        super().__init__(name, ("log-probs",))
+        from simplear_rl.policy.reference import ReferencePolicy
+
+        self.reference = ReferencePolicy(policy, dtype, temperature)
+
+    def log_probs(self, rollout: Rollout) -> np.ndarray:
+        """float32 [G, T], see ReferencePolicy.log_probs."""
+        with self.phase("log-probs", rollout.seed[1], images=len(rollout.codes)):
+            return self.reference.log_probs(rollout)

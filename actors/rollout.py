@@ -1,0 +1,62 @@
+"""Rollout actors: vLLM engines that draw images for prompts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.monitor import Monitored
+from simplear_rl.config import EngineConfig
+from simplear_rl.learning.weights import Weights
+from simplear_rl.rollout.types import Prompt, Rollout
+
+
+@ray.remote
+class RolloutActor(Monitored):
+    """A RolloutEngine in an actor of its own."""
+
+    def __init__(self, name: str, index: int, policy: Path, config: EngineConfig):
+        super().__init__(name, ("decode", "load weights"))
+        from simplear_rl.rollout.engine import RolloutEngine
+
+        self.engine = RolloutEngine(policy, config)
+
+    @ray.method(num_returns="streaming")
+    def generate(
+        self, step: int, prompts: list[Prompt], samples: int, seed: int, temperature: float
+    ) -> Iterator[Rollout]:
+        """Stream one Rollout per prompt, in order, each as soon as its group is complete."""
+        with self.phase("decode", step, images=len(prompts) * samples):
+            yield from self.engine.generate(prompts, samples, (seed, step), temperature)
+
+    def load_weights(self, weights: Weights) -> int:
+        """Load a broadcast and verify it, see RolloutEngine.load_weights; returns the version."""
+        with self.phase("load weights", weights.version, images=0):
+            self.engine.load_weights(weights)
+        return self.engine.version
+
+
+def stream(
+    engines: list[ActorHandle], step: int, prompts: list[Prompt], samples: int, seed: int, temperature: float
+) -> Iterator[tuple[int, ray.ObjectRef]]:
+    """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete."""
+    shares = [prompts[i :: len(engines)] for i in range(len(engines))]
+    streams = {
+        engine.generate.remote(step, share, samples, seed, temperature): iter(share)
+        for engine, share in zip(engines, shares, strict=True)
+    }
+    while streams:
+        (ready,), _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
+        try:
+            reference = next(ready)
+        except StopIteration:
+            del streams[ready]
+            continue
+        yield next(streams[ready]).index, reference
+
+
+def broadcast(weights: ray.ObjectRef, engines: list[ActorHandle]) -> dict[str, float]:
+    """Load one set of weights into every engine; each verifies the checksum of what it then holds, or raises."""
+    versions = ray.get([engine.load_weights.remote(weights) for engine in engines])
+    return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}

@@ -1,0 +1,289 @@
+"""The configuration schema of every command. `configs/*/*.yaml` are its instances; `key=value` overrides them.
+
+In a configuration `${root}` stands for the value of `root`.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from simplear_rl.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ActorsConfig(Section):
+    """How many actors of a role, and what each one occupies."""
+
+    count: Count = 1
+    cpus: Positive = Field(1.0, description="CPUs that Ray reserves for each actor; fractions share a core")
+    gpus: NonNegative = Field(0.0, description="GPUs that Ray reserves for each actor")
+    threads: Count = Field(1, description="threads of each actor's CPU kernels")
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: Positive
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    gradient_clip: Positive = 1.0
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed learner."""
+
+    actors: ActorsConfig = ActorsConfig()
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what ZeRO shards: 1 optimizer, 2 + gradients, 3 + weights")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    optimizer: OptimizerConfig
+
+
+class CommandConfig(Section):
+    """What every command has."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    root: Path = Field(description="folder of what is read and written, ${root} in other values")
+    world: Literal["shapes"] | None = Field(
+        None, description="embedded world that makes what a command needs and does not find below root"
+    )
+    tokenizer: Path = Field(description="folder with the visual tokenizer's encoder.jit and decoder.jit")
+
+
+class StageConfig(CommandConfig):
+    """What every training stage has."""
+
+    run: Path = Field(description="folder of this run: config, metrics, checkpoints, samples")
+    start: Path = Field(description="policy folder to start from")
+    steps: Count
+    checkpoint_every: Count = Field(description="steps between checkpoints; the last step always has one")
+    keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
+    wandb: bool = Field(True, description="log to Weights & Biases: offline unless WANDB_API_KEY is set")
+    learner: LearnerConfig
+
+
+class TokenDataConfig(Section):
+    """Token shards for pretraining and SFT."""
+
+    shards: Path = Field(description="folder of Parquet files with columns `caption` and `codes`")
+    batch_size: Count = Field(description="images per step, over all learner ranks")
+    micro_batch: Count = Field(description="images per forward pass of one rank")
+    drop_caption: Fraction = Field(0.1, description="share of captions replaced by the null prompt (for guidance)")
+
+
+class SupervisedConfig(StageConfig):
+    """Pretraining and SFT: next-token prediction on token shards."""
+
+    data: TokenDataConfig
+    sample_prompts: list[str] = Field([], description="captions of the sample grid that goes with each checkpoint")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "SupervisedConfig":
+        share = self.data.micro_batch * self.learner.actors.count
+        if self.data.batch_size % share:
+            raise ValueError(
+                f"data.batch_size ({self.data.batch_size}) must be a multiple of data.micro_batch x "
+                f"learner.actors.count ({self.data.micro_batch} x {self.learner.actors.count})"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """The vLLM rollout engines."""
+
+    actors: ActorsConfig = ActorsConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_concurrent: Count = Field(64, description="images that one engine decodes at a time")
+    kv_cache_gib: Positive = Field(0.25, description="memory of one engine's key-value cache, GiB")
+    max_prompt_tokens: Count = Field(64, description="longest prompt, special tokens included")
+
+
+class RolloutConfig(Section):
+    """What is drawn in each step."""
+
+    engine: EngineConfig = EngineConfig()
+    prompts_per_step: Count
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
+    temperature: Positive = 1.0
+
+
+class RewardModelConfig(Section):
+    """One reward model; a sample's reward is the weighted sum over all of them."""
+
+    type: Literal["clip", "hpsv2"]
+    model: str = Field(description="clip: open_clip name or local-dir:FOLDER; hpsv2: open_clip architecture")
+    weights: str | None = Field(None, description="open_clip pretrained tag, or file of weights")
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _hpsv2_has_weights(self) -> "RewardModelConfig":
+        if self.type == "hpsv2" and not self.weights:
+            raise ValueError("an hpsv2 reward needs `weights`, for example HPS_v2.1_compressed.pt")
+        return self
+
+    @property
+    def name(self) -> str:
+        """How the reward is called in metrics."""
+        return f"{self.type}_{Path(self.model).name}" if self.type == "clip" else self.type
+
+
+class RewardConfig(Section):
+    """The reward actors: visual tokenizer and reward models."""
+
+    actors: ActorsConfig = ActorsConfig()
+    models: Annotated[list[RewardModelConfig], Field(min_length=1)]
+
+    @property
+    def files(self) -> list[Path]:
+        """Local folders and files that the models are read from."""
+        local = [Path(m.model.removeprefix("local-dir:")) for m in self.models if m.model.startswith("local-dir:")]
+        return local + [Path(m.weights) for m in self.models if m.type == "hpsv2"]
+
+
+class KlConfig(Section):
+    """KL to the frozen reference."""
+
+    beta: NonNegative = 0.04
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    placement: Literal["loss", "reward"] = Field(
+        "loss", description="loss: beta * KL is added per token (published code); reward: r - beta * KL (paper)"
+    )
+
+
+class AlgorithmConfig(Section):
+    """GRPO."""
+
+    advantage: Literal["std", "mean"] = Field("std", description="std: (r - mean) / (std + 1e-4); mean: r - mean")
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.2
+    updates_per_batch: Count = 1
+    kl: KlConfig = KlConfig()
+
+
+class GrpoConfig(StageConfig):
+    """Group-relative policy optimisation with image rewards."""
+
+    prompts: Path = Field(description="text file: one prompt per line")
+    rollout: RolloutConfig
+    reward: RewardConfig
+    reference: ActorsConfig = ActorsConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    samples_every: Count = Field(10, description="steps between sample grids")
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "GrpoConfig":
+        if self.rollout.prompts_per_step % self.learner.actors.count:
+            raise ValueError(
+                f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of "
+                f"learner.actors.count ({self.learner.actors.count}): a group is never split between ranks"
+            )
+        return self
+
+
+class DemoConfig(Section):
+    """The whole pipeline on the miniature world; the stages take their values from configs/shapes."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    root: Path
+    fresh: bool = Field(False, description="delete `root` first")
+
+
+class EvaluateConfig(CommandConfig):
+    """Images for a benchmark's prompts, and their scores."""
+
+    benchmark: Literal["shapes"] = "shapes"
+    policy: Path = Field(description="policy folder to evaluate")
+    output: Path = Field(description="folder for results.jsonl, scores.json and grid.png")
+    images_per_prompt: Count = 1
+    temperature: NonNegative = Field(1.0, description="0 is greedy")
+    engine: EngineConfig = EngineConfig()
+    scorer: ActorsConfig = ActorsConfig()
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def load_config(schema: type[Schema], file: Path, overrides: list[str] = ()) -> Schema:
+    """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises:
+        UserError: unreadable file, broken YAML, malformed override, unknown key (nearest valid name offered) or bad
+            value; the message names the file or the override.
+    """
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    values["root"] = str(Path(str(values.get("root"))).expanduser().absolute())
+    try:
+        return schema.model_validate(_with_root(values, values["root"]))
+    except ValidationError as error:
+        problems = [_explain(schema, problem) for problem in error.errors()]
+        raise UserError("\n".join([f"{file}{' with overrides' if overrides else ''}:", *problems])) from None
+
+
+def _with_root(value: Any, root: str) -> Any:
+    """`value` with every ${root} replaced."""
+    if isinstance(value, dict):
+        return {key: _with_root(part, root) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_root(part, root) for part in value]
+    return value.replace("${root}", root) if isinstance(value, str) else value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{override!r}: an override is written key=value, for example learner.zero_stage=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value is not YAML: {error}") from error
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        values = values.setdefault(name, {}) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            raise UserError(f"{override!r}: {'.'.join(sections[: depth + 1])} is not a section")
+    values[last] = value
+
+
+def _explain(schema: type[BaseModel], problem: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors: key, what was expected, what was found."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0)
+        return f"  {key}: unknown key; did you mean {nearest[0]}?"
+    if problem["type"] == "missing":
+        return f"  {key}: missing"
+    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+    return f"  {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a schema, sections included."""
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

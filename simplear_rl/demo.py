@@ -1,0 +1,71 @@
+"""The demo: tokenizer, reward model, pretraining, SFT and GRPO on the miniature world, with a report.
+
+Finished parts are kept: the same command continues where the last one stopped.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.placement import connect
+from simplear_rl import grpo, pretrain, sft
+from simplear_rl.cli import run_command
+from simplear_rl.config import CONFIGS, DemoConfig, EvaluateConfig, GrpoConfig, SupervisedConfig, load_config
+from simplear_rl.evaluate import evaluate
+from simplear_rl.inputs import require
+from simplear_rl.report.html import summary, write_report
+
+STAGES = {
+    "pretrain": (pretrain.train, SupervisedConfig),
+    "sft": (sft.train, SupervisedConfig),
+    "grpo": (grpo.train, GrpoConfig),
+}
+
+
+def demo(config: DemoConfig) -> None:
+    """Run what is not finished yet and write `root`/report.html."""
+    if config.fresh:
+        shutil.rmtree(config.root, ignore_errors=True)
+    overrides = [f"root={config.root}", f"seed={config.seed}"]
+    configs = {
+        name: load_config(schema, CONFIGS / "shapes" / f"{name}.yaml", overrides) for name, (_, schema) in STAGES.items()
+    }
+    connect()
+    first, last = configs["pretrain"], configs["grpo"]
+    with timed(config.root, "tokenizer"):
+        require(first, first.tokenizer)
+    with timed(config.root, "reward model"):
+        require(last, *last.reward.files)
+    with timed(config.root, "data"):
+        require(first, first.data.shards, first.start)
+        require(configs["sft"], configs["sft"].data.shards)
+        require(last, last.prompts)
+    for name, (train, _) in STAGES.items():
+        if not (configs[name].run / "final").exists():
+            with timed(config.root, name):
+                train(configs[name])
+        output = config.root / "evaluation" / name
+        if not (output / "scores.json").exists():
+            policy = [f"policy={configs[name].run / 'final'}", f"output={output}"]
+            with timed(config.root, f"evaluation after {name}"):
+                evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", overrides + policy))
+    print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {write_report(config.root, list(STAGES))}")
+
+
+@contextmanager
+def timed(root: Path, phase: str) -> Iterator[None]:
+    """Append the seconds that a phase took to timings.jsonl, also when it is interrupted."""
+    root.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        with (root / "timings.jsonl").open("a") as file:
+            file.write(json.dumps({"phase": phase, "seconds": time.monotonic() - start}) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(demo, DemoConfig, "demo")

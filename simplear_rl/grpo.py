@@ -1,0 +1,76 @@
+"""GRPO with image rewards (DeepSeekMath, arXiv 2402.03300; SimpleAR, arXiv 2504.11455).
+
+For each step: rollout -> score, reference -> advantage, update -> broadcast. The driver passes references to objects in
+Ray's store and holds no tensors. Advantages are computed by the learner (algorithms/grpo_loss.py), a group at a time.
+"""
+
+from itertools import cycle
+from time import monotonic
+
+import ray
+
+from actors.learner import LearnerGroup
+from actors.placement import Stage
+from actors.reference import ReferenceActor
+from actors.reward import RewardActor
+from actors.rollout import RolloutActor, broadcast, stream
+from simplear_rl.cli import run_command
+from simplear_rl.config import GrpoConfig
+from simplear_rl.data.prompts import prompts_of_step, read_prompts
+from simplear_rl.inputs import require
+from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.report.grids import save_reward_grid
+from simplear_rl.report.metrics import reward_metrics
+from simplear_rl.run import Run
+from simplear_rl.tokenizers.cosmos import read_codebook_size
+
+
+def train(config: GrpoConfig) -> None:
+    """Run the stage to its last step, continuing from its last checkpoint if there is one."""
+    require(config, config.tokenizer, config.start, config.prompts, *config.reward.files)
+    prompts, layout = read_prompts(config.prompts), read_layout(config.start)
+    layout.check_codebook(read_codebook_size(config.tokenizer), str(config.tokenizer))
+    rollout, algorithm = config.rollout, config.algorithm
+    sampling = rollout.samples_per_prompt, config.seed, rollout.temperature
+    roles = {
+        "learner.actors": config.learner.actors,
+        "rollout.engine.actors": rollout.engine.actors,
+        "reward.actors": config.reward.actors,
+        "reference": config.reference,
+    }
+    with Run("grpo", config) as run, Stage("grpo", roles) as stage:
+        engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
+        scorers = cycle(stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout))
+        references = cycle(
+            stage.launch("reference", ReferenceActor, config.start, config.learner.dtype, rollout.temperature)
+        )
+        updates = config.steps * algorithm.updates_per_batch
+        groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
+        learner = LearnerGroup(stage, config.learner, config.start, updates, micro_batches=groups_per_rank)
+        if run.last_checkpoint:
+            learner.load(run.last_checkpoint)
+        broadcast(learner.weights(), engines)
+
+        for step in run.steps():
+            start = monotonic()
+            batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
+            groups = {}
+            for index, group in stream(engines, step, batch, *sampling):
+                groups[index] = group, next(scorers).score.remote(group), next(references).log_probs.remote(group)
+            decoded = monotonic()
+            in_order = [groups[index] for index in range(len(batch))]
+            metrics = learner.update(step, in_order, algorithm, rollout.temperature)
+            updated = monotonic()
+            metrics |= broadcast(learner.weights(), engines)
+            metrics |= reward_metrics(ray.get([rewards for _, rewards, _ in in_order]))
+            metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
+            metrics |= {"broadcast_seconds": monotonic() - updated}
+            run.log(step, metrics, show=("reward", "kl"))
+            if run.checkpoint_due:
+                run.checkpoint(learner.save)
+            if step % config.samples_every == 0:
+                save_reward_grid(run.samples / f"step-{step:06d}.png", next(scorers), in_order[:8])
+
+
+if __name__ == "__main__":
+    run_command(train, GrpoConfig, "grpo")

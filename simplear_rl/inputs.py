@@ -1,0 +1,24 @@
+"""What a command reads must be there before it starts: found, made by the embedded world, or refused."""
+
+from pathlib import Path
+
+from simplear_rl.config import CommandConfig
+from simplear_rl.errors import UserError
+
+
+def require(config: CommandConfig, *paths: Path) -> None:
+    """Make sure that every path exists; the embedded world makes its own where they are missing.
+
+    Raises:
+        UserError: a path is missing and `config.world` does not make it.
+    """
+    for path in paths:
+        if path.exists():
+            continue
+        if config.world == "shapes":
+            from simplear_rl.shapes import prepare
+
+            if path in prepare.products(config.root):
+                prepare.make(path, config)
+                continue
+        raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it")

@@ -1,0 +1,215 @@
+"""The learner: a policy under DeepSpeed that takes supervised and GRPO steps. One instance is one rank."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import simplear_rl.torchvision_ops  # noqa: F401, I001  (before transformers)
+import deepspeed
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+from simplear_rl.algorithms.grpo_loss import grpo_loss
+from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.data.batches import TokenBatch
+from simplear_rl.learning.weights import Weights, checksum
+from simplear_rl.policy.log_probs import visual_log_probs
+from simplear_rl.policy.model import load_policy, save_policy
+from simplear_rl.policy.vocabulary import ImageLayout
+from simplear_rl.rollout.transformers_engine import sample_codes
+from simplear_rl.rollout.types import Rollout
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout with what the reward and the reference actors said of it."""
+
+    rollout: Rollout
+    rewards: np.ndarray  # float32 [G]
+    reference_log_probs: np.ndarray  # float32 [G, T]
+
+
+class Computation(nn.Module):
+    """Runs any function of the policy inside DeepSpeed's forward, where ZeRO-3 has the weights at hand."""
+
+    def __init__(self, policy: nn.Module):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        return function(self.policy, *args)
+
+
+class Learner:
+    """One rank of the learner.
+
+    Args:
+        start: policy folder to begin from.
+        steps: optimizer steps of the whole run, for the schedule.
+        micro_batches: forward passes of this rank per optimizer step.
+        rank, ranks, rendezvous: place in the process group, and its `tcp://host:port`.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        start: Path,
+        steps: int,
+        micro_batches: int,
+        rank: int = 0,
+        ranks: int = 1,
+        rendezvous: str = "tcp://127.0.0.1:29500",
+    ):
+        self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
+        self.step = 0
+        self.grad_norm = 0.0
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it; an actor sees its own GPU as number 0
+        # Its shared-memory all-reduce for CPUs needs a compiler at run time and one host; gloo needs neither.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            "nccl" if device == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            init_method=rendezvous,
+            rank=rank,
+            world_size=ranks,
+        )
+        model, self.encode = load_policy(start, getattr(torch, config.dtype))
+        self.layout = ImageLayout.of(model.config)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.optimizer.learning_rate,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        computation = Computation(model.to(device).train())
+        self.engine, *_ = deepspeed.initialize(
+            model=computation,
+            optimizer=optimizer,
+            lr_scheduler=_schedule(optimizer, config.optimizer, steps),
+            config={
+                "train_micro_batch_size_per_gpu": 1,  # the loss is normalised here; DeepSpeed only counts passes
+                "gradient_accumulation_steps": micro_batches,
+                "gradient_clipping": config.optimizer.gradient_clip,
+                "zero_optimization": {"stage": config.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "bf16": {"enabled": config.dtype == "bfloat16"},
+                "steps_per_print": 10**9,
+            },
+        )
+        self.model = model
+        if config.zero_stage == 3:
+            # The visual rows of the head are read outside lm_head's own forward.
+            deepspeed.zero.register_external_parameter(computation, model.lm_head.weight)
+
+    def train_tokens(self, batch: TokenBatch) -> dict[str, float]:
+        """One supervised step: next-token cross-entropy over text and visual ids, mean over all ranks' tokens.
+
+        `batch` is the whole step's batch; this rank takes its share of the rows. Returns this rank's share of `loss`.
+        """
+        loss = 0.0
+        for rows in np.array_split(np.arange(len(batch.ids))[self.rank :: self.ranks], self.micro_batches):
+            ids_BL, labels_BL = batch.padded(rows, self.engine.device)
+            summed = self.engine(summed_cross_entropy, ids_BL, labels_BL)
+            # DeepSpeed averages over passes and ranks; the mean over tokens is taken over the whole batch.
+            self._backward(summed * (self.micro_batches * self.ranks / batch.target_tokens))
+            loss += summed.item() / batch.target_tokens
+        return {"loss": loss, **self._finished_step()}
+
+    def update(self, groups: list[ScoredRollout], config: AlgorithmConfig, temperature: float) -> dict[str, float]:
+        """One GRPO batch: every group is one forward pass, `config.updates_per_batch` optimizer steps.
+
+        `groups` are this rank's groups. Advantages, ratios and KL are computed here, where the log-probs are.
+        """
+        old_GT = [self._log_probs(g, temperature, no_grad=True) for g in groups] if config.updates_per_batch > 1 else []
+        metrics: list[dict[str, torch.Tensor]] = []
+        for update in range(config.updates_per_batch):
+            for i, group in enumerate(groups):
+                log_probs_GT = self._log_probs(group, temperature)
+                loss, group_metrics = grpo_loss(
+                    log_probs_GT,
+                    old_GT[i] if old_GT else log_probs_GT.detach(),
+                    torch.from_numpy(group.reference_log_probs).to(log_probs_GT),
+                    torch.from_numpy(group.rewards).to(log_probs_GT),
+                    config,
+                )
+                if update == 0:
+                    behaviour_GT = torch.from_numpy(group.rollout.log_probs).to(log_probs_GT)
+                    difference_GT = (log_probs_GT.detach() - behaviour_GT).abs()
+                    group_metrics |= {"mismatch_max": difference_GT.max(), "mismatch_mean": difference_GT.mean()}
+                    group_metrics |= {"entropy_estimate": -log_probs_GT.detach().mean()}
+                    metrics.append(group_metrics)
+                self._backward(loss)
+        return _reduce(metrics) | self._finished_step()
+
+    def _log_probs(self, group: ScoredRollout, temperature: float, no_grad: bool = False) -> torch.Tensor:
+        codes_GT = torch.from_numpy(group.rollout.codes.astype(np.int64)).to(self.engine.device)
+        with torch.set_grad_enabled(not no_grad):
+            return self.engine(visual_log_probs, group.rollout.prompt_ids, codes_GT, self.layout, temperature)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss)
+        if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
+            # DeepSpeed reports the norm of sharded gradients only.
+            self.grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
+        self.engine.step()  # updates the weights on the last pass of a batch only
+
+    def _finished_step(self) -> dict[str, float]:
+        self.step += 1
+        grad_norm = self.engine.get_global_grad_norm() or self.grad_norm
+        return {"grad_norm": float(grad_norm), "learning_rate": self.engine.get_lr()[0]}
+
+    def weights(self) -> Weights | None:
+        """The whole policy on rank 0, None on the others. Every rank must call it: ZeRO-3 gathers here."""
+        tensors = self._state_dict()
+        return Weights(self.step, tensors, checksum(tensors.items())) if self.rank == 0 else None
+
+    @torch.no_grad()
+    def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
+        """Draw `images` per caption at temperature 1; uint16 codes [captions, images, T]. Every rank must call it."""
+        prompts = [self.encode(caption) for caption in captions for _ in range(images)]
+        seeds = [(seed, self.step, c, k) for c in range(len(captions)) for k in range(images)]
+        codes_BT = self.engine(sample_codes, prompts, self.layout, seeds)
+        return codes_BT.cpu().numpy().astype(np.uint16).reshape(len(captions), images, -1)
+
+    def _state_dict(self) -> dict[str, torch.Tensor]:
+        parameters = dict(self.model.named_parameters())
+        with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=self.engine.zero_optimization_stage() == 3):
+            return {name: p.detach().cpu().clone() for name, p in parameters.items()} if self.rank == 0 else {}
+
+    def save(self, folder: Path) -> None:
+        """Write `folder/model` (Hugging Face format) and `folder/learner` (optimizer, schedule, step). All ranks call it."""
+        self.engine.save_checkpoint(str(folder / "learner"), tag="state", client_state={"learner_step": self.step})
+        weights = self._state_dict()
+        if self.rank == 0:
+            save_policy(folder / "model", self.model, self.encode.tokenizer, weights)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a folder that `save` wrote."""
+        _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
+        self.step = client_state["learner_step"]
+
+
+def summed_cross_entropy(model: nn.Module, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+    """Sum of next-token cross-entropies over the full vocabulary; label -100 is not counted."""
+    # Right padding needs no mask: attention is causal, and padded positions have no label.
+    logits_BLV = model(input_ids=ids_BL[:, :-1], use_cache=False).logits.float()
+    return nn.functional.cross_entropy(logits_BLV.flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="sum")
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
+    if config.schedule == "cosine":
+        return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
+    return get_constant_schedule_with_warmup(optimizer, config.warmup_steps)
+
+
+def _reduce(metrics: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """One value per name over all groups: extremes of what ends in _min or _max, means of the rest."""
+    stacked = {name: torch.stack([m[name] for m in metrics]) for name in metrics[0]}
+    extremes = {"_min": torch.min, "_max": torch.max}
+    return {name: float(extremes.get(name[-4:], torch.mean)(values)) for name, values in stacked.items()}

@@ -1,0 +1,60 @@
+"""Create, load and save the policy: a Hugging Face Qwen2 folder with its text tokenizer and image layout."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import simplear_rl.torchvision_ops  # noqa: F401  (before transformers)
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_layout
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """A text tokenizer with one id per word and SimpleAR's special tokens at the end."""
+    vocabulary = {word: i for i, word in enumerate(["<|unk|>", "<|pad|>", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<|unk|>", pad_token="<|pad|>")
+    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    return tokenizer
+
+
+def create_policy(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    codebook_size: int,
+    grid: tuple[int, int],
+    prompt_prefix: str,
+    geometry: dict[str, int],
+    seed: int,
+) -> None:
+    """Write a randomly initialised policy of the given Qwen2 geometry (hidden_size, num_hidden_layers, ...)."""
+    layout = ImageLayout(len(tokenizer), codebook_size, *grid, prompt_prefix)
+    config = Qwen2Config(
+        **geometry,
+        vocab_size=layout.vocabulary_size,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+        image_layout=asdict(layout),
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    save_policy(folder, model, tokenizer, model.state_dict())
+
+
+def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2ForCausalLM, PromptEncoder]:
+    """Load a policy folder. Raises UserError if it is missing or not an image policy."""
+    encoder = PromptEncoder(PreTrainedTokenizerFast.from_pretrained(folder), read_layout(folder))
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    return model, encoder
+
+
+def save_policy(folder: Path, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, weights: dict) -> None:
+    """Write `weights` as a folder that Transformers and vLLM load unchanged."""
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)

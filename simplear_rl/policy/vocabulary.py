@@ -1,0 +1,90 @@
+"""Where text ids end and visual ids begin, and how a caption becomes a prompt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import simplear_rl.torchvision_ops  # noqa: F401, I001  (before transformers)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from simplear_rl.errors import UserError
+
+# Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
+SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """What the policy must know of images; stored under `image_layout` in the model's config.json.
+
+    A visual token id is `visual_offset + code`, with 0 <= code < codebook_size, in raster order.
+    """
+
+    visual_offset: int
+    codebook_size: int
+    rows: int
+    columns: int
+    prompt_prefix: str
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of one image."""
+        return self.rows * self.columns
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Text ids and visual ids together."""
+        return self.visual_offset + self.codebook_size
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "ImageLayout":
+        """Read the layout that travels with a model. Raises UserError if it is absent or does not fit the model."""
+        stored = getattr(config, "image_layout", None)
+        if stored is None:
+            raise UserError(f"{config.name_or_path}/config.json: no `image_layout`: this is not an image policy")
+        layout = cls(**stored)
+        if layout.vocabulary_size > config.vocab_size:
+            raise UserError(
+                f"{config.name_or_path}/config.json: visual ids end at {layout.vocabulary_size} "
+                f"(offset {layout.visual_offset} + {layout.codebook_size} codes), but the model has {config.vocab_size} rows"
+            )
+        return layout
+
+    def check_codebook(self, codebook_size: int, tokenizer_name: str) -> None:
+        """Raise UserError unless the visual tokenizer has exactly this layout's codebook."""
+        if codebook_size != self.codebook_size:
+            raise UserError(
+                f"visual tokenizer {tokenizer_name} has {codebook_size} codes, but the policy was built for {self.codebook_size}"
+            )
+
+
+def read_layout(policy: Path) -> ImageLayout:
+    """The layout of a policy folder. Raises UserError if there is no policy or it is not one of images."""
+    if not (policy / "config.json").is_file():
+        raise UserError(f"{policy}: no policy there (config.json is missing)")
+    return ImageLayout.of(AutoConfig.from_pretrained(policy))
+
+
+class PromptEncoder:
+    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: ImageLayout):
+        if len(tokenizer) != layout.visual_offset:
+            raise UserError(
+                f"text tokenizer {tokenizer.name_or_path} has {len(tokenizer)} ids, "
+                f"but the model's visual ids start at {layout.visual_offset}"
+            )
+        self.tokenizer = tokenizer
+        self.prefix = layout.prompt_prefix
+        self.begin, self.end = tokenizer.convert_tokens_to_ids(["<|t2i|>", "<|soi|>"])
+
+    def __call__(self, caption: str) -> list[int]:
+        """Prompt ids of one caption. Raises UserError if it is blank."""
+        if not caption.strip():
+            raise UserError("empty caption: a prompt needs at least one word")
+        text = self.tokenizer(self.prefix + caption, add_special_tokens=False).input_ids
+        return [self.begin, *text, self.end]
+
+    @property
+    def null(self) -> list[int]:
+        """The unconditional prompt of training and guidance: `<|t2i|><|soi|>`."""
+        return [self.begin, self.end]

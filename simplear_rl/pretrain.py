@@ -1,0 +1,40 @@
+"""Pretraining: next-token prediction on token shards.
+
+For each step: batch -> cross-entropy over text and visual ids -> update. SFT is the same on curated data.
+"""
+
+from actors.learner import LearnerGroup
+from actors.placement import Stage
+from simplear_rl.cli import run_command
+from simplear_rl.config import SupervisedConfig
+from simplear_rl.inputs import require
+from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.report.grids import grid_figure
+from simplear_rl.run import Run
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+
+
+def train(config: SupervisedConfig, name: str = "pretrain") -> None:
+    """Run the stage to its last step, continuing from its last checkpoint if there is one."""
+    require(config, config.tokenizer, config.start, config.data.shards)
+    tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
+    layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
+    with Run(name, config) as run, Stage(name, {"learner.actors": config.learner.actors}) as stage:
+        passes = config.data.batch_size // (config.data.micro_batch * config.learner.actors.count)
+        learner = LearnerGroup(stage, config.learner, config.start, config.steps, micro_batches=passes)
+        learner.open_data(config.data, config.seed)
+        if run.last_checkpoint:
+            learner.load(run.last_checkpoint)
+        for step in run.steps():
+            metrics = learner.train(step - 1)
+            run.log(step, metrics, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(learner.save)
+                codes = learner.sample(config.sample_prompts, images=8, seed=config.seed)
+                images = [tokenizer.decode(c, layout.rows, layout.columns) for c in codes]
+                rows = list(zip(config.sample_prompts, images, strict=True))
+                grid_figure(rows).savefig(run.samples / f"step-{step:06d}.png")
+
+
+if __name__ == "__main__":
+    run_command(train, SupervisedConfig, "pretrain")

@@ -1,0 +1,117 @@
+"""The demo's report: one self-contained HTML page made from the files below a root folder."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from simplear_rl.benchmarks.geneval import TAGS
+from simplear_rl.report.grids import grid_figure
+from simplear_rl.run import read_metrics
+
+CURVES = {
+    "pretrain": {"loss": "cross-entropy (nats per token)"},
+    "sft": {"loss": "cross-entropy (nats per token)"},
+    "grpo": {
+        "reward": "reward (mean of the step's samples)",
+        "kl": "KL to the reference (nats per token)",
+        "mismatch_max": "largest |rollout - learner| log-prob",
+        "ratio_max": "largest ratio",
+        "grad_norm": "gradient norm",
+        "reward_std_in_group": "spread of rewards within a group",
+    },
+}
+
+
+def write_report(root: Path, stages: Sequence[str]) -> Path:
+    """Write `root`/report.html from the runs and evaluations of `stages`; returns its path."""
+    evaluations = {stage: json.loads((root / "evaluation" / stage / "scores.json").read_text()) for stage in stages}
+    template = jinja2.Template(resources.files(__package__).joinpath("report.html.jinja").read_text(), autoescape=True)
+    page = template.render(
+        tags=[*TAGS, "overall"],
+        evaluations=evaluations,
+        scores=_scores_figure(evaluations),
+        curves={stage: _curves_figure(root / stage / "metrics.jsonl", CURVES[stage]) for stage in stages},
+        samples=_samples_figure(root, stages),
+        timings=_timings(root / "timings.jsonl"),
+    )
+    file = root / "report.html"
+    file.write_text(page)
+    return file
+
+
+def summary(root: Path, stages: Sequence[str]) -> str:
+    """The score table for the terminal."""
+    evaluations = {stage: json.loads((root / "evaluation" / stage / "scores.json").read_text()) for stage in stages}
+    lines = [f"{'':14s}" + "".join(f"{stage:>12s}" for stage in stages)]
+    for tag in (*TAGS, "overall"):
+        lines.append(f"{tag:14s}" + "".join(f"{evaluations[stage]['scores'][tag]:12.3f}" for stage in stages))
+    return "\n".join(lines)
+
+
+def _inline(figure: Figure) -> str:
+    """The figure as the text of an <img> source."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _scores_figure(evaluations: dict[str, dict]) -> str:
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots()
+    tags = [*TAGS, "overall"]
+    width = 0.8 / len(evaluations)
+    for s, (stage, evaluation) in enumerate(evaluations.items()):
+        values = np.array([evaluation["scores"][tag] for tag in tags])
+        bounds = np.array([evaluation["confidence_intervals"][tag] for tag in tags]).T
+        errors = np.abs(bounds - values)
+        axes.bar(np.arange(len(tags)) + s * width, values, width, yerr=errors, capsize=2, label=stage)
+    axes.set_xticks(np.arange(len(tags)) + 0.4 - width / 2, tags)
+    axes.set(ylabel="accuracy", ylim=(0, 1))
+    axes.legend(frameon=False)
+    return _inline(figure)
+
+
+def _curves_figure(file: Path, names: dict[str, str]) -> str:
+    rows = read_metrics(file)
+    columns = min(len(names), 3)
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.6 * lines), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(lines, columns, squeeze=False).flat, names.items(), strict=True):
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], linewidth=1)
+        axes.set_title(label, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+    return _inline(figure)
+
+
+def _samples_figure(root: Path, stages: Sequence[str], per_tag: int = 2) -> str:
+    """The first prompts of each tag: one row per prompt, one column per stage, a mark where the image is correct."""
+    results = {
+        stage: [json.loads(line) for line in (root / "evaluation" / stage / "results.jsonl").read_text().splitlines()]
+        for stage in stages
+    }
+    shown = [i for tag in TAGS for i in [i for i, row in enumerate(results[stages[0]]) if row["tag"] == tag][:per_tag]]
+    rows, titles = [], []
+    for i in shown:
+        outcomes = [results[stage][i] for stage in stages]
+        images = [np.asarray(Image.open(root / "evaluation" / s / o["filename"])) for s, o in zip(stages, outcomes, strict=True)]
+        rows.append((outcomes[0]["prompt"], np.stack(images)))
+        titles.append([f"{stage} {'correct' if outcome['correct'] else 'wrong'}" for stage, outcome in zip(stages, outcomes, strict=True)])
+    return _inline(grid_figure(rows, titles))
+
+
+def _timings(file: Path) -> dict[str, float]:
+    """Seconds per phase, summed over restarts."""
+    seconds: dict[str, float] = {}
+    for line in file.read_text().splitlines():
+        entry = json.loads(line)
+        seconds[entry["phase"]] = seconds.get(entry["phase"], 0) + entry["seconds"]
+    return seconds

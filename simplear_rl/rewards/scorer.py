@@ -1,0 +1,49 @@
+"""Scores rollouts: decodes the codes and sums the weighted rewards."""
+
+from pathlib import Path
+
+import numpy as np
+
+from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.errors import UserError
+from simplear_rl.policy.vocabulary import ImageLayout
+from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.rewards.hpsv2 import HpsV2Reward
+from simplear_rl.rollout.types import Rollout
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+
+
+class RewardScorer:
+    """The visual tokenizer of folder `tokenizer` and the configured reward models."""
+
+    def __init__(self, config: RewardConfig, tokenizer: Path, layout: ImageLayout):
+        self.tokenizer = CosmosTokenizer(tokenizer)
+        self.layout = layout
+        self.models = {model.name: (model.weight, _load(model)) for model in config.models}
+
+    def decode(self, rollout: Rollout) -> np.ndarray:
+        """The group's images, uint8 [G, H, W, 3]."""
+        return self.tokenizer.decode(rollout.codes.astype(np.int64), self.layout.rows, self.layout.columns)
+
+    def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
+        """float32 [G] per reward model, under its name, and their weighted sum under "total".
+
+        Raises:
+            UserError: a reward is not finite; names the model, the prompt and the sample.
+        """
+        images = self.decode(rollout)
+        texts = [rollout.prompt.text] * len(images)
+        rewards = {name: model.score(images, texts) for name, (_, model) in self.models.items()}
+        for name, values in rewards.items():
+            if not np.isfinite(values).all():
+                sample = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise UserError(
+                    f"reward {name} of prompt {rollout.prompt.text!r}, sample {sample} is {values[sample]}: "
+                    "expected a finite number"
+                )
+        total = sum(self.models[name][0] * values for name, values in rewards.items())
+        return rewards | {"total": total.astype(np.float32)}
+
+
+def _load(config: RewardModelConfig) -> ClipReward:
+    return ClipReward(config.model, config.weights) if config.type == "clip" else HpsV2Reward(config.model, config.weights)

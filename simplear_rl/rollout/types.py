@@ -1,0 +1,28 @@
+"""What goes into the rollout engine and what comes out; both travel between actors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a step; `index` is its place in the step's list and part of its samples' seed."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The G samples drawn for one prompt.
+
+    Sample k was drawn with the uniform stream of (*seed, prompt.index, k).
+    """
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    codes: np.ndarray  # uint16 [G, T], raster order
+    log_probs: np.ndarray  # float32 [G, T], behaviour log-probs, normalised over the visual codebook
+    weight_version: int
+    seed: tuple[int, int]  # run seed, step

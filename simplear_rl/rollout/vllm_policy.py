@@ -1,0 +1,94 @@
+"""The policy inside vLLM: a Qwen2 whose head scores visual ids only, and the processor that draws the codes.
+
+vLLM itself decodes greedily. `CodeSampler` turns each row of logits into a single finite entry: the code it drew from
+the sample's own uniform stream, with the code's log-prob as value. vLLM then "chooses" that entry and, under
+`logprobs_mode="processed_logits"`, hands its log-prob back.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+
+from simplear_rl.policy.vocabulary import ImageLayout
+from simplear_rl.rollout.sampling import draw_codes, uniform_stream
+
+
+class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
+    """Qwen2 that computes the visual rows of its head and no others; text ids get -inf."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.layout = ImageLayout.of(vllm_config.model_config.hf_config)
+        for module in self.modules():
+            if isinstance(module, LinearBase):
+                # The CPU build packs linear weights into opaque buffers at load; kept plain, they can be
+                # updated in place and their checksum taken, as on a GPU.
+                module._cpu_skip_gemm_dispatch = True
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        visual = slice(self.layout.visual_offset, self.layout.vocabulary_size)
+        logits = hidden_states.new_full((len(hidden_states), self.config.vocab_size), -torch.inf, dtype=torch.float32)
+        logits[:, visual] = torch.nn.functional.linear(hidden_states, self.lm_head.weight[visual]).float()
+        return logits
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights as they are in the engine, under their Transformers names, fused layers taken apart."""
+        layers = dict(self.named_modules())
+        for name, parameter in self.named_parameters():
+            parts = self._parts(layers[name.rpartition(".")[0]], name)
+            rows = parameter[: self.config.vocab_size] if name == "model.embed_tokens.weight" else parameter
+            yield from zip(parts, rows.split(list(parts.values())) if len(parts) > 1 else [rows], strict=True)
+
+    @staticmethod
+    def _parts(layer: torch.nn.Module, name: str) -> dict[str, int]:
+        """Transformers names and row counts of the tensors that make up one vLLM parameter."""
+        for fused, originals in Qwen2ForCausalLM.packed_modules_mapping.items():
+            if f".{fused}." in name:
+                return {name.replace(fused, part): n for part, n in zip(originals, layer.output_sizes, strict=True)}
+        return {name: 0}
+
+
+class CodeSampler(LogitsProcessor):
+    """Draws each image's next code from softmax(logits / temperature) over the visual codebook.
+
+    A request states its seed and temperature in `SamplingParams.extra_args`; temperature 0 is greedy.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        self.layout = ImageLayout.of(vllm_config.model_config.hf_config)
+        self.requests: dict[int, _Request] = {}  # by row of the batch
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.requests, batch_update, lambda params, _, output: _Request(params, output))
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        rows = [self.requests[i] for i in range(len(logits))]
+        visual_BC = logits[:, self.layout.visual_offset : self.layout.vocabulary_size]
+        temperature_B1 = logits.new_tensor([[r.temperature or 1.0] for r in rows])
+        log_probs_BC = torch.log_softmax(visual_BC / temperature_B1, dim=-1)
+        uniform_B = torch.tensor([r.next_uniform() for r in rows], dtype=torch.float64)
+        codes_B = draw_codes(log_probs_BC, uniform_B)
+        greedy_B = logits.new_tensor([r.temperature == 0 for r in rows], dtype=torch.bool)
+        codes_B1 = torch.where(greedy_B, log_probs_BC.argmax(-1), codes_B).unsqueeze(-1)
+        drawn_B1 = log_probs_BC.gather(-1, codes_B1)
+        return logits.fill_(-torch.inf).scatter_(-1, codes_B1 + self.layout.visual_offset, drawn_B1)
+
+
+class _Request:
+    """The uniform stream of one running image; `output` is vLLM's live list of its tokens so far."""
+
+    def __init__(self, params: SamplingParams, output: list[int]):
+        self.temperature = params.extra_args["temperature"]
+        self.uniforms = uniform_stream(params.extra_args["seed"], params.max_tokens)
+        self.output = output
+
+    def next_uniform(self) -> float:
+        return self.uniforms[len(self.output)]

@@ -1,0 +1,14 @@
+"""Supervised fine-tuning: pretraining's loss and loop, on curated data, from the pretrained policy."""
+
+from simplear_rl import pretrain
+from simplear_rl.cli import run_command
+from simplear_rl.config import SupervisedConfig
+
+
+def train(config: SupervisedConfig) -> None:
+    """Run the stage to its last step, continuing from its last checkpoint if there is one."""
+    pretrain.train(config, name="sft")
+
+
+if __name__ == "__main__":
+    run_command(train, SupervisedConfig, "sft")

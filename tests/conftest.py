@@ -1,0 +1,69 @@
+"""Shared pieces: a tiny policy folder, an engine on it, a learner on it. Real vLLM, DeepSpeed and Ray throughout."""
+
+import os
+
+# Before any library reads them: one thread makes float32 sums reproducible, and nothing leaves the machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, OptimizerConfig  # noqa: E402
+from simplear_rl.policy.model import create_policy, word_tokenizer  # noqa: E402
+
+torch.set_num_threads(1)
+
+WORDS = "A photo of a red green blue circle square cross one two three and left above".split()
+GRID = (4, 4)
+CODES = 100
+
+
+def make_policy(folder: Path, seed: int = 0) -> Path:
+    """A random policy of 16-token images from 100 codes."""
+    create_policy(
+        folder,
+        word_tokenizer(WORDS),
+        codebook_size=CODES,
+        grid=GRID,
+        prompt_prefix="A photo of ",
+        geometry={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 256,
+        },
+        seed=seed,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def engine_config() -> EngineConfig:
+    return EngineConfig(max_concurrent=8, kv_cache_gib=0.05, max_prompt_tokens=150)
+
+
+@pytest.fixture(scope="session")
+def learner_config() -> LearnerConfig:
+    return LearnerConfig(optimizer=OptimizerConfig(learning_rate=1e-3), actors=ActorsConfig())
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local cluster with more logical CPUs than the machine has, so that several actors fit."""
+    import ray
+
+    ray.init(address="local", num_cpus=8, include_dashboard=False, configure_logging=False)
+    yield
+    ray.shutdown()

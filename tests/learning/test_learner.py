@@ -1,0 +1,132 @@
+"""The learner's steps, checked against plain PyTorch, on real DeepSpeed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.data.batches import TokenBatch
+from simplear_rl.learning.learner import Learner, ScoredRollout
+from simplear_rl.learning.weights import checksum
+from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.reference import ReferencePolicy
+from simplear_rl.rollout.types import Prompt, Rollout
+from tests.conftest import CODES
+
+
+def config(zero_stage: int = 0) -> LearnerConfig:
+    return LearnerConfig(zero_stage=zero_stage, optimizer=OptimizerConfig(learning_rate=1e-3))
+
+
+def token_batch(encode, offset: int) -> TokenBatch:
+    random = np.random.default_rng(0)
+    captions = ["a red circle", "two cross", "three blue square and a circle", "a cross"]
+    return TokenBatch([np.concatenate([encode(c), random.integers(0, CODES, 16) + offset]) for c in captions])
+
+
+def scored_groups(policy, number: int = 2) -> list[ScoredRollout]:
+    """Groups of random codes, with the reference's log-probs as behaviour and reference alike."""
+    random, reference, encode = np.random.default_rng(1), ReferencePolicy(policy, "float32", 1.0), load_policy(policy)[1]
+    groups = []
+    for i in range(number):
+        codes = random.integers(0, CODES, (4, 16)).astype(np.uint16)
+        empty = Rollout(Prompt(i, "a red circle"), encode("a red circle"), codes, np.zeros((4, 16), np.float32), 0, (0, 1))
+        log_probs = reference.log_probs(empty)
+        rollout = dataclasses.replace(empty, log_probs=log_probs)
+        groups.append(ScoredRollout(rollout, random.random(4).astype(np.float32), log_probs))
+    return groups
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster):
+    """Runs a function in a process of its own: DeepSpeed's process group lasts as long as its process."""
+    return lambda function, *args: ray.get(ray.remote(max_calls=1)(function).remote(*args))
+
+
+def plain_supervised_step(policy):
+    model, encode = load_policy(policy)
+    batch = token_batch(encode, len(encode.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    loss = sum(
+        torch.nn.functional.cross_entropy(
+            model(torch.from_numpy(row[None, :-1])).logits[0], torch.from_numpy(row[1:]), reduction="sum"
+        )
+        for row in batch.ids
+    ) / batch.target_tokens
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item(), dict(model.named_parameters())
+
+
+def learner_supervised_step(policy, zero_stage, micro_batches):
+    learner = Learner(config(zero_stage), policy, 10, micro_batches)
+    metrics = learner.train_tokens(token_batch(learner.encode, learner.layout.visual_offset))
+    return metrics, learner.weights()
+
+
+@pytest.mark.parametrize(("zero_stage", "micro_batches"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
+def test_supervised_step_is_plain_adamw_on_the_token_mean(run, policy, zero_stage, micro_batches):
+    loss, expected = plain_supervised_step(policy)
+    metrics, weights = run(learner_supervised_step, policy, zero_stage, micro_batches)
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+    assert metrics["grad_norm"] > 0
+    assert weights.version == 1
+    assert weights.tensors.keys() == expected.keys()
+    for name, tensor in weights.tensors.items():
+        torch.testing.assert_close(tensor, expected[name].detach(), atol=2e-5, rtol=0, msg=name)
+
+
+def first_grpo_steps(policy, updates_per_batch):
+    learner = Learner(config(), policy, 10, micro_batches=2)
+    algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch)
+    groups = scored_groups(policy)
+    return [learner.update(groups, algorithm, 1.0) for _ in range(2)]
+
+
+@pytest.mark.parametrize("updates_per_batch", [1, 2])
+def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, updates_per_batch):
+    first, second = run(first_grpo_steps, policy, updates_per_batch)
+    assert first["ratio_min"] == first["ratio_max"] == 1.0
+    assert first["kl"] == 0.0
+    assert first["mismatch_max"] == 0.0
+    assert second["kl"] > 0.0
+    assert second["mismatch_max"] > 0.0  # the same rollouts are stale now, and it shows
+
+
+def rewarded_log_probs(policy):
+    learner = Learner(config(), policy, 10, micro_batches=2)
+    groups = scored_groups(policy)
+    before = learner._log_probs(groups[0], 1.0, no_grad=True).sum(1)
+    for _ in range(5):
+        learner.update(groups, AlgorithmConfig(), 1.0)
+    return (learner._log_probs(groups[0], 1.0, no_grad=True).sum(1) - before), groups[0].rewards
+
+
+def test_updates_favour_the_better_samples(run, policy):
+    gain, rewards = run(rewarded_log_probs, policy)
+    assert np.corrcoef(gain.numpy(), rewards)[0, 1] > 0.8
+
+
+def interrupted_and_not(policy, folder, zero_stage):
+    learner = Learner(config(zero_stage), policy, 10, micro_batches=2)
+    groups = scored_groups(policy)
+    learner.update(groups, AlgorithmConfig(), 1.0)
+    learner.save(folder)
+    learner.update(groups, AlgorithmConfig(), 1.0)
+    through = learner.weights()
+    learner.load(folder)
+    learner.update(groups, AlgorithmConfig(), 1.0)
+    return through, learner.weights()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_resumed_run_has_the_same_weights_bit_for_bit(run, policy, tmp_path, zero_stage):
+    through, resumed = run(interrupted_and_not, policy, tmp_path, zero_stage)
+    assert through == dataclasses.replace(resumed, tensors=through.tensors)
+    saved = {name: p.detach() for name, p in load_policy(tmp_path / "model")[0].named_parameters()}
+    assert saved.keys() == through.tensors.keys()
+    assert checksum(saved.items()) != through.checksum
