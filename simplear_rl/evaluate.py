@@ -21,14 +21,14 @@ from simplear_rl.config import EvaluateConfig
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout.types import Prompt
-from simplear_rl.tokenizers.cosmos import read_codebook_size
+from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 def evaluate(config: EvaluateConfig) -> dict:
     """Draw, score and write everything; returns what scores.json holds."""
     require(config, config.tokenizer, config.policy)
     layout = read_layout(config.policy)
-    layout.check_codebook(read_codebook_size(config.tokenizer), str(config.tokenizer))
+    layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     metadata = PROMPTS[config.benchmark]()
     prompts = [Prompt(i, entry["prompt"]) for i, entry in enumerate(metadata)]
     with Stage("evaluate", {"engine.actors": config.engine.actors, "scorer": config.scorer}) as stage:

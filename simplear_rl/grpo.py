@@ -22,14 +22,14 @@ from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.report.grids import save_reward_grid
 from simplear_rl.report.metrics import reward_metrics
 from simplear_rl.run import Run
-from simplear_rl.tokenizers.cosmos import read_codebook_size
+from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     require(config, config.tokenizer, config.start, config.prompts, *config.reward.files)
     prompts, layout = read_prompts(config.prompts), read_layout(config.start)
-    layout.check_codebook(read_codebook_size(config.tokenizer), str(config.tokenizer))
+    layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     rollout, algorithm = config.rollout, config.algorithm
     sampling = rollout.samples_per_prompt, config.seed, rollout.temperature
     roles = {

@@ -1,0 +1,143 @@
+"""The GenEval rules (Ghosh et al., arXiv 2310.11513; evaluate_images.py of djghosh13/geneval), without any model.
+
+A prompt's metadata states what its image must hold: `include` and `exclude` lists of {class, count} with an optional
+`color` and `position` ([relation, index of the target requirement]). A detector says what the image holds.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
+MAX_OBJECTS = 16  # per class
+POSITION_MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object found in an image."""
+
+    label: str
+    confidence: float
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, y downwards
+    mask: np.ndarray | None = None  # bool [H, W]
+
+
+class Detector(Protocol):
+    """What finds the objects in an image and names the colour of one."""
+
+    def detect(self, images: np.ndarray) -> list[list[Detection]]:
+        """All detections of each image (uint8 [B, H, W, 3]), of any confidence."""
+
+    def colour(self, image: np.ndarray, detection: Detection) -> str:
+        """Colour name of a detected object."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an image shows what was asked, and what it lacks."""
+
+    correct: bool
+    reasons: list[str]
+
+
+def judge(metadata: dict, detections: Iterable[Detection], colour_of: Callable[[Detection], str]) -> Verdict:
+    """Judge one image.
+
+    Args:
+        metadata: `tag`, `include` and perhaps `exclude`, as in GenEval's metadata file.
+        detections: of any confidence; the thresholds are applied here.
+        colour_of: called only for objects whose requirement names a colour.
+    """
+    found = _by_class(detections, COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD)
+    reasons: list[str] = []
+    matched: list[list[Detection] | None] = []
+    for required in metadata["include"]:
+        objects = found.get(required["class"], [])[: required["count"]]
+        problem = _missing(required, objects, colour_of)
+        if not problem and "position" in required:
+            relation, target = required["position"]
+            problem = _misplaced(required["class"], objects, relation, matched[target])
+        reasons += [problem] if problem else []
+        # A requirement that failed cannot be the target of a relation.
+        matched.append(None if problem else objects)
+    for excluded in metadata.get("exclude", []):
+        number = len(found.get(excluded["class"], []))
+        if number >= excluded["count"]:
+            reasons.append(f"expected {excluded['class']}<{excluded['count']}, found {number}")
+    return Verdict(not reasons, reasons)
+
+
+def _by_class(detections: Iterable[Detection], threshold: float) -> dict[str, list[Detection]]:
+    """Detections above the threshold per class, the most confident first."""
+    found: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda d: -d.confidence):
+        if detection.confidence > threshold:
+            found.setdefault(detection.label, []).append(detection)
+    return {label: objects[:MAX_OBJECTS] for label, objects in found.items()}
+
+
+def _missing(required: dict, objects: list[Detection], colour_of: Callable[[Detection], str]) -> str | None:
+    name, count = required["class"], required["count"]
+    if len(objects) < count:
+        return f"expected {name}>={count}, found {len(objects)}"
+    if "color" in required:
+        colours = [colour_of(detection) for detection in objects]
+        if colours.count(required["color"]) < count:
+            return f"expected {required['color']} {name}>={count}, found {', '.join(colours)}"
+    return None
+
+
+def _misplaced(name: str, objects: list[Detection], relation: str, targets: list[Detection] | None) -> str | None:
+    if targets is None:
+        return f"expected {name} {relation} a target that was not found"
+    for a in objects:
+        for b in targets:
+            relations = relative_position(a.box, b.box)
+            if relation not in relations:
+                return f"expected {name} {relation} target, found {' and '.join(sorted(relations)) or 'no relation'}"
+    return None
+
+
+def relative_position(box_a: tuple[float, ...], box_b: tuple[float, ...]) -> set[str]:
+    """Where A lies as seen from B: a subset of "left of", "right of", "above", "below".
+
+    The offset of the centres is shortened by a tenth of both boxes' sizes; a direction counts when its share of the
+    unshortened offset exceeds one half.
+    """
+    a, b = np.array(box_a, float).reshape(2, 2), np.array(box_b, float).reshape(2, 2)
+    offset = a.mean(axis=0) - b.mean(axis=0)
+    margin = POSITION_MARGIN * ((a[1] - a[0]) + (b[1] - b[0]))
+    revised = np.sign(offset) * np.maximum(np.abs(offset) - margin, 0)
+    if (np.abs(revised) < 1e-3).all():
+        return set()
+    x, y = revised / np.linalg.norm(offset)
+    directions = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
+    return {name for name, holds in directions.items() if holds}
+
+
+def scores(results: list[dict]) -> dict[str, float]:
+    """Accuracy per tag over its images, and "overall": the unweighted mean over the tags.
+
+    `results` are rows with `tag` and `correct`. Raises ValueError if a tag has no image.
+    """
+    by_tag = {tag: [row["correct"] for row in results if row["tag"] == tag] for tag in TAGS}
+    empty = [tag for tag, outcomes in by_tag.items() if not outcomes]
+    if empty:
+        raise ValueError(f"no images of {', '.join(empty)}")
+    accuracy = {tag: float(np.mean(outcomes)) for tag, outcomes in by_tag.items()}
+    return accuracy | {"overall": float(np.mean(list(accuracy.values())))}
+
+
+def confidence_intervals(results: list[dict], seed: int, resamples: int = 2000) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals of `scores`: images are resampled within their tag."""
+    random = np.random.default_rng(seed)
+    samples = {}
+    for tag in TAGS:
+        outcomes = np.array([row["correct"] for row in results if row["tag"] == tag], float)
+        samples[tag] = random.choice(outcomes, (resamples, len(outcomes))).mean(axis=1)
+    samples["overall"] = np.mean(list(samples.values()), axis=0)
+    return {name: tuple(float(q) for q in np.quantile(values, [0.025, 0.975])) for name, values in samples.items()}

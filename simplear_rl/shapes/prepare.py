@@ -1,0 +1,127 @@
+"""Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, earlier stages."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+
+from simplear_rl.config import CONFIGS, CommandConfig, SupervisedConfig, load_config
+from simplear_rl.inputs import require
+from simplear_rl.policy.model import create_policy, word_tokenizer
+from simplear_rl.shapes import world
+from simplear_rl.shapes.clip_training import train_clip
+from simplear_rl.shapes.tokenizer_training import train_tokenizer
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry
+from simplear_rl.tokenizers.fsq import export
+
+TOKENIZER_STEPS, CLIP_STEPS = 600, 400
+PRETRAIN_IMAGES, SFT_IMAGES = 20_000, 6_000
+PROMPT_PREFIX = "A photo of "
+POLICY_GEOMETRY = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def products(root: Path) -> dict[Path, Callable[[Path, CommandConfig], None]]:
+    """What can be made below `root`, and how."""
+    return {
+        root / "tokenizer": _tokenizer,
+        root / "clip": _clip,
+        root / "policy": _policy,
+        root / "data" / "pretrain": _pretrain_shards,
+        root / "data" / "sft": _sft_shards,
+        root / "data" / "prompts.txt": _prompts,
+        root / "pretrain" / "final": _pretrain,
+        root / "sft" / "final": _sft,
+    }
+
+
+def make(path: Path, config: CommandConfig) -> None:
+    """Make one of `products`, with all that it needs itself."""
+    print(f"{path} is missing: making it", flush=True)
+    products(config.root)[path](path, config)
+
+
+def _tokenizer(path: Path, config: CommandConfig) -> None:
+    model = train_tokenizer(config.seed, TOKENIZER_STEPS)
+    with _new_folder(path) as folder:
+        export(model, folder)
+
+
+def _clip(path: Path, config: CommandConfig) -> None:
+    require(config, config.tokenizer)
+    with _new_folder(path) as folder:
+        train_clip(folder, CosmosTokenizer(config.tokenizer), config.seed, CLIP_STEPS)
+
+
+def _policy(path: Path, config: CommandConfig) -> None:
+    require(config, config.tokenizer)
+    geometry = read_geometry(config.tokenizer)
+    side = world.SIZE // geometry.patch
+    with _new_folder(path) as folder:
+        create_policy(
+            folder,
+            word_tokenizer(sorted({*world.WORDS, *PROMPT_PREFIX.split()})),
+            codebook_size=geometry.codebook_size,
+            grid=(side, side),
+            prompt_prefix=PROMPT_PREFIX,
+            geometry=POLICY_GEOMETRY,
+            seed=config.seed,
+        )
+
+
+def _pretrain_shards(path: Path, config: CommandConfig) -> None:
+    _shards(path, config, *world.pretrain_samples(PRETRAIN_IMAGES, config.seed))
+
+
+def _sft_shards(path: Path, config: CommandConfig) -> None:
+    _shards(path, config, *world.sft_samples(SFT_IMAGES, config.seed))
+
+
+def _shards(path: Path, config: CommandConfig, captions: list[str], images: torch.Tensor) -> None:
+    require(config, config.tokenizer)
+    codes = CosmosTokenizer(config.tokenizer).encode(images).astype("uint16")
+    with _new_folder(path) as folder:
+        table = pa.table({"caption": captions, "codes": list(codes)})
+        parquet.write_table(table, folder / "00000.parquet")
+
+
+def _prompts(path: Path, config: CommandConfig) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(world.rl_prompts()) + "\n")
+
+
+def _pretrain(path: Path, config: CommandConfig) -> None:
+    from simplear_rl.pretrain import train
+
+    train(_stage_config("pretrain", config))
+
+
+def _sft(path: Path, config: CommandConfig) -> None:
+    from simplear_rl.sft import train
+
+    train(_stage_config("sft", config))
+
+
+def _stage_config(name: str, config: CommandConfig) -> SupervisedConfig:
+    overrides = [f"root={config.root}", f"seed={config.seed}"]
+    return load_config(SupervisedConfig, CONFIGS / "shapes" / f"{name}.yaml", overrides)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path` only when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(path)
