@@ -1,6 +1,7 @@
 """Learner actors: the ranks of one DeepSpeed group, and the handle that drives them as one."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,20 @@ class LearnerActor(Monitored):
         return len(self.data.codes)
 
     def train(self, step: int) -> dict[str, float]:
-        """One supervised step on the batch of `step` (from 0)."""
+        """One supervised step on the batch of `step` (from 1)."""
         batch = self.data.batch(step)
         with self.phase("train", step, images=len(batch.ids)):
             return self.learner.train_tokens(batch)
 
     def update(
-        self, step: int, groups: list[list[ray.ObjectRef]], config: AlgorithmConfig, temperature: float
+        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig, temperature: float
     ) -> dict[str, float]:
-        """One GRPO batch: `groups` holds references to (rollout, rewards, reference log-probs) of this rank's groups."""
+        """One GRPO batch; each of this rank's `groups` refers to a rollout, its rewards and its reference log-probs."""
         from simplear_rl.learning.learner import ScoredRollout
 
         scored = [
             ScoredRollout(rollout, rewards["total"], reference)
-            for rollout, rewards, reference in (ray.get(group) for group in groups)
+            for rollout, rewards, reference in (ray.get(list(group)) for group in groups)
         ]
         with self.phase("update", step, images=sum(len(s.rewards) for s in scored)):
             return self.learner.update(scored, config, temperature)
@@ -98,7 +99,7 @@ class LearnerGroup:
         return shares[0] | {"loss": sum(share["loss"] for share in shares)}
 
     def update(
-        self, step: int, groups: list[list[ray.ObjectRef]], config: AlgorithmConfig, temperature: float
+        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig, temperature: float
     ) -> dict[str, float]:
         """One GRPO batch; groups are dealt out to the ranks in turn."""
         ranks = len(self.ranks)
@@ -110,7 +111,8 @@ class LearnerGroup:
 
     def weights(self) -> ray.ObjectRef:
         """Reference to the current Weights, held in the object store."""
-        return [actor.weights.remote() for actor in self.ranks][0]
+        references = [actor.weights.remote() for actor in self.ranks]  # every rank takes part in the gathering
+        return references[0]
 
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
         """Draw `images` per caption from the current weights; codes [captions, images, T]."""

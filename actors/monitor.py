@@ -1,4 +1,4 @@
-"""What every actor reports: its step, phase and throughput as Ray metrics, and a log line per phase."""
+"""What every actor reports: whether it could start, its step, phase and throughput as Ray metrics, its log lines."""
 
 import logging
 import time
@@ -7,14 +7,18 @@ from contextlib import contextmanager
 
 from ray.util.metrics import Gauge
 
+from simplear_rl.errors import UserError
+
 
 class Monitored:
     """Base of the actors. `name` labels the metrics, the log lines and the actor's entry in the dashboard."""
 
     def __init__(self, name: str, phases: tuple[str, ...]):
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
         self.name, self.phases = name, phases
         self.log = logging.getLogger(name)
+        self.log.setLevel(logging.INFO)
+        self.refusal: UserError | None = None
         tags = {"actor": name}
         self.step_gauge = Gauge("simplear_step", "step that the actor works on", ("actor",))
         self.phase_gauge = Gauge("simplear_phase", "1 for the phase that the actor is in", ("actor", "phase"))
@@ -26,6 +30,19 @@ class Monitored:
         return self.name
 
     @contextmanager
+    def building(self) -> Iterator[None]:
+        """Around what a constructor loads: keeps a UserError for `ready`, since a failed constructor loses its type."""
+        try:
+            yield
+        except UserError as error:
+            self.refusal = error
+
+    def ready(self) -> None:
+        """Return once the actor is built; raise the UserError that kept it from being."""
+        if self.refusal:
+            raise self.refusal
+
+    @contextmanager
     def phase(self, phase: str, step: int, images: int) -> Iterator[None]:
         """Around one piece of work on `images` images."""
         self.step_gauge.set(step)
@@ -35,7 +52,7 @@ class Monitored:
         seconds = time.monotonic() - start
         self.rate_gauge.set(images / seconds, {"phase": phase})
         self._enter("idle")
-        self.log.debug("step %d: %s, %d images in %.2f s", step, phase, images, seconds)
+        self.log.info("step %d: %s, %d images in %.2f s", step, phase, images, seconds)
 
     def _enter(self, phase: str) -> None:
         for other in (*self.phases, "idle"):

@@ -17,7 +17,8 @@ def connect() -> None:
     if not ray.is_initialized():
         # An actor without GPUs must not see any.
         env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-        ray.init(runtime_env={"env_vars": env}, log_to_driver=True, logging_level=logging.WARNING)
+        # What actors print stays in their own logs, in the dashboard: the terminal belongs to the progress bars.
+        ray.init(runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.WARNING)
 
 
 class Stage:
@@ -26,6 +27,7 @@ class Stage:
     Args:
         name: of the stage; actors are called "<name>/<role>-<i>" in the dashboard and in the logs.
         roles: how many actors of each role and what they occupy, by configuration key.
+
     Raises:
         UserError: the cluster is too small; says what was asked, what there is and which keys to change.
     """
@@ -35,18 +37,26 @@ class Stage:
         _check_fits(roles, ray.cluster_resources())
         self.name, self.roles = name, roles
         self.actors: list[ActorHandle] = []
-        bundles = [_bundle(config) for config in roles.values() for _ in range(config.count)]
+        bundles: list[dict[str, float]] = []
+        self.bundles_of_role: dict[str, range] = {}
+        for role, config in roles.items():
+            self.bundles_of_role[role] = range(len(bundles), len(bundles) + config.count)
+            bundles += [_bundle(config)] * config.count
         self.placement = placement_group(bundles, strategy="PACK", name=name)
-        self.next_bundle = 0
+        while not self.placement.wait(timeout_seconds=20):
+            free = {resource: ray.available_resources().get(resource, 0) for resource in ("CPU", "GPU")}
+            print(f"{name}: waiting for {bundles}; the cluster has {free} free at the moment", flush=True)
 
     def launch(self, role: str, actor: ActorClass, *args: Any, **options: Any) -> list[ActorHandle]:
         """Start all actors of `role`; each gets its name and index, then `args`. `options` go to Ray."""
         config = self.roles[role]
         started = []
-        for i in range(config.count):
+        for i, bundle in enumerate(self.bundles_of_role[role]):
             name = f"{self.name}/{role.removesuffix('.actors')}-{i}"
-            strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=self.next_bundle)
-            threads = {"OMP_NUM_THREADS": str(config.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
+            threads = {"OMP_NUM_THREADS": str(config.threads)}
+            if config.threads > config.cpus:
+                threads["OMP_WAIT_POLICY"] = "PASSIVE"  # its cores are shared: threads that wait must not spin
             handle = actor.options(
                 name=name,
                 num_cpus=config.cpus,
@@ -55,10 +65,13 @@ class Stage:
                 runtime_env={"env_vars": threads},
                 **options,
             ).remote(name, i, *args)
-            self.next_bundle += 1
             started.append(handle)
         self.actors += started
         return started
+
+    def ready(self) -> None:
+        """Wait until every actor launched so far is built. Raises the UserError of one that cannot be."""
+        ray.get([actor.ready.remote() for actor in self.actors])
 
     def __enter__(self) -> "Stage":
         return self

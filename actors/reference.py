@@ -17,7 +17,8 @@ class ReferenceActor(Monitored):
         super().__init__(name, ("log-probs",))
         from simplear_rl.policy.reference import ReferencePolicy
 
-        self.reference = ReferencePolicy(policy, dtype, temperature)
+        with self.building():
+            self.reference = ReferencePolicy(policy, dtype, temperature)
 
     def log_probs(self, rollout: Rollout) -> np.ndarray:
         """float32 [G, T], see ReferencePolicy.log_probs."""

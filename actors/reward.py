@@ -19,7 +19,12 @@ class RewardActor(Monitored):
         super().__init__(name, ("score",))
         from simplear_rl.rewards.scorer import RewardScorer
 
-        self.scorer = RewardScorer(config, tokenizer, layout)
+        with self.building():
+            self.scorer = RewardScorer(config, tokenizer, layout)
+
+    def check(self, prompts: list[str]) -> None:
+        """See RewardScorer.check."""
+        self.scorer.check(prompts)
 
     def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
         """Rewards of a group, see RewardScorer.score."""

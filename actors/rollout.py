@@ -20,7 +20,8 @@ class RolloutActor(Monitored):
         super().__init__(name, ("decode", "load weights"))
         from simplear_rl.rollout.engine import RolloutEngine
 
-        self.engine = RolloutEngine(policy, config)
+        with self.building():
+            self.engine = RolloutEngine(policy, config)
 
     @ray.method(num_returns="streaming")
     def generate(

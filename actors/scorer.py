@@ -17,7 +17,8 @@ class ScorerActor(Monitored):
         super().__init__(name, ("judge",))
         from simplear_rl.benchmarks.scorer import BenchmarkScorer
 
-        self.scorer = BenchmarkScorer(benchmark, tokenizer, layout)
+        with self.building():
+            self.scorer = BenchmarkScorer(benchmark, tokenizer, layout)
 
     def judge(self, rollout: Rollout, metadata: dict, folder: Path) -> list[dict]:
         """See BenchmarkScorer.judge."""

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from simplear_rl.config import CONFIGS, CommandConfig, known_keys, load_config
+from simplear_rl.config import CONFIGS, Schema, known_keys, load_config
 from simplear_rl.errors import UserError
 
 
-def run_command(command: Callable[[CommandConfig], object], schema: type[CommandConfig], name: str) -> None:
+def run_command(command: Callable[[Schema], object], schema: type[Schema], name: str) -> None:
     """Parse the command line, run `command` on its configuration, and turn user errors into one message."""
     default = CONFIGS / "shapes" / f"{name}.yaml"
     parser = argparse.ArgumentParser(
@@ -25,26 +25,21 @@ def run_command(command: Callable[[CommandConfig], object], schema: type[Command
 
 keys: {", ".join(known_keys(schema))}""",
     )
-    parser.add_argument("--config", type=Path, default=default, help="YAML file (default: configs/shapes/%s.yaml)" % name)
+    parser.add_argument("--config", type=Path, default=default, help=f"YAML file (default: configs/shapes/{name}.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
-    arguments = parser.parse_args()
-    with user_errors(name):
+    arguments = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
         command(load_config(schema, arguments.config, arguments.overrides))
+    except UserError as error:
+        sys.exit(f"simplear_rl.{name}: {_innermost(error)}")
+    except KeyboardInterrupt:
+        print(f"\nsimplear_rl.{name}: stopped; the same command continues where this one ended", flush=True)
+        os._exit(130)  # Ray's threads would print their own complaints on the way out
 
 
-class user_errors:  # noqa: N801  (reads like a statement)
-    """Context that prints a UserError, wherever it was raised, as one message and exits with status 2."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, UserError):
-            # Raised in an actor it arrives wrapped, with the original as cause.
-            sys.exit(f"simplear_rl.{self.name}: {getattr(error, 'cause', error)}")
-        if isinstance(error, KeyboardInterrupt):
-            print(f"\nsimplear_rl.{self.name}: stopped; the same command continues from the last checkpoint", flush=True)
-            os._exit(130)  # Ray's threads would print their own complaints on the way out
+def _innermost(error: BaseException) -> BaseException:
+    """The error as it was raised: every actor that it crossed has wrapped it once."""
+    while (cause := getattr(error, "cause", None)) is not None:
+        error = cause
+    return error

@@ -4,11 +4,13 @@ In a configuration `${root}` stands for the value of `root`.
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from simplear_rl.errors import UserError
 
@@ -149,11 +151,18 @@ class RewardConfig(Section):
     actors: ActorsConfig = ActorsConfig()
     models: Annotated[list[RewardModelConfig], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> "RewardConfig":
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two reward models are called the same in metrics: {', '.join(names)}")
+        return self
+
     @property
     def files(self) -> list[Path]:
         """Local folders and files that the models are read from."""
         local = [Path(m.model.removeprefix("local-dir:")) for m in self.models if m.model.startswith("local-dir:")]
-        return local + [Path(m.weights) for m in self.models if m.type == "hpsv2"]
+        return local + [Path(m.weights) for m in self.models if m.type == "hpsv2" and m.weights]
 
 
 class KlConfig(Section):
@@ -219,7 +228,7 @@ class EvaluateConfig(CommandConfig):
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def load_config(schema: type[Schema], file: Path, overrides: list[str] = ()) -> Schema:
+def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
 
     Raises:
@@ -234,9 +243,11 @@ def load_config(schema: type[Schema], file: Path, overrides: list[str] = ()) -> 
         raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    values["root"] = str(Path(str(values.get("root"))).expanduser().absolute())
+    if isinstance(values.get("root"), str):
+        values["root"] = str(Path(values["root"]).expanduser().absolute())
+        values = _with_root(values, values["root"])
     try:
-        return schema.model_validate(_with_root(values, values["root"]))
+        return schema.model_validate(values)
     except ValidationError as error:
         problems = [_explain(schema, problem) for problem in error.errors()]
         raise UserError("\n".join([f"{file}{' with overrides' if overrides else ''}:", *problems])) from None
@@ -267,11 +278,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(schema: type[BaseModel], problem: dict[str, Any]) -> str:
+def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:
     """One line for one of pydantic's errors: key, what was expected, what was found."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0)
+        without_indices = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+        nearest = difflib.get_close_matches(without_indices, known_keys(schema), n=1, cutoff=0)
         return f"  {key}: unknown key; did you mean {nearest[0]}?"
     if problem["type"] == "missing":
         return f"  {key}: missing"
@@ -284,6 +296,7 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        for section in (field.annotation, *get_args(field.annotation)):  # itself, or what a list holds
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                keys += known_keys(section, f"{prefix}{name}.")
     return keys

@@ -6,19 +6,28 @@ Finished parts are kept: the same command continues where the last one stopped.
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from actors.placement import connect
 from simplear_rl import grpo, pretrain, sft
 from simplear_rl.cli import run_command
-from simplear_rl.config import CONFIGS, DemoConfig, EvaluateConfig, GrpoConfig, SupervisedConfig, load_config
+from simplear_rl.config import (
+    CONFIGS,
+    DemoConfig,
+    EvaluateConfig,
+    GrpoConfig,
+    StageConfig,
+    SupervisedConfig,
+    load_config,
+)
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
 
-STAGES = {
+STAGES: dict[str, tuple[Callable[[Any], None], type[StageConfig]]] = {
     "pretrain": (pretrain.train, SupervisedConfig),
     "sft": (sft.train, SupervisedConfig),
     "grpo": (grpo.train, GrpoConfig),
@@ -30,8 +39,9 @@ def demo(config: DemoConfig) -> None:
     if config.fresh:
         shutil.rmtree(config.root, ignore_errors=True)
     overrides = [f"root={config.root}", f"seed={config.seed}"]
-    configs = {
-        name: load_config(schema, CONFIGS / "shapes" / f"{name}.yaml", overrides) for name, (_, schema) in STAGES.items()
+    configs: dict[str, Any] = {
+        stage: load_config(schema, CONFIGS / "shapes" / f"{stage}.yaml", overrides)
+        for stage, (_, schema) in STAGES.items()
     }
     connect()
     first, last = configs["pretrain"], configs["grpo"]
@@ -43,16 +53,17 @@ def demo(config: DemoConfig) -> None:
         require(first, first.data.shards, first.start)
         require(configs["sft"], configs["sft"].data.shards)
         require(last, last.prompts)
-    for name, (train, _) in STAGES.items():
-        if not (configs[name].run / "final").exists():
-            with timed(config.root, name):
-                train(configs[name])
-        output = config.root / "evaluation" / name
+    for stage, (train, _) in STAGES.items():
+        if not (configs[stage].run / "final").exists():
+            with timed(config.root, stage):
+                train(configs[stage])
+        output = config.root / "evaluation" / stage
         if not (output / "scores.json").exists():
-            policy = [f"policy={configs[name].run / 'final'}", f"output={output}"]
-            with timed(config.root, f"evaluation after {name}"):
+            policy = [f"policy={configs[stage].run / 'final'}", f"output={output}"]
+            with timed(config.root, f"evaluation after {stage}"):
                 evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", overrides + policy))
-    print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {write_report(config.root, list(STAGES))}")
+    report = write_report(config.root, list(STAGES))
+    print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
 
 
 @contextmanager

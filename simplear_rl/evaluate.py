@@ -34,6 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     with Stage("evaluate", {"engine.actors": config.engine.actors, "scorer": config.scorer}) as stage:
         engines = stage.launch("engine.actors", RolloutActor, config.policy, config.engine)
         scorers = cycle(stage.launch("scorer", ScorerActor, config.benchmark, config.tokenizer, layout))
+        stage.ready()
         verdicts: dict[int, ray.ObjectRef] = {}
         drawn = stream(engines, 0, prompts, config.images_per_prompt, config.seed, config.temperature)
         for i, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt"):

@@ -18,19 +18,22 @@ from simplear_rl.cli import run_command
 from simplear_rl.config import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
 from simplear_rl.inputs import require
-from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import save_reward_grid
 from simplear_rl.report.metrics import reward_metrics
-from simplear_rl.run import Run
+from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
+    if finished(config):
+        return
     require(config, config.tokenizer, config.start, config.prompts, *config.reward.files)
-    prompts, layout = read_prompts(config.prompts), read_layout(config.start)
+    layout = read_layout(config.start)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     rollout, algorithm = config.rollout, config.algorithm
+    prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     sampling = rollout.samples_per_prompt, config.seed, rollout.temperature
     roles = {
         "learner.actors": config.learner.actors,
@@ -40,29 +43,31 @@ def train(config: GrpoConfig) -> None:
     }
     with Run("grpo", config) as run, Stage("grpo", roles) as stage:
         engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
-        scorers = cycle(stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout))
-        references = cycle(
-            stage.launch("reference", ReferenceActor, config.start, config.learner.dtype, rollout.temperature)
-        )
+        rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout)
+        references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype, rollout.temperature)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         learner = LearnerGroup(stage, config.learner, config.start, updates, micro_batches=groups_per_rank)
+        stage.ready()
+        ray.get(rewards[0].check.remote(sorted(set(prompts))))
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         broadcast(learner.weights(), engines)
 
+        scorers, frozen = cycle(rewards), cycle(references)
         for step in run.steps():
             start = monotonic()
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
             groups = {}
             for index, group in stream(engines, step, batch, *sampling):
-                groups[index] = group, next(scorers).score.remote(group), next(references).log_probs.remote(group)
+                scores, log_probs = next(scorers).score.remote(group), next(frozen).log_probs.remote(group)
+                groups[index] = group, scores, log_probs
             decoded = monotonic()
             in_order = [groups[index] for index in range(len(batch))]
             metrics = learner.update(step, in_order, algorithm, rollout.temperature)
             updated = monotonic()
             metrics |= broadcast(learner.weights(), engines)
-            metrics |= reward_metrics(ray.get([rewards for _, rewards, _ in in_order]))
+            metrics |= reward_metrics(ray.get([scores for _, scores, _ in in_order]))
             metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
             metrics |= {"broadcast_seconds": monotonic() - updated}
             run.log(step, metrics, show=("reward", "kl"))

@@ -10,12 +10,14 @@ from simplear_rl.config import SupervisedConfig
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.report.grids import grid_figure
-from simplear_rl.run import Run
+from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
 def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
+    if finished(config):
+        return
     require(config, config.tokenizer, config.start, config.data.shards)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
     layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
@@ -26,7 +28,7 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         for step in run.steps():
-            metrics = learner.train(step - 1)
+            metrics = learner.train(step)
             run.log(step, metrics, show=("loss",))
             if run.checkpoint_due:
                 run.checkpoint(learner.save)

@@ -5,12 +5,22 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import wandb
 import yaml
 from tqdm import tqdm
 
 from simplear_rl.config import StageConfig
+
+
+def finished(config: StageConfig) -> bool:
+    """Whether the run has done all its steps already; says so if it has."""
+    done = checkpoints(config.run)
+    if not done or _step(done[-1]) < config.steps:
+        return False
+    print(f"{config.run}: all {config.steps} steps are done; more `steps` or another `run` goes on")
+    return True
 
 
 class Run:
@@ -28,10 +38,10 @@ class Run:
         self.folder = config.run
         self.samples = self.folder / "samples"
         self.samples.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         done = checkpoints(self.folder)
         self.last_checkpoint = done[-1] if done else None
         self.step = _step(done[-1]) if done else 0
+        self._write_config(config.model_dump(mode="json"))
         self._keep_metrics_before(self.step)
         self.wandb = wandb.init(
             project="simplear-rl",
@@ -64,7 +74,7 @@ class Run:
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the step just logged ends with a checkpoint."""
+        """Whether a checkpoint follows the step just logged."""
         return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
 
     def checkpoint(self, save: Callable[[Path], None]) -> None:
@@ -82,6 +92,15 @@ class Run:
             link.unlink(missing_ok=True)
             link.symlink_to(Path("checkpoints") / folder.name / "model")
             link.rename(self.folder / "final")
+
+    def _write_config(self, values: dict[str, Any]) -> None:
+        """Write config.yaml; when the run continues, say which sections of it have changed."""
+        file = self.folder / "config.yaml"
+        if self.last_checkpoint and file.exists():
+            before = yaml.safe_load(file.read_text())
+            for key in (key for key in values if values[key] != before.get(key)):
+                print(f"{file}: the run continues with another `{key}`: {before.get(key)} -> {values[key]}")
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def _keep_metrics_before(self, step: int) -> None:
         """Drop the rows after the checkpoint that the run continues from: those steps are done again."""
@@ -109,7 +128,7 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _wandb_mode(config: StageConfig) -> str:
+def _wandb_mode(config: StageConfig) -> Literal["disabled", "online", "offline"]:
     if not config.wandb:
         return "disabled"
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"

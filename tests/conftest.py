@@ -8,17 +8,34 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, OptimizerConfig  # noqa: E402
-from simplear_rl.policy.model import create_policy, word_tokenizer  # noqa: E402
+from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.policy.model import create_policy, word_tokenizer
 
 torch.set_num_threads(1)
 
-WORDS = "A photo of a red green blue circle square cross one two three and left above".split()
+WORDS = [
+    "A",
+    "photo",
+    "of",
+    "a",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "cross",
+    "one",
+    "two",
+    "three",
+    "and",
+    "left",
+    "above",
+]
 GRID = (4, 4)
 CODES = 100
 
@@ -67,3 +84,22 @@ def ray_cluster():
     ray.init(address="local", num_cpus=8, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the miniature world in which nothing has been trained for more than a few steps."""
+    from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+    from simplear_rl.inputs import require
+    from simplear_rl.shapes import clip_training, prepare
+
+    root = tmp_path_factory.mktemp("world")
+    config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [f"root={root}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "TOKENIZER_STEPS", 5)
+        patch.setattr(prepare, "CLIP_STEPS", 5)
+        patch.setattr(prepare, "PRETRAIN_IMAGES", 64)
+        patch.setattr(clip_training, "IMAGES", 64)
+        for made in "tokenizer", "clip", "policy", "data/pretrain", "data/prompts.txt":
+            require(config, root / made)
+    return root

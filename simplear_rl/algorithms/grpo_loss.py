@@ -33,6 +33,7 @@ def grpo_loss(
         old_log_probs_GT: of the policy as it was when this batch's updates began.
         reference_log_probs_GT: of the frozen reference.
         rewards_G: one reward per sample.
+        config: clipping, form of the advantage, KL.
     """
     kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
     if config.kl.placement == "reward":

@@ -140,4 +140,5 @@ def confidence_intervals(results: list[dict], seed: int, resamples: int = 2000) 
         outcomes = np.array([row["correct"] for row in results if row["tag"] == tag], float)
         samples[tag] = random.choice(outcomes, (resamples, len(outcomes))).mean(axis=1)
     samples["overall"] = np.mean(list(samples.values()), axis=0)
-    return {name: tuple(float(q) for q in np.quantile(values, [0.025, 0.975])) for name, values in samples.items()}
+    bounds = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import torch
 from PIL import Image
 
 from simplear_rl.benchmarks.geneval import Detector, judge
@@ -23,13 +23,13 @@ class BenchmarkScorer:
     """The visual tokenizer and the benchmark's detector."""
 
     def __init__(self, benchmark: str, tokenizer: Path, layout: ImageLayout):
-        self.tokenizer = CosmosTokenizer(tokenizer)
+        self.tokenizer = CosmosTokenizer(tokenizer, "cuda" if torch.cuda.is_available() else "cpu")
         self.layout = layout
         self.detector = DETECTORS[benchmark]()
 
     def judge(self, rollout: Rollout, metadata: dict, folder: Path) -> list[dict]:
         """Verdicts on a prompt's images, one row each; writes the images to `folder` in GenEval's layout."""
-        images = self.tokenizer.decode(rollout.codes.astype(np.int64), self.layout.rows, self.layout.columns)
+        images = self.tokenizer.decode(rollout.codes, self.layout.rows, self.layout.columns)
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
         rows = []

@@ -24,7 +24,7 @@ class TokenBatch:
         return sum(len(row) - 1 for row in self.ids)
 
     def padded(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids [B, L] and labels [B, L] of the chosen rows, padded on the right (labels with -100)."""
+        """Ids [B, L] and labels [B, L] of the chosen rows, padded on the right (labels with -100)."""
         chosen = [torch.from_numpy(self.ids[row]) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence
         return pad(chosen, True, 0).to(device), pad(chosen, True, -100).to(device)
@@ -47,8 +47,8 @@ class TokenDataset:
         self.config, self.encode, self.layout, self.seed = config, encode, layout, seed
 
     def batch(self, step: int) -> TokenBatch:
-        """The batch of one step (0, 1, ...)."""
-        rows = items_of_step(step, self.config.batch_size, len(self.codes), self.seed)
+        """The batch of one step (1, 2, ...)."""
+        rows = items_of_step(step - 1, self.config.batch_size, len(self.codes), self.seed)
         dropped = np.random.default_rng((self.seed, step, 1)).random(len(rows)) < self.config.drop_caption
         return TokenBatch([self._sequence(row, drop) for row, drop in zip(rows, dropped, strict=True)])
 

@@ -4,14 +4,16 @@ from pathlib import Path
 
 from simplear_rl.data.order import items_of_step
 from simplear_rl.errors import UserError
+from simplear_rl.policy.vocabulary import PromptEncoder
 from simplear_rl.rollout.types import Prompt
 
 
-def read_prompts(file: Path) -> list[str]:
+def read_prompts(file: Path, encode: PromptEncoder) -> list[str]:
     """All prompts of a file, in order.
 
     Raises:
-        UserError: unreadable file, no prompts, an empty line or one with control characters (with its number).
+        UserError: unreadable file, no prompts, an empty line, one with control characters or one that `encode`
+            refuses as too long (with its number).
     """
     try:
         lines = file.read_bytes().split(b"\n")
@@ -21,10 +23,10 @@ def read_prompts(file: Path) -> list[str]:
         lines.pop()
     if not lines:
         raise UserError(f"{file}: no prompts in it")
-    return [_prompt(file, number, line) for number, line in enumerate(lines, start=1)]
+    return [_prompt(file, number, line, encode) for number, line in enumerate(lines, start=1)]
 
 
-def _prompt(file: Path, number: int, line: bytes) -> str:
+def _prompt(file: Path, number: int, line: bytes, encode: PromptEncoder) -> str:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError as error:
@@ -33,6 +35,10 @@ def _prompt(file: Path, number: int, line: bytes) -> str:
         raise UserError(f"{file}, line {number}: empty prompt")
     if not text.isprintable():
         raise UserError(f"{file}, line {number}: control characters in {text!r}")
+    try:
+        encode(text)
+    except UserError as error:
+        raise UserError(f"{file}, line {number}: {error}") from None
     return text
 
 

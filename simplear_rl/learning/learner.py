@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import simplear_rl.torchvision_ops  # noqa: F401, I001  (before transformers)
 import deepspeed
 import numpy as np
 import torch
@@ -127,7 +126,8 @@ class Learner:
         `groups` are this rank's groups. Advantages, ratios and KL are computed here, where the log-probs are.
         """
         old_GT = [self._log_probs(g, temperature, no_grad=True) for g in groups] if config.updates_per_batch > 1 else []
-        metrics: list[dict[str, torch.Tensor]] = []
+        metrics: list[dict[str, torch.Tensor]] = []  # as measured before the first update
+        clip_fractions = []  # of all updates
         for update in range(config.updates_per_batch):
             for i, group in enumerate(groups):
                 log_probs_GT = self._log_probs(group, temperature)
@@ -138,6 +138,7 @@ class Learner:
                     torch.from_numpy(group.rewards).to(log_probs_GT),
                     config,
                 )
+                clip_fractions.append(group_metrics["clip_fraction"])
                 if update == 0:
                     behaviour_GT = torch.from_numpy(group.rollout.log_probs).to(log_probs_GT)
                     difference_GT = (log_probs_GT.detach() - behaviour_GT).abs()
@@ -145,7 +146,8 @@ class Learner:
                     group_metrics |= {"entropy_estimate": -log_probs_GT.detach().mean()}
                     metrics.append(group_metrics)
                 self._backward(loss)
-        return _reduce(metrics) | self._finished_step()
+        clip_fraction = float(torch.stack(clip_fractions).mean())
+        return _reduce(metrics) | {"clip_fraction": clip_fraction} | self._finished_step()
 
     def _log_probs(self, group: ScoredRollout, temperature: float, no_grad: bool = False) -> torch.Tensor:
         codes_GT = torch.from_numpy(group.rollout.codes.astype(np.int64)).to(self.engine.device)
@@ -156,7 +158,7 @@ class Learner:
         self.engine.backward(loss)
         if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
             # DeepSpeed reports the norm of sharded gradients only.
-            self.grad_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
+            self.grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
         self.engine.step()  # updates the weights on the last pass of a batch only
 
     def _finished_step(self) -> dict[str, float]:
@@ -179,11 +181,13 @@ class Learner:
 
     def _state_dict(self) -> dict[str, torch.Tensor]:
         parameters = dict(self.model.named_parameters())
-        with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=self.engine.zero_optimization_stage() == 3):
+        with deepspeed.zero.GatheredParameters(
+            list(parameters.values()), enabled=self.engine.zero_optimization_stage() == 3
+        ):
             return {name: p.detach().cpu().clone() for name, p in parameters.items()} if self.rank == 0 else {}
 
     def save(self, folder: Path) -> None:
-        """Write `folder/model` (Hugging Face format) and `folder/learner` (optimizer, schedule, step). All ranks call it."""
+        """Write `folder/model` (Hugging Face format) and `folder/learner` (DeepSpeed state); every rank calls it."""
         self.engine.save_checkpoint(str(folder / "learner"), tag="state", client_state={"learner_step": self.step})
         weights = self._state_dict()
         if self.rank == 0:

@@ -14,8 +14,11 @@ def visual_logits(
     One prompt per call: all rows have equal length, so there is no padding and no mask.
 
     Args:
+        model: the policy.
         prompt_ids: ids of the shared prompt, ending in `<|soi|>`.
         codes_GT: [G, T] codes, 0 ... codebook_size - 1.
+        layout: where the visual ids are.
+
     Returns:
         float32 [G, T, codebook_size]; position t predicts code t.
     """

@@ -3,12 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import simplear_rl.torchvision_ops  # noqa: F401  (before transformers)
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_layout
+from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_encoder
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -49,7 +48,7 @@ def create_policy(
 
 def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2ForCausalLM, PromptEncoder]:
     """Load a policy folder. Raises UserError if it is missing or not an image policy."""
-    encoder = PromptEncoder(PreTrainedTokenizerFast.from_pretrained(folder), read_layout(folder))
+    encoder = read_encoder(folder)
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return model, encoder
 

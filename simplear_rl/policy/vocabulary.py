@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import simplear_rl.torchvision_ops  # noqa: F401, I001  (before transformers)
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from simplear_rl.errors import UserError
 
@@ -44,8 +43,8 @@ class ImageLayout:
         layout = cls(**stored)
         if layout.vocabulary_size > config.vocab_size:
             raise UserError(
-                f"{config.name_or_path}/config.json: visual ids end at {layout.vocabulary_size} "
-                f"(offset {layout.visual_offset} + {layout.codebook_size} codes), but the model has {config.vocab_size} rows"
+                f"{config.name_or_path}/config.json: visual ids end at {layout.vocabulary_size} (offset "
+                f"{layout.visual_offset} + {layout.codebook_size} codes), but the model has {config.vocab_size} rows"
             )
         return layout
 
@@ -53,7 +52,8 @@ class ImageLayout:
         """Raise UserError unless the visual tokenizer has exactly this layout's codebook."""
         if codebook_size != self.codebook_size:
             raise UserError(
-                f"visual tokenizer {tokenizer_name} has {codebook_size} codes, but the policy was built for {self.codebook_size}"
+                f"visual tokenizer {tokenizer_name} has {codebook_size} codes, "
+                f"but the policy was built for {self.codebook_size}"
             )
 
 
@@ -64,24 +64,33 @@ def read_layout(policy: Path) -> ImageLayout:
     return ImageLayout.of(AutoConfig.from_pretrained(policy))
 
 
-class PromptEncoder:
-    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`."""
+def read_encoder(policy: Path, max_tokens: int | None = None) -> "PromptEncoder":
+    """The prompt encoder of a policy folder. Raises UserError if its text tokenizer is missing or does not fit."""
+    if not (policy / "tokenizer.json").is_file():
+        raise UserError(f"{policy}: no text tokenizer there (tokenizer.json is missing)")
+    return PromptEncoder(PreTrainedTokenizerFast.from_pretrained(policy), read_layout(policy), max_tokens)
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: ImageLayout):
+
+class PromptEncoder:
+    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`; at most `max_tokens` if that is given."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: ImageLayout, max_tokens: int | None = None):
         if len(tokenizer) != layout.visual_offset:
             raise UserError(
                 f"text tokenizer {tokenizer.name_or_path} has {len(tokenizer)} ids, "
                 f"but the model's visual ids start at {layout.visual_offset}"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.prefix = layout.prompt_prefix
         self.begin, self.end = tokenizer.convert_tokens_to_ids(["<|t2i|>", "<|soi|>"])
 
     def __call__(self, caption: str) -> list[int]:
-        """Prompt ids of one caption. Raises UserError if it is blank."""
+        """Prompt ids of one caption. Raises UserError if it is blank or too long."""
         if not caption.strip():
             raise UserError("empty caption: a prompt needs at least one word")
         text = self.tokenizer(self.prefix + caption, add_special_tokens=False).input_ids
+        if self.max_tokens and len(text) + 2 > self.max_tokens:
+            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, max_prompt_tokens is {self.max_tokens}")
         return [self.begin, *text, self.end]
 
     @property

@@ -16,7 +16,9 @@ def grid_figure(rows: list[tuple[str, np.ndarray]], titles: list[list[str]] | No
         titles: a line above each image, for example its reward.
     """
     columns = max(len(images) for _, images in rows)
-    figure = Figure(figsize=(columns * 1.1 + 2.2, len(rows) * (1.35 if titles else 1.15)), dpi=100, layout="constrained")
+    figure = Figure(
+        figsize=(columns * 1.1 + 2.2, len(rows) * (1.35 if titles else 1.15)), dpi=100, layout="constrained"
+    )
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for r, (caption, images) in enumerate(rows):
         axes[r, 0].set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=8)

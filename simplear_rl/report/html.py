@@ -102,9 +102,17 @@ def _samples_figure(root: Path, stages: Sequence[str], per_tag: int = 2) -> str:
     rows, titles = [], []
     for i in shown:
         outcomes = [results[stage][i] for stage in stages]
-        images = [np.asarray(Image.open(root / "evaluation" / s / o["filename"])) for s, o in zip(stages, outcomes, strict=True)]
+        images = [
+            np.asarray(Image.open(root / "evaluation" / s / o["filename"]))
+            for s, o in zip(stages, outcomes, strict=True)
+        ]
         rows.append((outcomes[0]["prompt"], np.stack(images)))
-        titles.append([f"{stage} {'correct' if outcome['correct'] else 'wrong'}" for stage, outcome in zip(stages, outcomes, strict=True)])
+        titles.append(
+            [
+                f"{stage} {'correct' if outcome['correct'] else 'wrong'}"
+                for stage, outcome in zip(stages, outcomes, strict=True)
+            ]
+        )
     return _inline(grid_figure(rows, titles))
 
 

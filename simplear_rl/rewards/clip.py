@@ -2,11 +2,12 @@
 
 from functools import lru_cache
 
-import simplear_rl.torchvision_ops  # noqa: F401, I001  (before open_clip)
 import numpy as np
 import open_clip
 import torch
 from PIL import Image
+
+from simplear_rl.errors import UserError
 
 CACHED_CAPTIONS = 4096
 
@@ -21,15 +22,28 @@ class ClipReward:
     """
 
     def __init__(self, model: str, weights: str | None = None, device: str = "cpu", batch_size: int = 64):
-        self.device, self.batch_size = device, batch_size
+        self.name, self.device, self.batch_size = model, device, batch_size
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
         self.model.eval()
         self.tokenize = open_clip.get_tokenizer(model)
+        self.context_length = self.model.context_length
         self.text_features = lru_cache(CACHED_CAPTIONS)(self._text_features)
+
+    def check(self, texts: list[str]) -> None:
+        """Raise UserError if the model reads only the beginning of a text: its tokenizer would cut it silently."""
+        ids = self.tokenize(["", *texts], context_length=2 * self.context_length)[:, self.context_length :]
+        cut = (ids[1:] != ids[0]).any(-1).nonzero()
+        if len(cut):
+            raise UserError(
+                f"{texts[cut[0, 0]]!r} is longer than the {self.context_length} tokens of reward {self.name}"
+            )
 
     @torch.no_grad()
     def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
-        """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts, after the model's own preprocessing."""
+        """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts, after the model's own preprocessing.
+
+        Raises UserError if a text is too long, see `check`.
+        """
         rewards = []
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -40,4 +54,5 @@ class ClipReward:
         return np.concatenate(rewards)
 
     def _text_features(self, text: str) -> torch.Tensor:
+        self.check([text])
         return self.model.encode_text(self.tokenize([text]).to(self.device), normalize=True)[0]

@@ -12,6 +12,7 @@ class HpsV2Reward(ClipReward):
     Args:
         architecture: open_clip name of the network, "ViT-H-14" for the published weights.
         checkpoint: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt.
+
     Raises:
         UserError: the file has no `state_dict`.
     """
@@ -20,5 +21,7 @@ class HpsV2Reward(ClipReward):
         super().__init__(architecture, None, device, batch_size)
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if "state_dict" not in saved:
-            raise UserError(f"{checkpoint}: not an HPSv2 checkpoint: expected the key `state_dict`, found {sorted(saved)}")
+            raise UserError(
+                f"{checkpoint}: not an HPSv2 checkpoint: expected the key `state_dict`, found {sorted(saved)}"
+            )
         self.model.load_state_dict(saved["state_dict"])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from simplear_rl.config import RewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError
@@ -17,13 +18,19 @@ class RewardScorer:
     """The visual tokenizer of folder `tokenizer` and the configured reward models."""
 
     def __init__(self, config: RewardConfig, tokenizer: Path, layout: ImageLayout):
-        self.tokenizer = CosmosTokenizer(tokenizer)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = CosmosTokenizer(tokenizer, device)
         self.layout = layout
-        self.models = {model.name: (model.weight, _load(model)) for model in config.models}
+        self.models = {model.name: (model.weight, _load(model, device)) for model in config.models}
+
+    def check(self, prompts: list[str]) -> None:
+        """Raise UserError if a reward model cannot read a prompt whole."""
+        for _, model in self.models.values():
+            model.check(prompts)
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """The group's images, uint8 [G, H, W, 3]."""
-        return self.tokenizer.decode(rollout.codes.astype(np.int64), self.layout.rows, self.layout.columns)
+        return self.tokenizer.decode(rollout.codes, self.layout.rows, self.layout.columns)
 
     def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
         """float32 [G] per reward model, under its name, and their weighted sum under "total".
@@ -41,9 +48,12 @@ class RewardScorer:
                     f"reward {name} of prompt {rollout.prompt.text!r}, sample {sample} is {values[sample]}: "
                     "expected a finite number"
                 )
-        total = sum(self.models[name][0] * values for name, values in rewards.items())
+        total = np.stack([self.models[name][0] * values for name, values in rewards.items()]).sum(axis=0)
         return rewards | {"total": total.astype(np.float32)}
 
 
-def _load(config: RewardModelConfig) -> ClipReward:
-    return ClipReward(config.model, config.weights) if config.type == "clip" else HpsV2Reward(config.model, config.weights)
+def _load(config: RewardModelConfig, device: str) -> ClipReward:
+    if config.type == "hpsv2":
+        assert config.weights, "the schema asks for them"
+        return HpsV2Reward(config.model, config.weights, device)
+    return ClipReward(config.model, config.weights, device)

@@ -9,19 +9,18 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile on a CPU.
 os.environ["TORCH_COMPILE_DISABLE"] = "1"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Bound to cores, the engines of one machine would all sit on the same ones.
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 # The logits processor is written for the V1 runner, which CPUs use anyway.
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
-import simplear_rl.torchvision_ops  # noqa: F401, I001  (before vllm)
 import numpy as np
-from transformers import AutoConfig, PreTrainedTokenizerFast
 from vllm import LLM, ModelRegistry, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from simplear_rl.config import EngineConfig
-from simplear_rl.errors import UserError
 from simplear_rl.learning.weights import Weights, checksum
-from simplear_rl.policy.vocabulary import ImageLayout, PromptEncoder
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.types import Prompt, Rollout
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
 
@@ -32,9 +31,8 @@ class RolloutEngine:
     """A policy folder in vLLM."""
 
     def __init__(self, policy: Path, config: EngineConfig):
-        self.layout = ImageLayout.of(AutoConfig.from_pretrained(policy))
-        self.encode = PromptEncoder(PreTrainedTokenizerFast.from_pretrained(policy), self.layout)
-        self.max_prompt_tokens = config.max_prompt_tokens
+        self.layout = read_layout(policy)
+        self.encode = read_encoder(policy, config.max_prompt_tokens)
         self.llm = LLM(
             model=str(policy),
             hf_overrides={"architectures": ["VisualQwen2ForCausalLM"]},
@@ -57,12 +55,15 @@ class RolloutEngine:
         """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete.
 
         Args:
+            prompts: each with its place in the step's list.
+            samples: G, images per prompt.
             seed: (run seed, step), see `uniform_stream`.
             temperature: 0 is greedy.
+
         Raises:
-            UserError: a prompt is empty or longer than `max_prompt_tokens`.
+            UserError: a prompt is empty or longer than `max_prompt_tokens`; nothing is drawn then.
         """
-        ids = [self._encode(prompt) for prompt in prompts]
+        ids = [self.encode(prompt.text) for prompt in prompts]
         engine = self.llm.llm_engine
         for i, prompt in enumerate(prompts):
             for k in range(samples):
@@ -85,23 +86,20 @@ class RolloutEngine:
             yield Rollout(
                 prompt=prompt,
                 prompt_ids=ids[i],
-                codes=np.array([image.token_ids for image in group]).astype(np.uint16) - self.layout.visual_offset,
+                codes=(np.array([image.token_ids for image in group]) - self.layout.visual_offset).astype(np.uint16),
                 log_probs=np.array(
-                    [[position[token].logprob for token, position in zip(image.token_ids, image.logprobs, strict=True)]
-                     for image in group],
+                    [
+                        [
+                            position[token].logprob
+                            for token, position in zip(image.token_ids, image.logprobs, strict=True)
+                        ]
+                        for image in group
+                    ],
                     dtype=np.float32,
                 ),
                 weight_version=self.version,
                 seed=seed,
             )
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        ids = self.encode(prompt.text)
-        if len(ids) > self.max_prompt_tokens:
-            raise UserError(
-                f"prompt {prompt.text!r} has {len(ids)} tokens; engine.max_prompt_tokens is {self.max_prompt_tokens}"
-            )
-        return ids
 
     def load_weights(self, weights: Weights) -> None:
         """Replace the weights, verify the checksum of what the engine then holds, and empty the prefix cache.

@@ -22,6 +22,7 @@ def draw_codes(log_probs_BC: torch.Tensor, uniform_B: torch.Tensor) -> torch.Ten
     Args:
         log_probs_BC: normalised natural log-probs [B, codebook_size].
         uniform_B: float64 [B] in [0, 1).
+
     Returns:
         int64 [B]. Codes of probability 0 are never drawn.
     """

@@ -6,6 +6,7 @@ the sample's own uniform stream, with the code's log-prob as value. vLLM then "c
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from vllm import SamplingParams
@@ -45,7 +46,7 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
             yield from zip(parts, rows.split(list(parts.values())) if len(parts) > 1 else [rows], strict=True)
 
     @staticmethod
-    def _parts(layer: torch.nn.Module, name: str) -> dict[str, int]:
+    def _parts(layer: Any, name: str) -> dict[str, int]:
         """Transformers names and row counts of the tensors that make up one vLLM parameter."""
         for fused, originals in Qwen2ForCausalLM.packed_modules_mapping.items():
             if f".{fused}." in name:

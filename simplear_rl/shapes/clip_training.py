@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import simplear_rl.torchvision_ops  # noqa: F401, I001  (before open_clip)
 import numpy as np
 import open_clip
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from tqdm import trange
 
 from simplear_rl.policy.model import word_tokenizer
@@ -16,18 +15,15 @@ from simplear_rl.shapes.world import SIZE, WORDS, sft_samples
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 IMAGES, BATCH, LEARNING_RATE = 6000, 64, 2e-3
-MODEL = {
-    "embed_dim": 96,
-    "vision_cfg": {"image_size": SIZE, "patch_size": 8, "width": 96, "head_width": 32, "layers": 3},
-    "text_cfg": {
-        "hf_tokenizer_name": "the words of the world, in this folder",
-        "context_length": 12,
-        "width": 96,
-        "heads": 3,
-        "layers": 2,
-        "no_causal_mask": True,
-        "pool_type": "first",
-    },
+VISION = {"image_size": SIZE, "patch_size": 8, "width": 96, "head_width": 32, "layers": 3}
+TEXT = {
+    "hf_tokenizer_name": "the words of the world, in this folder",
+    "context_length": 12,
+    "width": 96,
+    "heads": 3,
+    "layers": 2,
+    "no_causal_mask": True,
+    "pool_type": "first",
 }
 PREPROCESS = {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 
@@ -35,9 +31,9 @@ PREPROCESS = {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation"
 def train_clip(folder: Path, tokenizer: CosmosTokenizer, seed: int, steps: int) -> None:
     """Write a trained CLIP to `folder`, in open_clip's saved format with its text tokenizer."""
     words = word_tokenizer(WORDS)
-    MODEL["text_cfg"]["vocab_size"] = len(words)
     words.save_pretrained(folder)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}))
+    model_config = {"embed_dim": 96, "vision_cfg": VISION, "text_cfg": TEXT | {"vocab_size": len(words)}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_config, "preprocess_cfg": PREPROCESS}))
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -67,4 +63,4 @@ def _contrastive_loss(model: torch.nn.Module, pixels: torch.Tensor, texts: torch
     logits = scale * image_features @ text_features.T
     same = (texts[:, None] == texts[None]).all(-1).float()
     target = same / same.sum(-1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2

@@ -44,8 +44,8 @@ def _nearest_colour(image: np.ndarray) -> np.ndarray:
 
 def _classify(mask: np.ndarray) -> Detection:
     rows, columns = np.nonzero(mask)
-    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    centre_y, centre_x = (box[1] + box[3]) // 2, (box[0] + box[2]) // 2
+    left, top, right, bottom = (int(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    centre_y, centre_x = (top + bottom) // 2, (left + right) // 2
     margin = 2 * RADIUS
     window = np.pad(mask, margin)[centre_y : centre_y + 2 * margin + 1, centre_x : centre_x + 2 * margin + 1]
     # The shape is looked for at small shifts around the middle of the region's box.
@@ -53,9 +53,9 @@ def _classify(mask: np.ndarray) -> Detection:
         shape: max((window & template).sum() / (window | template).sum() for template in _templates(shape, margin))
         for shape in SHAPES
     }
-    label = max(overlaps, key=overlaps.get)
+    label = max(overlaps, key=overlaps.__getitem__)
     confidence = np.clip((overlaps[label] - LOWEST_OVERLAP) / (FULL_OVERLAP - LOWEST_OVERLAP), 0, 1)
-    return Detection(label, float(confidence), tuple(float(edge) for edge in box), mask)
+    return Detection(label, float(confidence), (left, top, right, bottom), mask)
 
 
 @cache

@@ -1,13 +1,13 @@
-"""Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, earlier stages."""
+"""Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, earlier runs."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import torch
 
 from simplear_rl.config import CONFIGS, CommandConfig, SupervisedConfig, load_config
 from simplear_rl.inputs import require
@@ -18,7 +18,7 @@ from simplear_rl.shapes.tokenizer_training import train_tokenizer
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry
 from simplear_rl.tokenizers.fsq import export
 
-TOKENIZER_STEPS, CLIP_STEPS = 600, 400
+TOKENIZER_STEPS, CLIP_STEPS = 400, 900
 PRETRAIN_IMAGES, SFT_IMAGES = 20_000, 6_000
 PROMPT_PREFIX = "A photo of "
 POLICY_GEOMETRY = {
@@ -87,7 +87,7 @@ def _sft_shards(path: Path, config: CommandConfig) -> None:
     _shards(path, config, *world.sft_samples(SFT_IMAGES, config.seed))
 
 
-def _shards(path: Path, config: CommandConfig, captions: list[str], images: torch.Tensor) -> None:
+def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.ndarray) -> None:
     require(config, config.tokenizer)
     codes = CosmosTokenizer(config.tokenizer).encode(images).astype("uint16")
     with _new_folder(path) as folder:

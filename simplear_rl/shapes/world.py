@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes, their captions under the six GenEval tags, and the split into training and held-out captions.
+"""Scenes of coloured shapes, their captions under the six GenEval tags, and which captions are held out.
 
-An image is 64 x 64 pixels: up to five shapes of one size on a plain background, centres on a 4-pixel lattice, none
-touching another. A caption and its requirements are one metadata entry in GenEval's format, with the caption as `prompt`.
+An image is 64 x 64 pixels: up to five shapes of one size on a plain background, centres on an 8-pixel lattice, none
+touching another. A caption and its requirements are one metadata entry in GenEval's format, the caption as `prompt`.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,12 @@ COLOURS = {
 }
 BACKGROUND = (240, 240, 240)
 RELATIONS = ("left of", "right of", "above", "below")
+ARTICLES = ("a", "one", "a single")
 NUMBERS = ("two", "three", "four")
-WORDS = sorted({"a", "and", "of", "left", "right", "above", "below", *SHAPES, *(s + "s" for s in SHAPES), *COLOURS, *NUMBERS, "crosses"})
-LATTICE = np.arange(12, SIZE - 8, 4)
-GAP = 2 * RADIUS + 4  # smallest distance of two centres along one axis
+PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+SINGULAR = {word: shape for shape, plural in PLURALS.items() for word in (shape, plural)}
+LATTICE = np.arange(12, SIZE - 8, 8)
+GAP = 2 * RADIUS  # smallest distance of two centres along one axis
 EVALUATION_PROMPTS_PER_TAG = 50
 
 
@@ -43,7 +45,7 @@ Scene = list[Shape]
 
 
 def shape_mask(shape: str, radius: int = RADIUS) -> np.ndarray:
-    """bool [2r + 1, 2r + 1]: the pixels of a shape around its centre."""
+    """Bool [2r + 1, 2r + 1]: the pixels of a shape around its centre."""
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     match shape:
         case "circle":
@@ -51,9 +53,9 @@ def shape_mask(shape: str, radius: int = RADIUS) -> np.ndarray:
         case "square":
             return np.maximum(abs(x), abs(y)) <= radius - 2
         case "triangle":
-            return (abs(x) <= (y + radius) / 2) & (y <= radius - 2)
+            return (abs(x) <= (y + radius - 1) / 2) & (y <= radius - 2)
         case "cross":
-            return np.minimum(abs(x), abs(y)) <= 2
+            return (np.minimum(abs(x), abs(y)) <= 2) & (np.maximum(abs(x), abs(y)) < radius)
     raise ValueError(f"unknown shape {shape!r}")
 
 
@@ -70,7 +72,7 @@ def captions() -> dict[bool, dict[str, list[dict]]]:
     """All metadata entries, by whether they are held out and by tag.
 
     Held out are fixed combinations, chosen so that every word occurs in training: no held-out caption is ever shown in
-    pretraining, SFT or RL. The four captions of `single_object` cannot be held out (then a shape would be unknown).
+    pretraining, SFT or RL.
     """
     split: dict[bool, dict[str, list[dict]]] = {True: {}, False: {}}
 
@@ -79,14 +81,13 @@ def captions() -> dict[bool, dict[str, list[dict]]]:
         split[held_out].setdefault(tag, []).append(entry | ({"exclude": list(exclude)} if exclude else {}))
 
     shapes, colours = list(enumerate(SHAPES)), list(enumerate(COLOURS))
-    for _, a in shapes:
-        for held_out in True, False:
-            add(held_out, "single_object", f"a {a}", _required(a))
+    for (i, a), (n, article) in product(shapes, enumerate(ARTICLES)):
+        add((i - n) % 3 == 0, "single_object", f"{article} {a}", _required(a))
     for (i, a), (j, b) in product(shapes, shapes):
         if a != b:
             add((j - i) % 4 == 1, "two_object", f"a {a} and a {b}", _required(a), _required(b))
     for (i, a), (n, number) in product(shapes, enumerate(NUMBERS)):
-        plural = a + ("es" if a == "cross" else "s")
+        plural = PLURALS[a]
         too_many = {"class": a, "count": n + 3}
         add(i == n, "counting", f"{number} {plural}", _required(a, n + 2), exclude=(too_many,))
     for (i, a), (k, colour) in product(shapes, colours):
@@ -110,7 +111,7 @@ def evaluation_prompts() -> list[dict]:
     """300 held-out prompts, 50 per tag; where a tag has fewer captions they repeat (each time with other samples)."""
     random = np.random.default_rng(20250415)
     prompts = []
-    for entries in captions()[True].values():
+    for entries in _CAPTIONS[True].values():
         order = random.permutation(len(entries))
         prompts += [entries[order[i % len(entries)]] for i in range(EVALUATION_PROMPTS_PER_TAG)]
     return prompts
@@ -118,7 +119,7 @@ def evaluation_prompts() -> list[dict]:
 
 def rl_prompts() -> list[str]:
     """The training captions, each tag about equally often."""
-    tags = captions()[False].values()
+    tags = _CAPTIONS[False].values()
     longest = max(len(entries) for entries in tags)
     return [entry["prompt"] for entries in tags for entry in entries * round(longest / len(entries))]
 
@@ -169,29 +170,49 @@ def _relation_holds(entry: dict, places: list[tuple[int, int]]) -> bool:
 
 
 def pretrain_samples(number: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Broad, noisy data: half of the scenes hold shapes that the caption leaves out, one caption in seven is wrong.
+    """Broad, noisy data: a third of the scenes hold a shape that the caption leaves out, one caption in seven is wrong.
 
     Returns captions and images, uint8 [number, 64, 64, 3].
     """
     random = np.random.default_rng((seed, 1))
-    entries = _balanced(number, random)
+    entries, others = _drawn(number, random), _drawn(number, random)
     scenes = [sample_scene(entry, random, clutter=int(random.choice([0, 0, 1]))) for entry in entries]
     wrong = random.random(number) < 1 / 7
-    texts = [str(random.choice(_ALL_TRAINING)) if w else entry["prompt"] for w, entry in zip(wrong, entries, strict=True)]
+    texts = [(other if w else entry)["prompt"] for w, entry, other in zip(wrong, entries, others, strict=True)]
     return texts, np.stack([render(scene) for scene in scenes])
 
 
 def sft_samples(number: int, seed: int) -> tuple[list[str], np.ndarray]:
     """Clean, curated data: every scene holds exactly what its caption says. Returns captions and images."""
     random = np.random.default_rng((seed, 2))
-    entries = _balanced(number, random)
+    entries = _drawn(number, random)
     return [entry["prompt"] for entry in entries], np.stack([render(sample_scene(e, random)) for e in entries])
 
 
-def _balanced(number: int, random: np.random.Generator) -> list[dict]:
-    """Training entries, every tag equally often."""
-    tags = list(captions()[False].values())
-    return [tags[t][int(random.integers(len(tags[t])))] for t in random.integers(len(tags), size=number)]
+def _drawn(number: int, random: np.random.Generator) -> list[dict]:
+    """Training entries, every tag equally often; half of them with the long caption (SimpleAR draws 50 : 50 too)."""
+    tags = list(_CAPTIONS[False].values())
+    short = [tags[t][int(random.integers(len(tags[t])))] for t in random.integers(len(tags), size=number)]
+    return [detailed(entry, random) if random.random() < 0.5 else entry for entry in short]
 
 
-_ALL_TRAINING = [entry["prompt"] for entries in captions()[False].values() for entry in entries]
+def detailed(entry: dict, random: np.random.Generator) -> dict:
+    """The entry with a colour for every shape that had none, in its caption too, unless that caption is held out."""
+    colours = {r["class"]: r.get("color") or str(random.choice(list(COLOURS))) for r in entry["include"]}
+    words = [
+        f"{colours[SINGULAR[word]]} {word}" if word in SINGULAR and SINGULAR[word] in colours else word
+        for word in entry["prompt"].split()
+    ]
+    if any("color" in r for r in entry["include"]) or " ".join(words) in _HELD_OUT:
+        return entry
+    return entry | {
+        "prompt": " ".join(words),
+        "include": [r | {"color": colours[r["class"]]} for r in entry["include"]],
+    }
+
+
+_CAPTIONS = captions()
+_HELD_OUT = {entry["prompt"] for entries in _CAPTIONS[True].values() for entry in entries}
+WORDS = sorted(
+    {word for tags in _CAPTIONS.values() for es in tags.values() for e in es for word in e["prompt"].split()}
+)

@@ -30,7 +30,9 @@ def read_geometry(folder: Path) -> TokenizerGeometry:
     """Geometry of a tokenizer folder. Raises UserError if one of its files is missing."""
     for name in "encoder.jit", "decoder.jit":
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: not found; a visual tokenizer is a folder with encoder.jit and decoder.jit")
+            raise UserError(
+                f"{folder / name}: not found; a visual tokenizer is a folder with encoder.jit and decoder.jit"
+            )
     config = folder / "config.json"
     return TokenizerGeometry(**(json.loads(config.read_text()) if config.is_file() else OFFICIAL))
 
@@ -53,7 +55,9 @@ class CosmosTokenizer:
             UserError: height or width is not a multiple of the patch.
         """
         if images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise UserError(f"images of {images.shape[2]} x {images.shape[1]} pixels: sides must be multiples of {self.patch}")
+            raise UserError(
+                f"images of {images.shape[2]} x {images.shape[1]} pixels: sides must be multiples of {self.patch}"
+            )
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         indices = self.encoder(pixels.unsqueeze(2))[0]
         return indices.flatten(1).cpu().numpy().astype(np.int64)
@@ -67,7 +71,9 @@ class CosmosTokenizer:
         """
         codes = codes.astype(np.int64)
         if codes.min() < 0 or codes.max() >= self.codebook_size:
-            raise UserError(f"codes from {codes.min()} to {codes.max()}: the codebook has 0 ... {self.codebook_size - 1}")
+            raise UserError(
+                f"codes from {codes.min()} to {codes.max()}: the codebook has 0 ... {self.codebook_size - 1}"
+            )
         indices = torch.from_numpy(codes).to(self.device).view(-1, 1, rows, columns)
         pixels = self.decoder(indices).squeeze(2).float()
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -19,6 +19,9 @@ class FSQ(nn.Module):
     index = sum_i digit_i * basis_i with channel 0 the least significant, as in the Cosmos tokenizer.
     """
 
+    level: torch.Tensor
+    basis: torch.Tensor
+
     def __init__(self, levels: list[int]):
         super().__init__()
         self.levels = levels

@@ -14,7 +14,8 @@ from simplear_rl.learning.weights import checksum
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.rollout.types import Prompt, Rollout
-from tests.conftest import CODES
+
+CODES = 100  # of the policy of conftest.py
 
 
 def config(zero_stage: int = 0) -> LearnerConfig:
@@ -29,11 +30,17 @@ def token_batch(encode, offset: int) -> TokenBatch:
 
 def scored_groups(policy, number: int = 2) -> list[ScoredRollout]:
     """Groups of random codes, with the reference's log-probs as behaviour and reference alike."""
-    random, reference, encode = np.random.default_rng(1), ReferencePolicy(policy, "float32", 1.0), load_policy(policy)[1]
+    random, reference, encode = (
+        np.random.default_rng(1),
+        ReferencePolicy(policy, "float32", 1.0),
+        load_policy(policy)[1],
+    )
     groups = []
     for i in range(number):
         codes = random.integers(0, CODES, (4, 16)).astype(np.uint16)
-        empty = Rollout(Prompt(i, "a red circle"), encode("a red circle"), codes, np.zeros((4, 16), np.float32), 0, (0, 1))
+        empty = Rollout(
+            Prompt(i, "a red circle"), encode("a red circle"), codes, np.zeros((4, 16), np.float32), 0, (0, 1)
+        )
         log_probs = reference.log_probs(empty)
         rollout = dataclasses.replace(empty, log_probs=log_probs)
         groups.append(ScoredRollout(rollout, random.random(4).astype(np.float32), log_probs))
@@ -50,12 +57,15 @@ def plain_supervised_step(policy):
     model, encode = load_policy(policy)
     batch = token_batch(encode, len(encode.tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    loss = sum(
-        torch.nn.functional.cross_entropy(
-            model(torch.from_numpy(row[None, :-1])).logits[0], torch.from_numpy(row[1:]), reduction="sum"
+    loss = (
+        sum(
+            torch.nn.functional.cross_entropy(
+                model(torch.from_numpy(row[None, :-1])).logits[0], torch.from_numpy(row[1:]), reduction="sum"
+            )
+            for row in batch.ids
         )
-        for row in batch.ids
-    ) / batch.target_tokens
+        / batch.target_tokens
+    )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -15,7 +15,13 @@ from simplear_rl.rollout.engine import RolloutEngine
 from simplear_rl.rollout.transformers_engine import sample_codes
 from simplear_rl.rollout.types import Prompt
 
-TEXTS = ["a red circle", "two blue square and a cross", "three cross", "a red circle", "one green square left of a circle"]
+TEXTS = [
+    "a red circle",
+    "two blue square and a cross",
+    "three cross",
+    "a red circle",
+    "one green square left of a circle",
+]
 PROMPTS = [Prompt(i, text) for i, text in enumerate(TEXTS)]
 
 

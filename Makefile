@@ -1,0 +1,34 @@
+# make demo     the whole pipeline on the miniature world; continues where it stopped, FRESH=1 starts over
+# make test     all tests
+# make lint     style and types
+# make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/installed
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint install lock
+
+demo: install
+	$(RUN) -m simplear_rl.demo fresh=$(if $(FRESH),true,false)
+
+test: install
+	$(RUN) -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(STAMP)
+
+# The stamp comes last, and without it everything is built anew: a half-finished install is never used.
+# torch and torchvision come first, from PyTorch's index of CPU builds; where that cannot be reached pip goes on
+# and takes what it finds. The lock is complete, so --no-deps: hpsv2's own pins exclude the versions used here.
+$(STAMP): requirements-cpu.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --no-deps --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu \
+		$$(grep -E '^(torch|torchvision)==' requirements-cpu.lock)
+	$(RUN) -m pip install --quiet --no-deps --requirement requirements-cpu.lock
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

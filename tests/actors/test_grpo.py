@@ -1,0 +1,185 @@
+"""GRPO through Ray actors, several per role, on real engines and learners."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import ray
+from transformers import AutoModelForCausalLM
+
+from actors.placement import Stage
+from actors.reward import RewardActor
+from actors.rollout import RolloutActor, broadcast, stream
+from simplear_rl import grpo, pretrain
+from simplear_rl.config import (
+    CONFIGS,
+    ActorsConfig,
+    EngineConfig,
+    GrpoConfig,
+    RewardConfig,
+    SupervisedConfig,
+    load_config,
+)
+from simplear_rl.errors import UserError
+from simplear_rl.learning.weights import Weights, checksum
+from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.rollout.types import Prompt
+from simplear_rl.run import read_metrics
+
+
+def grpo_config(world, run, *overrides):
+    tiny = [
+        "steps=2",
+        "checkpoint_every=1",
+        "samples_every=2",
+        "rollout.prompts_per_step=4",
+        "rollout.samples_per_prompt=3",
+        "wandb=false",
+        f"root={world}",
+        f"run={run}",
+        f"start={world / 'policy'}",
+        *(f"{role}.threads=1" for role in ("learner.actors", "rollout.engine.actors", "reward.actors", "reference")),
+    ]
+    return load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", [*tiny, *overrides])
+
+
+TWO_OF_EACH = [
+    "rollout.engine.actors.count=2",
+    "reward.actors.count=2",
+    "learner.actors.count=2",
+    "learner.zero_stage=2",
+]
+
+
+@pytest.fixture(scope="module")
+def one_of_each(ray_cluster, world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("one")
+    grpo.train(grpo_config(world, run))
+    return run
+
+
+@pytest.mark.slow
+def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp_path):
+    grpo.train(grpo_config(world, tmp_path / "two", *TWO_OF_EACH))
+    one, two = read_metrics(one_of_each / "metrics.jsonl"), read_metrics(tmp_path / "two" / "metrics.jsonl")
+    for rows in one, two:
+        first = rows[0]
+        assert first["ratio_min"] == first["ratio_max"] == 1.0
+        assert first["kl"] == 0.0
+        assert rows[1]["kl"] > 0.0
+        assert [row["weight_version"] for row in rows] == [1, 2]
+        assert all(row["mismatch_max"] < 1e-4 for row in rows)
+        assert all(row["samples"] == 12 for row in rows)
+    assert [row["engines_verified"] for row in two] == [2, 2]
+    # Whichever actor drew and scored them, the samples are the same.
+    assert two[0]["reward"] == pytest.approx(one[0]["reward"], abs=1e-6)
+    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-3)
+    weights = [
+        AutoModelForCausalLM.from_pretrained(run / "final").state_dict() for run in (one_of_each, tmp_path / "two")
+    ]
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(tensor, weights[1][name], atol=1e-3, err_msg=name)
+
+
+def test_run_directory_holds_what_a_user_looks_for(one_of_each):
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "samples", "final"} <= set(os.listdir(one_of_each))
+    assert (one_of_each / "samples" / "step-000002.png").stat().st_size > 1000
+    assert read_layout(one_of_each / "final").tokens == 64
+
+
+def test_run_that_continues_ends_with_the_same_weights(one_of_each, world, tmp_path):
+    run = tmp_path / "run"
+    grpo.train(grpo_config(world, run, "steps=1"))
+    grpo.train(grpo_config(world, run))
+    ends = [dict(load_policy(folder / "final")[0].named_parameters()) for folder in (one_of_each, run)]
+    assert checksum(ends[0].items()) == checksum(ends[1].items())
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
+
+
+def test_finished_run_is_left_alone(one_of_each, world, capsys):
+    before = (one_of_each / "metrics.jsonl").read_bytes()
+    grpo.train(grpo_config(world, one_of_each))
+    assert "all 2 steps are done" in capsys.readouterr().out
+    assert (one_of_each / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_sample_does_not_depend_on_its_actor(ray_cluster, policy):
+    prompts = [Prompt(i, text) for i, text in enumerate(["a red circle", "two cross", "a blue square", "a red circle"])]
+    with Stage("sampling", {"engine": ActorsConfig(count=2)}) as stage:
+        engines = stage.launch("engine", RolloutActor, policy, EngineConfig(kv_cache_gib=0.05))
+        stage.ready()
+
+        def drawn(actors, order):
+            return {i: ray.get(group) for i, group in stream(actors, 5, [prompts[i] for i in order], 2, 0, 1.0)}
+
+        together, swapped, alone = drawn(engines, range(4)), drawn(engines[::-1], range(4)), drawn(engines[:1], [3, 1])
+        for i in range(4):
+            assert np.array_equal(together[i].codes, swapped[i].codes)
+        for i in alone:
+            assert np.array_equal(together[i].codes, alone[i].codes)
+
+        tensors = {name: p.detach() + 0.01 for name, p in load_policy(policy)[0].named_parameters()}
+        sent = ray.put(Weights(3, tensors, checksum(tensors.items())))
+        assert broadcast(sent, engines) == {"weight_version": 3.0, "engines_verified": 2.0}
+
+
+@pytest.mark.parametrize("zero_stage", [3])
+def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, zero_stage):
+    overrides = [
+        f"root={world}",
+        f"run={tmp_path / 'run'}",
+        "steps=3",
+        "wandb=false",
+        "data.batch_size=8",
+        "data.micro_batch=2",
+        "learner.actors={count: 2, cpus: 1, threads: 1}",
+        f"learner.zero_stage={zero_stage}",
+        "sample_prompts=[a circle]",
+    ]
+    pretrain.train(load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides))
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "run" / "samples" / "step-000003.png").exists()
+
+
+def test_too_few_cpus_says_what_was_asked_and_which_keys_to_change(ray_cluster, world, tmp_path):
+    with pytest.raises(UserError) as error:
+        grpo.train(grpo_config(world, tmp_path / "run", "reward.actors.count=40", "reward.actors.cpus=2"))
+    assert "the actors ask for 81.75 CPUs" in str(error.value)
+    assert "reward.actors 40 x 2" in str(error.value)
+    assert "the cluster has 8" in str(error.value)
+    assert "reward.actors.count and reward.actors.cpus" in str(error.value)
+
+
+def test_actor_that_cannot_be_built_says_why(ray_cluster, world, policy):
+    models = RewardConfig.model_validate({"models": [{"type": "hpsv2", "model": "x", "weights": "y"}]})
+    with Stage("broken", {"reward": ActorsConfig()}) as stage, pytest.raises(UserError, match="no such folder"):
+        stage.launch("reward", RewardActor, models, world / "no such folder", read_layout(policy))
+        stage.ready()
+
+
+def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_cluster, world, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a circle\n" + "a red circle and " * 4 + "a cross\n")
+    with pytest.raises(UserError, match="longer than the 12 tokens"):
+        grpo.train(grpo_config(world, tmp_path / "run", f"prompts={prompts}"))
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster, world, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    run = tmp_path / "run"
+    grpo.train(grpo_config(world, run, "steps=1"))
+    broken = tmp_path / "clip"
+    broken.mkdir()
+    for file in (world / "clip").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = load_file(broken / "open_clip_model.safetensors")
+    weights["visual.proj"].fill_(float("nan"))
+    save_file(weights, broken / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match="is nan: expected a finite number"):
+        grpo.train(grpo_config(world, run, f"reward.models=[{{type: clip, model: 'local-dir:{broken}'}}]"))
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1]

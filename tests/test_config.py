@@ -1,0 +1,74 @@
+import pytest
+
+from simplear_rl.config import CONFIGS, EvaluateConfig, GrpoConfig, SupervisedConfig, known_keys, load_config
+from simplear_rl.errors import UserError
+
+GRPO = CONFIGS / "shapes" / "grpo.yaml"
+SCHEMAS = {"pretrain": SupervisedConfig, "sft": SupervisedConfig, "grpo": GrpoConfig, "evaluate": EvaluateConfig}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_file_is_an_instance_of_its_schema(name):
+    assert load_config(SCHEMAS[name], CONFIGS / "shapes" / f"{name}.yaml").world == "shapes"
+
+
+def test_overrides_are_yaml_and_root_is_filled_in(tmp_path):
+    config = load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "algorithm.kl.beta=0.5", "reward.actors={count: 3}"])
+    assert config.start == tmp_path / "sft" / "final"
+    assert config.algorithm.kl.beta == 0.5
+    assert config.reward.actors.count == 3
+    assert config.reward.files == [tmp_path / "clip"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.zero_stag=1", "learner.zero_stag: unknown key; did you mean learner.zero_stage"),
+        ("zero_stage=1", "did you mean learner.zero_stage"),
+        ("reward.models=[{type: clip, model: x, wieght: 2}]", "did you mean reward.models.weight"),
+        ("steps=many", "steps: Input should be a valid integer, .* found 'many'"),
+        ("steps=0", "greater than or equal to 1, found 0"),
+        ("learner.zero_stage=4", "learner.zero_stage: .* found 4"),
+        ("steps", "an override is written key=value"),
+        ("steps.x=1", "steps is not a section"),
+        ("steps=[", "the value is not YAML"),
+        ("rollout.samples_per_prompt=1", "greater than or equal to 2, found 1"),
+        ("learner.actors.count=5", r"prompts_per_step \(12\) must be a multiple of learner.actors.count \(5\)"),
+        ("reward.models=[{type: hpsv2, model: ViT-H-14}]", "an hpsv2 reward needs `weights`"),
+        (
+            "reward.models=[{type: clip, model: a/x}, {type: clip, model: b/x}]",
+            "called the same in metrics: clip_x, clip_x",
+        ),
+        ("reward.models=[]", "at least 1 item"),
+        ("root=3", "root: .* found 3"),
+    ],
+)
+def test_bad_values_name_the_key_and_what_was_found(override, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_config(GrpoConfig, GRPO, [override])
+    assert "grpo.yaml" in str(error.value) or override in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "expected keys and values, found list"),
+        ("a: [", "not a readable YAML"),
+        ("seed: 1\n", "root: missing"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(GrpoConfig, file)
+    assert str(file) in str(error.value)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        load_config(GrpoConfig, "nowhere.yaml")
+
+
+def test_known_keys_reach_into_lists():
+    assert {"steps", "learner.optimizer.learning_rate", "reward.models.weight"} <= set(known_keys(GrpoConfig))

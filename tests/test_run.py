@@ -1,0 +1,72 @@
+"""Run directories: metrics, checkpoints, resuming."""
+
+import json
+
+import pytest
+
+from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.run import Run, checkpoints, finished, read_metrics
+
+
+@pytest.fixture
+def config(tmp_path):
+    overrides = [f"root={tmp_path}", "steps=6", "checkpoint_every=2", "wandb=false"]
+    return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides)
+
+
+def work(config, until):
+    done = []
+    with Run("pretrain", config) as run:
+        for step in run.steps():
+            if step > until:
+                break
+            run.log(step, {"loss": 1 / step}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: (folder / "state").write_text("x"))
+            done.append(step)
+    return done
+
+
+def test_continues_after_the_last_checkpoint_without_repeating_rows(config):
+    assert work(config, until=5) == [1, 2, 3, 4, 5]
+    assert not finished(config)
+    assert work(config, until=99) == [5, 6]
+    assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert finished(config)
+
+
+def test_keeps_the_newest_checkpoints_and_links_the_last(config):
+    work(config, until=99)
+    assert [path.name for path in checkpoints(config.run)] == ["step-000004", "step-000006"]
+    assert (config.run / "final").readlink().parts == ("checkpoints", "step-000006", "model")
+
+
+def test_partial_checkpoints_and_cut_metrics_are_passed_over(config):
+    work(config, until=4)
+    (config.run / "checkpoints" / "step-000006.partial").mkdir()
+    with (config.run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert checkpoints(config.run)[-1].name == "step-000004"
+    assert work(config, until=99) == [5, 6]
+
+
+def test_says_what_changed_when_a_run_continues(config, capsys):
+    work(config, until=4)
+    work(config.model_copy(update={"seed": 7}), until=4)
+    assert "the run continues with another `seed`: 0 -> 7" in capsys.readouterr().out
+
+
+def test_failed_checkpoint_leaves_the_one_before(config):
+    work(config, until=2)
+
+    def fail(folder):
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Run("pretrain", config) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(fail)
+    assert [path.name for path in checkpoints(config.run)] == ["step-000002"]
+    assert json.loads((config.run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
