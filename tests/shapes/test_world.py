@@ -84,7 +84,7 @@ def test_long_captions_say_the_colours_and_are_never_held_out():
     (entry,) = (e for e in captions()[False]["position"] if e["prompt"] == "a circle left of a square")
     long = {detailed(entry, random)["prompt"] for _ in range(300)}
     assert "a red circle left of a blue square" in long and len(long) == 36
-    single = [e for e in captions()[False]["single_object"]]
+    single = captions()[False]["single_object"]
     assert not held_out & {detailed(e, random)["prompt"] for e in single for _ in range(100)}
 
 
