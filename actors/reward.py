@@ -1,13 +1,16 @@
 """Reward actors: codes -> pixels -> reward models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 
 from actors.monitor import Monitored
 from simplear_rl.config import RewardConfig
 from simplear_rl.policy.vocabulary import ImageLayout
+from simplear_rl.report.grids import grid_figure
 from simplear_rl.rollout.types import Rollout
 
 
@@ -34,3 +37,12 @@ class RewardActor(Monitored):
     def decode(self, rollout: Rollout) -> np.ndarray:
         """The group's images, uint8 [G, H, W, 3]."""
         return self.scorer.decode(rollout)
+
+
+def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[tuple[ray.ObjectRef, ...]]) -> None:
+    """Draw the samples of (rollout, rewards, ...) groups with the reward above each; a reward actor decodes them."""
+    images = ray.get([scorer.decode.remote(rollout) for rollout, *_ in groups])
+    captions = [rollout.prompt.text for rollout in ray.get([rollout for rollout, *_ in groups])]
+    rewards = ray.get([rewards for _, rewards, *_ in groups])
+    titles = [[f"{value:.2f}" for value in group["total"]] for group in rewards]
+    grid_figure(list(zip(captions, images, strict=True)), titles).savefig(file)

@@ -23,6 +23,7 @@ from simplear_rl.config import (
     SupervisedConfig,
     load_config,
 )
+from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
@@ -43,6 +44,7 @@ def demo(config: DemoConfig) -> None:
         stage: load_config(schema, CONFIGS / "shapes" / f"{stage}.yaml", overrides)
         for stage, (_, schema) in STAGES.items()
     }
+    _same_seed(config.root / "seed", config.seed)
     connect()
     first, last = configs["pretrain"], configs["grpo"]
     with timed(config.root, "tokenizer"):
@@ -66,10 +68,19 @@ def demo(config: DemoConfig) -> None:
     print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
 
 
+def _same_seed(file: Path, seed: int) -> None:
+    """Refuse to continue a demo that began with another seed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and file.read_text() != str(seed):
+        raise UserError(
+            f"{file.parent} was begun with seed {file.read_text()}, not {seed}: set fresh=true, or another root"
+        )
+    file.write_text(str(seed))
+
+
 @contextmanager
 def timed(root: Path, phase: str) -> Iterator[None]:
     """Append the seconds that a phase took to timings.jsonl, also when it is interrupted."""
-    root.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     try:
         yield

@@ -12,14 +12,13 @@ import ray
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.reference import ReferenceActor
-from actors.reward import RewardActor
+from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor, broadcast, stream
 from simplear_rl.cli import run_command
 from simplear_rl.config import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.report.grids import save_reward_grid
 from simplear_rl.report.metrics import reward_metrics
 from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import read_geometry
@@ -74,7 +73,7 @@ def train(config: GrpoConfig) -> None:
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
             if step % config.samples_every == 0:
-                save_reward_grid(run.samples / f"step-{step:06d}.png", next(scorers), in_order[:8])
+                save_grid(run.samples / f"step-{step:06d}.png", next(scorers), in_order[:8])
 
 
 if __name__ == "__main__":

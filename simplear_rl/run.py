@@ -43,12 +43,14 @@ class Run:
         self.step = _step(done[-1]) if done else 0
         self._write_config(config.model_dump(mode="json"))
         self._keep_metrics_before(self.step)
+        mode = _wandb_mode(config)
         self.wandb = wandb.init(
             project="simplear-rl",
             name=f"{stage}-{self.folder.name}",
             dir=self.folder,
             config=config.model_dump(mode="json"),
-            mode=_wandb_mode(config),
+            mode=mode,
+            settings=wandb.Settings(silent=mode != "online"),
         )
 
     def __enter__(self) -> "Run":

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as parquet
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from pyarrow import parquet
 
 from simplear_rl.config import TokenDataConfig
 from simplear_rl.data.order import items_of_step
@@ -34,7 +36,8 @@ class TokenDataset:
     """Parquet shards of captions and codes.
 
     Raises:
-        UserError: no shards, missing columns, codes of the wrong number or outside the codebook.
+        UserError: no shards, missing columns, codes of the wrong number or outside the codebook, an empty caption;
+            names the file and the row.
     """
 
     def __init__(self, config: TokenDataConfig, encode: PromptEncoder, layout: ImageLayout, seed: int):
@@ -60,16 +63,18 @@ class TokenDataset:
 def _read_shard(file: Path, layout: ImageLayout) -> tuple[list[str], np.ndarray]:
     try:
         table = parquet.read_table(file, columns=["caption", "codes"])
-    except (OSError, ValueError) as error:
+        captions, columns = table["caption"].cast(pa.string()), table["codes"].cast(pa.list_(pa.int64()))
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable shard with columns `caption` and `codes`: {error}") from error
-    codes = np.stack(table["codes"].to_numpy())
-    if codes.shape[1:] != (layout.tokens,) or codes.max() >= layout.codebook_size:
-        raise UserError(
-            f"{file}: codes of shape {codes.shape[1:]} up to {codes.max()}; "
-            f"the policy expects {layout.tokens} codes below {layout.codebook_size}"
-        )
-    captions = table["caption"].to_pylist()
-    for row, caption in enumerate(captions):
-        if not caption or not caption.strip():
+    lengths = pc.fill_null(pc.list_value_length(columns), 0).to_numpy()
+    for row in np.flatnonzero(lengths != layout.tokens):
+        raise UserError(f"{file}: row {row}: {lengths[row]} codes, the policy expects {layout.tokens}")
+    codes = pc.fill_null(pc.list_flatten(columns), -1).to_numpy().reshape(len(table), layout.tokens)
+    for row in np.flatnonzero(((codes < 0) | (codes >= layout.codebook_size)).any(axis=1)):
+        outside = codes[row][(codes[row] < 0) | (codes[row] >= layout.codebook_size)]
+        raise UserError(f"{file}: row {row}: code {outside[0]}, the policy expects 0 ... {layout.codebook_size - 1}")
+    texts = captions.to_pylist()
+    for row, text in enumerate(texts):
+        if not text or not text.strip():
             raise UserError(f"{file}: row {row}: empty caption")
-    return captions, codes
+    return texts, codes.astype(np.uint16)

@@ -4,9 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_encoder
 
 
@@ -47,9 +49,12 @@ def create_policy(
 
 
 def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2ForCausalLM, PromptEncoder]:
-    """Load a policy folder. Raises UserError if it is missing or not an image policy."""
+    """Load a policy folder. Raises UserError if it is missing, damaged or not an image policy."""
     encoder = read_encoder(folder)
-    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    try:
+        model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: the weights cannot be loaded: {error}") from error
     return model, encoder
 
 

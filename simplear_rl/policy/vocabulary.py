@@ -40,7 +40,10 @@ class ImageLayout:
         stored = getattr(config, "image_layout", None)
         if stored is None:
             raise UserError(f"{config.name_or_path}/config.json: no `image_layout`: this is not an image policy")
-        layout = cls(**stored)
+        try:
+            layout = cls(**stored)
+        except TypeError as error:
+            raise UserError(f"{config.name_or_path}/config.json: `image_layout` {stored}: {error}") from error
         if layout.vocabulary_size > config.vocab_size:
             raise UserError(
                 f"{config.name_or_path}/config.json: visual ids end at {layout.vocabulary_size} (offset "
@@ -61,14 +64,23 @@ def read_layout(policy: Path) -> ImageLayout:
     """The layout of a policy folder. Raises UserError if there is no policy or it is not one of images."""
     if not (policy / "config.json").is_file():
         raise UserError(f"{policy}: no policy there (config.json is missing)")
-    return ImageLayout.of(AutoConfig.from_pretrained(policy))
+    try:
+        config = AutoConfig.from_pretrained(policy)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{policy}/config.json: not a readable model configuration: {error}") from error
+    return ImageLayout.of(config)
 
 
 def read_encoder(policy: Path, max_tokens: int | None = None) -> "PromptEncoder":
     """The prompt encoder of a policy folder. Raises UserError if its text tokenizer is missing or does not fit."""
     if not (policy / "tokenizer.json").is_file():
         raise UserError(f"{policy}: no text tokenizer there (tokenizer.json is missing)")
-    return PromptEncoder(PreTrainedTokenizerFast.from_pretrained(policy), read_layout(policy), max_tokens)
+    layout = read_layout(policy)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(policy)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise UserError(f"{policy}/tokenizer.json: not a readable tokenizer: {error}") from error
+    return PromptEncoder(tokenizer, layout, max_tokens)
 
 
 class PromptEncoder:

@@ -1,11 +1,7 @@
 """Pictures of samples: one row per prompt, one column per sample."""
 
-from pathlib import Path
-
 import numpy as np
-import ray
 from matplotlib.figure import Figure
-from ray.actor import ActorHandle
 
 
 def grid_figure(rows: list[tuple[str, np.ndarray]], titles: list[list[str]] | None = None) -> Figure:
@@ -28,12 +24,3 @@ def grid_figure(rows: list[tuple[str, np.ndarray]], titles: list[list[str]] | No
                 axes[r, c].imshow(images[c])
                 axes[r, c].set_title(titles[r][c] if titles else "", fontsize=7, pad=2)
     return figure
-
-
-def save_reward_grid(file: Path, scorer: ActorHandle, groups: list[tuple[ray.ObjectRef, ...]]) -> None:
-    """Write the samples of (rollout, rewards, ...) groups with the reward above each; a reward actor decodes them."""
-    images = ray.get([scorer.decode.remote(rollout) for rollout, *_ in groups])
-    captions = [rollout.prompt.text for rollout in ray.get([rollout for rollout, *_ in groups])]
-    rewards = ray.get([rewards for _, rewards, *_ in groups])
-    titles = [[f"{value:.2f}" for value in group["total"]] for group in rewards]
-    grid_figure(list(zip(captions, images, strict=True)), titles).savefig(file)

@@ -6,6 +6,7 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from simplear_rl.errors import UserError
 
@@ -23,7 +24,10 @@ class ClipReward:
 
     def __init__(self, model: str, weights: str | None = None, device: str = "cpu", batch_size: int = 64):
         self.name, self.device, self.batch_size = model, device, batch_size
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
+        try:
+            self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(f"{model}: open_clip cannot load this model: {error}") from error
         self.model.eval()
         self.tokenize = open_clip.get_tokenizer(model)
         self.context_length = self.model.context_length

@@ -27,14 +27,17 @@ class TokenizerGeometry:
 
 
 def read_geometry(folder: Path) -> TokenizerGeometry:
-    """Geometry of a tokenizer folder. Raises UserError if one of its files is missing."""
+    """Geometry of a tokenizer folder. Raises UserError if one of its files is missing or config.json is broken."""
     for name in "encoder.jit", "decoder.jit":
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / name}: not found; a visual tokenizer is a folder with encoder.jit and decoder.jit"
             )
     config = folder / "config.json"
-    return TokenizerGeometry(**(json.loads(config.read_text()) if config.is_file() else OFFICIAL))
+    try:
+        return TokenizerGeometry(**(json.loads(config.read_text()) if config.is_file() else OFFICIAL))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{config}: expected the keys levels and patch: {error}") from error
 
 
 class CosmosTokenizer:
@@ -44,8 +47,8 @@ class CosmosTokenizer:
         geometry = read_geometry(folder)
         self.codebook_size, self.patch = geometry.codebook_size, geometry.patch
         self.device = device
-        self.encoder = torch.jit.load(folder / "encoder.jit", map_location=device).eval()
-        self.decoder = torch.jit.load(folder / "decoder.jit", map_location=device).eval()
+        self.encoder = _load(folder / "encoder.jit", device)
+        self.decoder = _load(folder / "decoder.jit", device)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -77,3 +80,10 @@ class CosmosTokenizer:
         indices = torch.from_numpy(codes).to(self.device).view(-1, 1, rows, columns)
         pixels = self.decoder(indices).squeeze(2).float()
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _load(file: Path, device: str) -> torch.jit.ScriptModule:
+    try:
+        return torch.jit.load(file, map_location=device).eval()
+    except RuntimeError as error:
+        raise UserError(f"{file}: not a readable TorchScript file: {str(error).splitlines()[0]}") from error

@@ -61,8 +61,13 @@ def test_padding_is_never_a_target(tmp_path, policy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codes": np.full((6, 16), 100, np.uint16)}, "up to 100; the policy expects 16 codes below 100"),
-        ({"codes": np.zeros((6, 9), np.uint16)}, r"codes of shape \(9,\)"),
+        ({"codes": np.full((6, 16), 100, np.uint16)}, r"row 0: code 100, the policy expects 0 \.\.\. 99"),
+        ({"codes": np.zeros((6, 9), np.uint16)}, "row 0: 9 codes, the policy expects 16"),
+        ({"codes": [[0] * 16, [0] * 16, [0] * 3, *[[0] * 16] * 3]}, "row 2: 3 codes"),
+        ({"codes": [[0] * 16, [0] * 15 + [-1], *[[0] * 16] * 4]}, "row 1: code -1"),
+        ({"codes": [[0] * 16, [0] * 15 + [None], *[[0] * 16] * 4]}, "row 1: code -1"),
+        ({"codes": [None, *[[0] * 16] * 5]}, "row 0: 0 codes"),
+        ({"codes": ["x"] * 6}, "not a readable shard"),
         ({"names": ("text", "codes")}, "columns `caption` and `codes`"),
         ({"captions": [*CAPTIONS[:2], "  ", *CAPTIONS[3:]]}, "row 2: empty caption"),
     ],

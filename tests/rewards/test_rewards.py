@@ -1,5 +1,7 @@
 """CLIP and HPSv2 rewards on a small open_clip model, and the scorer around them."""
 
+from pathlib import Path
+
 import numpy as np
 import open_clip
 import pytest
@@ -100,3 +102,13 @@ def test_trained_clip_is_a_folder_of_open_clip(folders):
     model, _, preprocess = open_clip.create_model_and_transforms(folders[1])
     assert model.visual.image_size == (64, 64)
     assert preprocess is not None
+
+
+def test_damaged_model_is_named(folders, tmp_path):
+    folder = Path(folders[1].removeprefix("local-dir:"))
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="open_clip cannot load this model") as error:
+        ClipReward(f"local-dir:{tmp_path}")
+    assert str(tmp_path) in str(error.value)

@@ -60,3 +60,14 @@ def test_missing_file_is_named(tmp_path, folder):
     (tmp_path / "encoder.jit").write_bytes((folder / "encoder.jit").read_bytes())
     with pytest.raises(UserError, match="decoder.jit: not found"):
         read_geometry(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path, folder):
+    for name in "encoder.jit", "decoder.jit", "config.json":
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "decoder.jit").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="decoder.jit: not a readable TorchScript file"):
+        CosmosTokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"levels": [8]}')
+    with pytest.raises(UserError, match="config.json: expected the keys levels and patch"):
+        read_geometry(tmp_path)

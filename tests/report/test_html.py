@@ -1,0 +1,48 @@
+"""The report is one self-contained page with everything in it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simplear_rl.benchmarks.geneval import TAGS, confidence_intervals, scores
+from simplear_rl.report.html import CURVES, summary, write_report
+
+STAGES = ["pretrain", "sft", "grpo"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    for s, stage in enumerate(STAGES):
+        (tmp_path / stage).mkdir()
+        rows = [{"step": i} | dict.fromkeys(CURVES[stage], 1 / i) for i in range(1, 6)]
+        (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        output = tmp_path / "evaluation" / stage
+        results = []
+        for i, tag in enumerate(tag for tag in TAGS for _ in range(4)):
+            (output / f"{i:05d}" / "samples").mkdir(parents=True)
+            Image.fromarray(np.full((64, 64, 3), 40 * i % 256, np.uint8)).save(output / f"{i:05d}/samples/00000.png")
+            outcome = {"tag": tag, "correct": i % 4 <= s, "prompt": f"<{tag}> {i}", "reasons": []}
+            results.append(outcome | {"filename": f"{i:05d}/samples/00000.png"})
+        (output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
+        values = {"images": 24, "scores": scores(results), "confidence_intervals": confidence_intervals(results, 0)}
+        (output / "scores.json").write_text(json.dumps(values))
+    (tmp_path / "timings.jsonl").write_text('{"phase": "grpo", "seconds": 2.0}\n{"phase": "grpo", "seconds": 3.0}\n')
+    return tmp_path
+
+
+def test_page_holds_tables_curves_samples_and_times(root):
+    page = write_report(root, STAGES).read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page), "something is fetched from elsewhere"
+    assert page.count("<img") == 2 + len(STAGES)
+    cells = re.findall(r"<td>(\d\.\d{3})", page)
+    assert cells[:3] == ["0.250", "0.500", "0.750"]
+    assert "<td>grpo</td><td>5</td>" in page  # both parts of an interrupted phase
+
+
+def test_summary_is_a_table_of_tags_and_stages(root):
+    lines = summary(root, STAGES).splitlines()
+    assert lines[0].split() == STAGES
+    assert lines[-1].split() == ["overall", "0.250", "0.500", "0.750"]
