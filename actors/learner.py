@@ -49,7 +49,7 @@ class LearnerActor(Monitored):
             return self.learner.train_tokens(batch)
 
     def update(
-        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig, temperature: float
+        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig
     ) -> dict[str, float]:
         """One GRPO batch; each of this rank's `groups` refers to a rollout, its rewards and its reference log-probs."""
         from simplear_rl.learning.learner import ScoredRollout
@@ -59,7 +59,7 @@ class LearnerActor(Monitored):
             for rollout, rewards, reference in (ray.get(list(group)) for group in groups)
         ]
         with self.phase("update", step, images=sum(len(s.rewards) for s in scored)):
-            return self.learner.update(scored, config, temperature)
+            return self.learner.update(scored, config)
 
     def weights(self) -> Weights | None:
         """Rank 0: the whole policy, to broadcast."""
@@ -99,13 +99,11 @@ class LearnerGroup:
         return shares[0] | {"loss": sum(share["loss"] for share in shares)}
 
     def update(
-        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig, temperature: float
+        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig
     ) -> dict[str, float]:
         """One GRPO batch; groups are dealt out to the ranks in turn."""
         ranks = len(self.ranks)
-        shares = ray.get(
-            [actor.update.remote(step, groups[i::ranks], config, temperature) for i, actor in enumerate(self.ranks)]
-        )
+        shares = ray.get([actor.update.remote(step, groups[i::ranks], config) for i, actor in enumerate(self.ranks)])
         extremes = {"_min": np.min, "_max": np.max}
         return {name: float(extremes.get(name[-4:], np.mean)([s[name] for s in shares])) for name in shares[0]}
 

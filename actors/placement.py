@@ -54,15 +54,12 @@ class Stage:
         for i, bundle in enumerate(self.bundles_of_role[role]):
             name = f"{self.name}/{role.removesuffix('.actors')}-{i}"
             strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
-            threads = {"OMP_NUM_THREADS": str(config.threads)}
-            if config.threads > config.cpus:
-                threads["OMP_WAIT_POLICY"] = "PASSIVE"  # its cores are shared: threads that wait must not spin
             handle = actor.options(
                 name=name,
                 num_cpus=config.cpus,
                 num_gpus=config.gpus,
                 scheduling_strategy=strategy,
-                runtime_env={"env_vars": threads},
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
                 **options,
             ).remote(name, i, *args)
             started.append(handle)

@@ -13,12 +13,12 @@ from simplear_rl.rollout.types import Rollout
 class ReferenceActor(Monitored):
     """A ReferencePolicy in an actor of its own. Restarts freely: its policy never changes."""
 
-    def __init__(self, name: str, index: int, policy: Path, dtype: str, temperature: float):
+    def __init__(self, name: str, index: int, policy: Path, dtype: str):
         super().__init__(name, ("log-probs",))
         from simplear_rl.policy.reference import ReferencePolicy
 
         with self.building():
-            self.reference = ReferencePolicy(policy, dtype, temperature)
+            self.reference = ReferencePolicy(policy, dtype)
 
     def log_probs(self, rollout: Rollout) -> np.ndarray:
         """float32 [G, T], see ReferencePolicy.log_probs."""

@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 from actors.monitor import Monitored
 from simplear_rl.config import EngineConfig
 from simplear_rl.learning.weights import Weights
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt, Rollout
 
 
@@ -25,11 +26,11 @@ class RolloutActor(Monitored):
 
     @ray.method(num_returns="streaming")
     def generate(
-        self, step: int, prompts: list[Prompt], samples: int, seed: int, temperature: float
+        self, step: int, prompts: list[Prompt], samples: int, seed: int, sampling: Sampling
     ) -> Iterator[Rollout]:
         """Stream one Rollout per prompt, in order, each as soon as its group is complete."""
         with self.phase("decode", step, images=len(prompts) * samples):
-            yield from self.engine.generate(prompts, samples, (seed, step), temperature)
+            yield from self.engine.generate(prompts, samples, (seed, step), sampling)
 
     def load_weights(self, weights: Weights) -> int:
         """Load a broadcast and verify it, see RolloutEngine.load_weights; returns the version."""
@@ -39,12 +40,12 @@ class RolloutActor(Monitored):
 
 
 def stream(
-    engines: list[ActorHandle], step: int, prompts: list[Prompt], samples: int, seed: int, temperature: float
+    engines: list[ActorHandle], step: int, prompts: list[Prompt], samples: int, seed: int, sampling: Sampling
 ) -> Iterator[tuple[int, ray.ObjectRef]]:
     """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete."""
     shares = [prompts[i :: len(engines)] for i in range(len(engines))]
     streams = {
-        engine.generate.remote(step, share, samples, seed, temperature): iter(share)
+        engine.generate.remote(step, share, samples, seed, sampling): iter(share)
         for engine, share in zip(engines, shares, strict=True)
     }
     while streams:

@@ -111,7 +111,7 @@ class EngineConfig(Section):
 
     actors: ActorsConfig = ActorsConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_concurrent: Count = Field(64, description="images that one engine decodes at a time")
+    max_concurrent: Count = Field(64, description="contexts that one engine decodes at a time; a guided image has two")
     kv_cache_gib: Positive = Field(0.25, description="memory of one engine's key-value cache, GiB")
     max_prompt_tokens: Count = Field(64, description="longest prompt, special tokens included")
 
@@ -123,6 +123,7 @@ class RolloutConfig(Section):
     prompts_per_step: Count
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
     temperature: Positive = 1.0
+    guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
 
 
 class RewardModelConfig(Section):
@@ -182,6 +183,7 @@ class AlgorithmConfig(Section):
     clip_low: Positive = 0.2
     clip_high: Positive = 0.2
     updates_per_batch: Count = 1
+    unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
     kl: KlConfig = KlConfig()
 
 
@@ -221,6 +223,7 @@ class EvaluateConfig(CommandConfig):
     output: Path = Field(description="folder for results.jsonl, scores.json and grid.png")
     images_per_prompt: Count = 1
     temperature: NonNegative = Field(1.0, description="0 is greedy")
+    guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
     engine: EngineConfig = EngineConfig()
     scorer: ActorsConfig = ActorsConfig()
 

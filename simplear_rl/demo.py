@@ -27,6 +27,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
+from simplear_rl.run import checkpoints
 
 STAGES: dict[str, tuple[Callable[[Any], None], type[StageConfig]]] = {
     "pretrain": (pretrain.train, SupervisedConfig),
@@ -59,13 +60,19 @@ def demo(config: DemoConfig) -> None:
         if not (configs[stage].run / "final").exists():
             with timed(config.root, stage):
                 train(configs[stage])
-        output = config.root / "evaluation" / stage
-        if not (output / "scores.json").exists():
-            policy = [f"policy={configs[stage].run / 'final'}", f"output={output}"]
-            with timed(config.root, f"evaluation after {stage}"):
-                evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", overrides + policy))
+        _evaluate(configs[stage].run / "final", config.root / "evaluation" / stage, overrides)
+    for checkpoint in checkpoints(last.run)[:-1]:  # the way to the last, for the curve of scores
+        _evaluate(checkpoint / "model", config.root / "evaluation" / f"grpo-{checkpoint.name}", overrides)
     report = write_report(config.root, list(STAGES))
     print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
+
+
+def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:
+    """Evaluate a policy, unless that is done already."""
+    if not (output / "scores.json").exists():
+        values = [*overrides, f"policy={policy}", f"output={output}"]
+        with timed(output.parent.parent, f"evaluation of {output.name}"):
+            evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", values))
 
 
 def _same_seed(file: Path, seed: int) -> None:

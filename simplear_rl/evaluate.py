@@ -20,6 +20,7 @@ from simplear_rl.cli import run_command
 from simplear_rl.config import EvaluateConfig
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt
 from simplear_rl.tokenizers.cosmos import read_geometry
 
@@ -29,6 +30,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     require(config, config.tokenizer, config.policy)
     layout = read_layout(config.policy)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
     metadata = PROMPTS[config.benchmark]()
     prompts = [Prompt(i, entry["prompt"]) for i, entry in enumerate(metadata)]
     with Stage("evaluate", {"engine.actors": config.engine.actors, "scorer": config.scorer}) as stage:
@@ -36,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         scorers = cycle(stage.launch("scorer", ScorerActor, config.benchmark, config.tokenizer, layout))
         stage.ready()
         verdicts: dict[int, ray.ObjectRef] = {}
-        drawn = stream(engines, 0, prompts, config.images_per_prompt, config.seed, config.temperature)
+        drawn = stream(engines, 0, prompts, config.images_per_prompt, config.seed, sampling)
         for i, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt"):
             verdicts[i] = next(scorers).judge.remote(rollout, metadata[i], config.output / f"{i:05d}")
         results = [row for i in range(len(prompts)) for row in ray.get(verdicts[i])]

@@ -20,6 +20,7 @@ from simplear_rl.data.prompts import prompts_of_step, read_prompts
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.metrics import reward_metrics
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import read_geometry
 
@@ -33,7 +34,7 @@ def train(config: GrpoConfig) -> None:
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
-    sampling = rollout.samples_per_prompt, config.seed, rollout.temperature
+    sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     roles = {
         "learner.actors": config.learner.actors,
         "rollout.engine.actors": rollout.engine.actors,
@@ -43,7 +44,7 @@ def train(config: GrpoConfig) -> None:
     with Run("grpo", config) as run, Stage("grpo", roles) as stage:
         engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout)
-        references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype, rollout.temperature)
+        references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         learner = LearnerGroup(stage, config.learner, config.start, updates, micro_batches=groups_per_rank)
@@ -58,12 +59,12 @@ def train(config: GrpoConfig) -> None:
             start = monotonic()
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
             groups = {}
-            for index, group in stream(engines, step, batch, *sampling):
+            for index, group in stream(engines, step, batch, rollout.samples_per_prompt, config.seed, sampling):
                 scores, log_probs = next(scorers).score.remote(group), next(frozen).log_probs.remote(group)
                 groups[index] = group, scores, log_probs
             decoded = monotonic()
             in_order = [groups[index] for index in range(len(batch))]
-            metrics = learner.update(step, in_order, algorithm, rollout.temperature)
+            metrics = learner.update(step, in_order, algorithm)
             updated = monotonic()
             metrics |= broadcast(learner.weights(), engines)
             metrics |= reward_metrics(ray.get([scores for _, scores, _ in in_order]))

@@ -17,7 +17,7 @@ from simplear_rl.algorithms.grpo_loss import grpo_loss
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.learning.weights import Weights, checksum
-from simplear_rl.policy.log_probs import visual_log_probs
+from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
@@ -120,17 +120,19 @@ class Learner:
             loss += summed.item() / batch.target_tokens
         return {"loss": loss, **self._finished_step()}
 
-    def update(self, groups: list[ScoredRollout], config: AlgorithmConfig, temperature: float) -> dict[str, float]:
+    def update(self, groups: list[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
         """One GRPO batch: every group is one forward pass, `config.updates_per_batch` optimizer steps.
 
         `groups` are this rank's groups. Advantages, ratios and KL are computed here, where the log-probs are.
         """
-        old_GT = [self._log_probs(g, temperature, no_grad=True) for g in groups] if config.updates_per_batch > 1 else []
+        old_GT = (
+            [self._log_probs(g.rollout, config, no_grad=True) for g in groups] if config.updates_per_batch > 1 else []
+        )
         metrics: list[dict[str, torch.Tensor]] = []  # as measured before the first update
         clip_fractions = []  # of all updates
         for update in range(config.updates_per_batch):
             for i, group in enumerate(groups):
-                log_probs_GT = self._log_probs(group, temperature)
+                log_probs_GT = self._log_probs(group.rollout, config)
                 loss, group_metrics = grpo_loss(
                     log_probs_GT,
                     old_GT[i] if old_GT else log_probs_GT.detach(),
@@ -149,10 +151,9 @@ class Learner:
         clip_fraction = float(torch.stack(clip_fractions).mean())
         return _reduce(metrics) | {"clip_fraction": clip_fraction} | self._finished_step()
 
-    def _log_probs(self, group: ScoredRollout, temperature: float, no_grad: bool = False) -> torch.Tensor:
-        codes_GT = torch.from_numpy(group.rollout.codes.astype(np.int64)).to(self.engine.device)
+    def _log_probs(self, rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False) -> torch.Tensor:
         with torch.set_grad_enabled(not no_grad):
-            return self.engine(visual_log_probs, group.rollout.prompt_ids, codes_GT, self.layout, temperature)
+            return self.engine(rollout_log_probs, rollout, self.layout, config.unconditional_gradient)
 
     def _backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss)
@@ -173,7 +174,7 @@ class Learner:
 
     @torch.no_grad()
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
-        """Draw `images` per caption at temperature 1; uint16 codes [captions, images, T]. Every rank must call it."""
+        """Unguided samples at temperature 1; uint16 codes [captions, images, T]. Every rank must call it."""
         prompts = [self.encode(caption) for caption in captions for _ in range(images)]
         seeds = [(seed, self.step, c, k) for c in range(len(captions)) for k in range(images)]
         codes_BT = self.engine(sample_codes, prompts, self.layout, seeds)

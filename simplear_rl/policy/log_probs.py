@@ -1,9 +1,13 @@
 """Log-probabilities of image codes under a policy: the one definition that learner and reference share."""
 
+import numpy as np
 import torch
 from transformers import Qwen2ForCausalLM
 
+from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.vocabulary import ImageLayout
+from simplear_rl.rollout.sampling import sampling_log_probs
+from simplear_rl.rollout.types import Rollout
 
 
 def visual_logits(
@@ -30,13 +34,19 @@ def visual_logits(
     return (hidden @ rows.T).float()
 
 
-def visual_log_probs(
-    model: Qwen2ForCausalLM,
-    prompt_ids: list[int],
-    codes_GT: torch.Tensor,
-    layout: ImageLayout,
-    temperature: float,
+def rollout_log_probs(
+    model: Qwen2ForCausalLM, rollout: Rollout, layout: ImageLayout, unconditional_gradient: bool = True
 ) -> torch.Tensor:
-    """float32 [G, T] natural log-probs of `codes_GT`, normalised over the visual codebook at `temperature`."""
-    logits_GTC = visual_logits(model, prompt_ids, codes_GT, layout) / temperature
-    return torch.log_softmax(logits_GTC, dim=-1).gather(-1, codes_GT.unsqueeze(-1)).squeeze(-1)
+    """float32 [G, T] natural log-probs of a rollout's codes under `model`, of the distribution they were drawn from.
+
+    Normalised over the visual codebook, at the rollout's temperature and guidance scale. Guided, the gradient flows
+    through both contexts, or through the conditional one alone.
+    """
+    codes_GT = torch.from_numpy(rollout.codes.astype(np.int64)).to(model.device)
+    logits_GTC = visual_logits(model, rollout.prompt_ids, codes_GT, layout)
+    if rollout.unconditional_ids is not None:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and unconditional_gradient):
+            unconditional_GTC = visual_logits(model, rollout.unconditional_ids, codes_GT, layout)
+        logits_GTC = guided_logits(logits_GTC, unconditional_GTC, rollout.sampling.guidance_scale)
+    log_probs_GTC = sampling_log_probs(logits_GTC, rollout.sampling)
+    return log_probs_GTC.gather(-1, codes_GT.unsqueeze(-1)).squeeze(-1)

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import math
+import re
+import textwrap
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -39,6 +41,7 @@ def write_report(root: Path, stages: Sequence[str]) -> Path:
         tags=[*TAGS, "overall"],
         evaluations=evaluations,
         scores=_scores_figure(evaluations),
+        score_curve=_score_curve_figure(root, stages),
         curves={stage: _curves_figure(root / stage / "metrics.jsonl", CURVES[stage]) for stage in stages},
         samples=_samples_figure(root, stages),
         timings=_timings(root / "timings.jsonl"),
@@ -92,27 +95,42 @@ def _curves_figure(file: Path, names: dict[str, str]) -> str:
     return _inline(figure)
 
 
+def _score_curve_figure(root: Path, stages: Sequence[str]) -> str:
+    """Scores from stage to stage, with the checkpoints on the way to the last one."""
+    evaluations = root / "evaluation"
+    names = [*stages[:-1], *sorted(path.name for path in evaluations.glob(f"{stages[-1]}-step-*")), stages[-1]]
+    found = [json.loads((evaluations / name / "scores.json").read_text()) for name in names]
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots()
+    labels = [re.sub(r"-step-0*", "\nstep ", name) for name in names]
+    for tag in TAGS:
+        axes.plot(labels, [evaluation["scores"][tag] for evaluation in found], linewidth=1, alpha=0.6, label=tag)
+    overall = [evaluation["scores"]["overall"] for evaluation in found]
+    low, high = np.array([evaluation["confidence_intervals"]["overall"] for evaluation in found]).T
+    axes.errorbar(
+        labels, overall, yerr=[overall - low, high - overall], color="black", capsize=3, linewidth=2, label="overall"
+    )
+    axes.set(ylabel="accuracy", ylim=(0, 1))
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return _inline(figure)
+
+
 def _samples_figure(root: Path, stages: Sequence[str], per_tag: int = 2) -> str:
-    """The first prompts of each tag: one row per prompt, one column per stage, a mark where the image is correct."""
+    """The first prompts of each tag, one per column, and what each stage drew for them."""
+    folders = {stage: root / "evaluation" / stage for stage in stages}
     results = {
-        stage: [json.loads(line) for line in (root / "evaluation" / stage / "results.jsonl").read_text().splitlines()]
-        for stage in stages
+        stage: [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        for stage, folder in folders.items()
     }
-    shown = [i for tag in TAGS for i in [i for i, row in enumerate(results[stages[0]]) if row["tag"] == tag][:per_tag]]
+    tags = [row["tag"] for row in results[stages[0]]]
+    shown = [i for tag in TAGS for i in range(tags.index(tag), tags.index(tag) + per_tag)]
     rows, titles = [], []
-    for i in shown:
-        outcomes = [results[stage][i] for stage in stages]
-        images = [
-            np.asarray(Image.open(root / "evaluation" / s / o["filename"]))
-            for s, o in zip(stages, outcomes, strict=True)
-        ]
-        rows.append((outcomes[0]["prompt"], np.stack(images)))
-        titles.append(
-            [
-                f"{stage} {'correct' if outcome['correct'] else 'wrong'}"
-                for stage, outcome in zip(stages, outcomes, strict=True)
-            ]
-        )
+    for stage, folder in folders.items():
+        outcomes = [results[stage][i] for i in shown]
+        rows.append((stage, np.stack([np.asarray(Image.open(folder / outcome["filename"])) for outcome in outcomes])))
+        verdicts = ["correct" if outcome["correct"] else "wrong" for outcome in outcomes]
+        prompts = ["" if titles else textwrap.fill(outcome["prompt"], 13) + "\n" for outcome in outcomes]
+        titles.append([prompt + verdict for prompt, verdict in zip(prompts, verdicts, strict=True)])
     return _inline(grid_figure(rows, titles))
 
 

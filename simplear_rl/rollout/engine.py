@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # One process: weights are updated in place and the engine steps only when it is asked to.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -15,15 +16,20 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
 import numpy as np
-from vllm import LLM, ModelRegistry, RequestOutput, SamplingParams
+from vllm import LLM, CompletionOutput, ModelRegistry, RequestOutput, SamplingParams
+from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
 
 from simplear_rl.config import EngineConfig
+from simplear_rl.errors import UserError
 from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.rollout.pairing import PairScheduler
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt, Rollout
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
 
+UNCONDITIONAL = "/unconditional"  # ends the name of a pair's second request
 ModelRegistry.register_model("VisualQwen2ForCausalLM", VisualQwen2ForCausalLM)
 
 
@@ -44,13 +50,21 @@ class RolloutEngine:
             logits_processors=[CodeSampler],
             logprobs_mode="processed_logits",
             generation_config="vllm",  # not the checkpoint's own: it may carry a repetition penalty and EOS ids
+            scheduler_cls=PairScheduler,
+            async_scheduling=False,  # PairScheduler is written for the plain one
             enforce_eager=True,
             disable_log_stats=True,
         )
+        self.capacity = self.llm.llm_engine.engine_core.engine_core.scheduler.capacity  # blocks of the cache
         self.version = 0
 
     def generate(
-        self, prompts: Sequence[Prompt], samples: int, seed: tuple[int, int], temperature: float
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        seed: tuple[int, int],
+        sampling: Sampling,
+        negative_prompt: str | None = None,
     ) -> Iterator[Rollout]:
         """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete.
 
@@ -58,47 +72,72 @@ class RolloutEngine:
             prompts: each with its place in the step's list.
             samples: G, images per prompt.
             seed: (run seed, step), see `uniform_stream`.
-            temperature: 0 is greedy.
+            sampling: with guidance every image is decoded in two contexts.
+            negative_prompt: caption of the unconditional context; the null prompt of training if there is none.
 
         Raises:
-            UserError: a prompt is empty or longer than `max_prompt_tokens`; nothing is drawn then.
+            UserError: a prompt is empty, longer than `max_prompt_tokens`, or can never fit; nothing is drawn then.
         """
         ids = [self.encode(prompt.text) for prompt in prompts]
-        engine = self.llm.llm_engine
-        for i, prompt in enumerate(prompts):
-            for k in range(samples):
-                params = SamplingParams(
-                    temperature=0,
-                    max_tokens=self.layout.tokens,
-                    ignore_eos=True,
-                    logprobs=0,
-                    detokenize=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                    extra_args={"seed": [*seed, prompt.index, k], "temperature": temperature},
+        guided = sampling.guidance_scale != 1
+        unconditional = (self.encode(negative_prompt) if negative_prompt else self.encode.null) if guided else None
+        self._check_fits([max(ids, key=len), *([unconditional] if unconditional else [])])
+        images = [(i, k) for i in range(len(prompts)) for k in range(samples)]
+        try:
+            for i, k in images:
+                draw = {"seed": [*seed, prompts[i].index, k], "sampling": sampling}
+                self._add(f"{i}/{k}", ids[i], draw | ({"pair": f"{i}/{k}"} if guided else {}))
+                if unconditional:
+                    self._add(
+                        f"{i}/{k}{UNCONDITIONAL}", unconditional, draw | {"pair": f"{i}/{k}", "unconditional": True}
+                    )
+            finished: dict[str, RequestOutput] = {}
+            for i, prompt in enumerate(prompts):
+                members = [f"{i}/{k}" for k in range(samples)]
+                while not all(member in finished for member in members):
+                    outputs = self.llm.llm_engine.step()
+                    finished.update((output.request_id, output) for output in outputs if output.finished)
+                group = [finished.pop(member).outputs[0] for member in members]
+                codes = np.array([image.token_ids for image in group]) - self.layout.visual_offset
+                log_probs = [[entry[token].logprob for token, entry in _positions(image)] for image in group]
+                yield Rollout(
+                    prompt=prompt,
+                    prompt_ids=ids[i],
+                    unconditional_ids=unconditional,
+                    codes=codes.astype(np.uint16),
+                    log_probs=np.array(log_probs, dtype=np.float32),
+                    sampling=sampling,
+                    weight_version=self.version,
+                    seed=seed,
                 )
-                engine.add_request(f"{i}/{k}", {"prompt_token_ids": ids[i]}, params)
-        finished: dict[str, RequestOutput] = {}
-        for i, prompt in enumerate(prompts):
-            members = [f"{i}/{k}" for k in range(samples)]
-            while not all(member in finished for member in members):
-                finished.update((output.request_id, output) for output in engine.step() if output.finished)
-            group = [finished.pop(member).outputs[0] for member in members]
-            yield Rollout(
-                prompt=prompt,
-                prompt_ids=ids[i],
-                codes=(np.array([image.token_ids for image in group]) - self.layout.visual_offset).astype(np.uint16),
-                log_probs=np.array(
-                    [
-                        [
-                            position[token].logprob
-                            for token, position in zip(image.token_ids, image.logprobs, strict=True)
-                        ]
-                        for image in group
-                    ],
-                    dtype=np.float32,
-                ),
-                weight_version=self.version,
-                seed=seed,
+        finally:
+            # What is left when the caller did not take every group.
+            names = [f"{i}/{k}{half}" for i, k in images for half in ("", UNCONDITIONAL)]
+            self.llm.llm_engine.abort_request(names)
+
+    def _add(self, name: str, prompt_ids: list[int], draw: dict[str, Any]) -> None:
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=self.layout.tokens,
+            ignore_eos=True,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=draw,
+        )
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, params)
+
+    def _check_fits(self, contexts: list[list[int]]) -> None:
+        """Raise UserError if an image with these contexts could never be admitted, see PairScheduler."""
+        config = self.llm.llm_engine.vllm_config
+        block, slots = config.cache_config.block_size, config.scheduler_config.max_num_seqs
+        needed, blocks = sum(-(-(len(ids) + self.layout.tokens) // block) for ids in contexts), self.capacity
+        if len(contexts) > slots:
+            raise UserError(f"a guided image takes 2 slots, engine.max_concurrent is {slots}: raise it")
+        if needed > blocks:
+            raise UserError(
+                f"an image takes {needed} blocks of the key-value cache, the engine has {blocks}: "
+                f"raise engine.kv_cache_gib by a factor of {needed / blocks:.2f}"
             )
 
     def load_weights(self, weights: Weights) -> None:
@@ -120,3 +159,8 @@ class RolloutEngine:
     def checksum(self) -> str:
         """Checksum of the weights in the engine, comparable with the learner's."""
         return self.llm.apply_model(lambda model: checksum(model.named_weights()))[0]
+
+
+def _positions(image: CompletionOutput) -> Iterator[tuple[int, dict[int, Logprob]]]:
+    """Token and log-probs of every position of an image."""
+    return zip(image.token_ids, image.logprobs, strict=True)

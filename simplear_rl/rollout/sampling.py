@@ -1,9 +1,39 @@
-"""Drawing codes: a uniform stream per sample, and the inverse CDF. Any engine can replay it."""
+"""Drawing codes: what is drawn from, a uniform stream per sample, and the inverse CDF. Any engine can replay it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn from the policy's logits, in this order: guidance, temperature, top-k, top-p."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 keeps the whole codebook
+    top_p: float = 1.0
+    guidance_scale: float = 1.0  # 1 is unguided
+
+
+def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Normalised natural log-probs [..., codebook_size] that `sampling` draws from; -inf where it never draws.
+
+    Top-k keeps the k likeliest codes, top-p the fewest likeliest ones whose probabilities reach p. At temperature 0
+    they are those of temperature 1: the likeliest code is the same.
+    """
+    log_probs_BC = torch.log_softmax(logits_BC.float() / (sampling.temperature or 1.0), dim=-1)
+    if not sampling.top_k and sampling.top_p >= 1:
+        return log_probs_BC
+    ordered_BC, codes_BC = log_probs_BC.sort(dim=-1, descending=True, stable=True)
+    dropped_BC = torch.zeros_like(ordered_BC, dtype=torch.bool)
+    if sampling.top_k:
+        dropped_BC[..., sampling.top_k :] = True
+    kept_BC = torch.log_softmax(ordered_BC.masked_fill(dropped_BC, -torch.inf), dim=-1).exp()
+    dropped_BC |= kept_BC.cumsum(-1) - kept_BC >= sampling.top_p
+    dropped_BC = torch.zeros_like(dropped_BC).scatter_(-1, codes_BC, dropped_BC)
+    return torch.log_softmax(log_probs_BC.masked_fill(dropped_BC, -torch.inf), dim=-1)
 
 
 def uniform_stream(seed: Sequence[int], length: int) -> np.ndarray:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simplear_rl.rollout.sampling import Sampling
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -22,7 +24,9 @@ class Rollout:
 
     prompt: Prompt
     prompt_ids: list[int]
+    unconditional_ids: list[int] | None  # the other context of guided samples
     codes: np.ndarray  # uint16 [G, T], raster order
     log_probs: np.ndarray  # float32 [G, T], behaviour log-probs, normalised over the visual codebook
+    sampling: Sampling
     weight_version: int
     seed: tuple[int, int]  # run seed, step

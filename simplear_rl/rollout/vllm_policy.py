@@ -15,8 +15,9 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
+from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.sampling import draw_codes, uniform_stream
+from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 
 
 class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
@@ -55,9 +56,10 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
 
 
 class CodeSampler(LogitsProcessor):
-    """Draws each image's next code from softmax(logits / temperature) over the visual codebook.
+    """Draws each image's next code, once for both of its contexts where it is guided.
 
-    A request states its seed and temperature in `SamplingParams.extra_args`; temperature 0 is greedy.
+    `SamplingParams.extra_args` states `seed` and `sampling`, and of a guided image's contexts `pair` and
+    `unconditional`. A guided code is drawn from softmax(u + scale * (c - u)), and both rows are left with it.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
@@ -68,26 +70,37 @@ class CodeSampler(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
+        # A request's state is made when its row is added: a later image may use the name of an earlier pair.
         process_dict_updates(self.requests, batch_update, lambda params, _, output: _Request(params, output))
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        rows = [self.requests[i] for i in range(len(logits))]
         visual_BC = logits[:, self.layout.visual_offset : self.layout.vocabulary_size]
-        temperature_B1 = logits.new_tensor([[r.temperature or 1.0] for r in rows])
-        log_probs_BC = torch.log_softmax(visual_BC / temperature_B1, dim=-1)
-        uniform_B = torch.tensor([r.next_uniform() for r in rows], dtype=torch.float64)
-        codes_B = draw_codes(log_probs_BC, uniform_B)
-        greedy_B = logits.new_tensor([r.temperature == 0 for r in rows], dtype=torch.bool)
-        codes_B1 = torch.where(greedy_B, log_probs_BC.argmax(-1), codes_B).unsqueeze(-1)
-        drawn_B1 = log_probs_BC.gather(-1, codes_B1)
+        images = [(row, self.requests[row]) for row in range(len(logits)) if not self.requests[row].unconditional]
+        partner = {r.pair: row for row, r in self.requests.items() if r.unconditional}
+        codes_B1 = torch.empty(len(logits), 1, dtype=torch.int64, device=logits.device)
+        drawn_B1 = torch.empty(len(logits), 1, dtype=logits.dtype, device=logits.device)
+        for sampling in {request.sampling for _, request in images}:
+            rows = [row for row, request in images if request.sampling == sampling]
+            logits_IC = visual_BC[rows]
+            others = [partner[self.requests[row].pair] for row in rows] if sampling.guidance_scale != 1 else []
+            if others:
+                logits_IC = guided_logits(logits_IC, visual_BC[others], sampling.guidance_scale)
+            log_probs_IC = sampling_log_probs(logits_IC, sampling)
+            uniform_I = torch.tensor([self.requests[row].next_uniform() for row in rows], dtype=torch.float64)
+            codes_I = draw_codes(log_probs_IC, uniform_I) if sampling.temperature else log_probs_IC.argmax(-1)
+            for contexts in [rows, others] if others else [rows]:
+                codes_B1[contexts] = codes_I.unsqueeze(-1)
+                drawn_B1[contexts] = log_probs_IC.gather(-1, codes_I.unsqueeze(-1))
         return logits.fill_(-torch.inf).scatter_(-1, codes_B1 + self.layout.visual_offset, drawn_B1)
 
 
 class _Request:
-    """The uniform stream of one running image; `output` is vLLM's live list of its tokens so far."""
+    """The uniform stream of one running context; `output` is vLLM's live list of its tokens so far."""
 
     def __init__(self, params: SamplingParams, output: list[int]):
-        self.temperature = params.extra_args["temperature"]
+        self.sampling: Sampling = params.extra_args["sampling"]
+        self.pair: str | None = params.extra_args.get("pair")
+        self.unconditional: bool = params.extra_args.get("unconditional", False)
         self.uniforms = uniform_stream(params.extra_args["seed"], params.max_tokens)
         self.output = output
 

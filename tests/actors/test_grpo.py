@@ -25,6 +25,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt
 from simplear_rl.run import read_metrics
 
@@ -83,6 +84,14 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp
         np.testing.assert_allclose(tensor, weights[1][name], atol=1e-3, err_msg=name)
 
 
+def test_guided_run_optimises_what_it_samples(ray_cluster, world, tmp_path):
+    grpo.train(grpo_config(world, tmp_path / "run", "rollout.guidance_scale=2.5"))
+    first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert first["ratio_min"] == first["ratio_max"] == 1.0
+    assert first["kl"] == 0.0 < second["kl"]
+    assert max(first["mismatch_max"], second["mismatch_max"]) < 1e-4
+
+
 def test_run_directory_holds_what_a_user_looks_for(one_of_each):
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "samples", "final"} <= set(os.listdir(one_of_each))
     assert (one_of_each / "samples" / "step-000002.png").stat().st_size > 1000
@@ -112,7 +121,7 @@ def test_a_sample_does_not_depend_on_its_actor(ray_cluster, policy):
         stage.ready()
 
         def drawn(actors, order):
-            return {i: ray.get(group) for i, group in stream(actors, 5, [prompts[i] for i in order], 2, 0, 1.0)}
+            return {i: ray.get(group) for i, group in stream(actors, 5, [prompts[i] for i in order], 2, 0, Sampling())}
 
         together, swapped, alone = drawn(engines, range(4)), drawn(engines[::-1], range(4)), drawn(engines[:1], [3, 1])
         for i in range(4):

@@ -13,6 +13,7 @@ from simplear_rl.learning.learner import Learner, ScoredRollout
 from simplear_rl.learning.weights import checksum
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt, Rollout
 
 CODES = 100  # of the policy of conftest.py
@@ -28,18 +29,25 @@ def token_batch(encode, offset: int) -> TokenBatch:
     return TokenBatch([np.concatenate([encode(c), random.integers(0, CODES, 16) + offset]) for c in captions])
 
 
-def scored_groups(policy, number: int = 2) -> list[ScoredRollout]:
+def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0) -> list[ScoredRollout]:
     """Groups of random codes, with the reference's log-probs as behaviour and reference alike."""
     random, reference, encode = (
         np.random.default_rng(1),
-        ReferencePolicy(policy, "float32", 1.0),
+        ReferencePolicy(policy, "float32"),
         load_policy(policy)[1],
     )
     groups = []
     for i in range(number):
         codes = random.integers(0, CODES, (4, 16)).astype(np.uint16)
         empty = Rollout(
-            Prompt(i, "a red circle"), encode("a red circle"), codes, np.zeros((4, 16), np.float32), 0, (0, 1)
+            prompt=Prompt(i, "a red circle"),
+            prompt_ids=encode("a red circle"),
+            unconditional_ids=encode.null if guidance_scale != 1 else None,
+            codes=codes,
+            log_probs=np.zeros((4, 16), np.float32),
+            sampling=Sampling(guidance_scale=guidance_scale),
+            weight_version=0,
+            seed=(0, 1),
         )
         log_probs = reference.log_probs(empty)
         rollout = dataclasses.replace(empty, log_probs=log_probs)
@@ -90,16 +98,16 @@ def test_supervised_step_is_plain_adamw_on_the_token_mean(run, policy, zero_stag
         torch.testing.assert_close(tensor, expected[name].detach(), atol=2e-5, rtol=0, msg=name)
 
 
-def first_grpo_steps(policy, updates_per_batch):
+def first_grpo_steps(policy, updates_per_batch, guidance_scale):
     learner = Learner(config(), policy, 10, micro_batches=2)
     algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch)
-    groups = scored_groups(policy)
-    return [learner.update(groups, algorithm, 1.0) for _ in range(2)]
+    groups = scored_groups(policy, guidance_scale=guidance_scale)
+    return [learner.update(groups, algorithm) for _ in range(2)]
 
 
-@pytest.mark.parametrize("updates_per_batch", [1, 2])
-def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, updates_per_batch):
-    first, second = run(first_grpo_steps, policy, updates_per_batch)
+@pytest.mark.parametrize(("updates_per_batch", "guidance_scale"), [(1, 1.0), (2, 1.0), (1, 3.0)])
+def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, updates_per_batch, guidance_scale):
+    first, second = run(first_grpo_steps, policy, updates_per_batch, guidance_scale)
     assert first["ratio_min"] == first["ratio_max"] == 1.0
     assert first["kl"] == 0.0
     assert first["mismatch_max"] == 0.0
@@ -110,10 +118,10 @@ def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, updat
 def rewarded_log_probs(policy):
     learner = Learner(config(), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
-    before = learner._log_probs(groups[0], 1.0, no_grad=True).sum(1)
+    before = learner._log_probs(groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1)
     for _ in range(5):
-        learner.update(groups, AlgorithmConfig(), 1.0)
-    return (learner._log_probs(groups[0], 1.0, no_grad=True).sum(1) - before), groups[0].rewards
+        learner.update(groups, AlgorithmConfig())
+    return (learner._log_probs(groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1) - before), groups[0].rewards
 
 
 def test_updates_favour_the_better_samples(run, policy):
@@ -124,12 +132,12 @@ def test_updates_favour_the_better_samples(run, policy):
 def interrupted_and_not(policy, folder, zero_stage):
     learner = Learner(config(zero_stage), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
-    learner.update(groups, AlgorithmConfig(), 1.0)
+    learner.update(groups, AlgorithmConfig())
     learner.save(folder)
-    learner.update(groups, AlgorithmConfig(), 1.0)
+    learner.update(groups, AlgorithmConfig())
     through = learner.weights()
     learner.load(folder)
-    learner.update(groups, AlgorithmConfig(), 1.0)
+    learner.update(groups, AlgorithmConfig())
     return through, learner.weights()
 
 

@@ -1,13 +1,16 @@
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from simplear_rl.errors import UserError
-from simplear_rl.policy.log_probs import visual_log_probs
+from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.rollout.sampling import Sampling
+from simplear_rl.rollout.types import Prompt, Rollout
 
 
 def test_folder_is_loaded_by_plain_transformers(policy):
@@ -18,14 +21,57 @@ def test_folder_is_loaded_by_plain_transformers(policy):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_log_probs_are_those_of_the_full_logits_restricted_to_visual_ids(policy):
+def full_logits(model, prompt, codes, layout):
+    ids = torch.cat([torch.tensor(prompt).expand(len(codes), -1), codes + layout.visual_offset], dim=1)
+    return model(ids).logits[:, len(prompt) - 1 : -1, layout.visual_offset :]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_log_probs_are_those_of_the_full_logits_restricted_to_visual_ids(policy, scale):
     model, encode = load_policy(policy)
     layout = read_layout(policy)
-    prompt, codes = encode("two cross"), torch.randint(0, 100, (3, 16), generator=torch.Generator().manual_seed(0))
-    ids = torch.cat([torch.tensor(prompt).expand(3, -1), codes + layout.visual_offset], dim=1)
-    logits = model(ids).logits[:, len(prompt) - 1 : -1, layout.visual_offset :] / 0.7
+    codes = torch.randint(0, 100, (3, 16), generator=torch.Generator().manual_seed(0))
+    conditional = full_logits(model, encode("two cross"), codes, layout)
+    unconditional = full_logits(model, encode.null, codes, layout)
+    logits = (unconditional + scale * (conditional - unconditional)) / 0.7
     expected = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(visual_log_probs(model, prompt, codes, layout, 0.7), expected)
+    rollout = Rollout(
+        prompt=Prompt(0, "two cross"),
+        prompt_ids=encode("two cross"),
+        unconditional_ids=encode.null if scale != 1 else None,
+        codes=codes.numpy().astype(np.uint16),
+        log_probs=np.zeros((3, 16), np.float32),
+        sampling=Sampling(temperature=0.7, guidance_scale=scale),
+        weight_version=0,
+        seed=(0, 1),
+    )
+    torch.testing.assert_close(rollout_log_probs(model, rollout, layout), expected)
+
+
+def test_guided_gradient_flows_through_both_contexts_or_one(policy):
+    model, encode = load_policy(policy)
+    layout, scale = read_layout(policy), 2.0
+    codes = torch.randint(0, 100, (2, 16), generator=torch.Generator().manual_seed(0))
+    rollout = Rollout(
+        prompt=Prompt(0, "two cross"),
+        prompt_ids=encode("two cross"),
+        unconditional_ids=encode.null,
+        codes=codes.numpy().astype(np.uint16),
+        log_probs=np.zeros((2, 16), np.float32),
+        sampling=Sampling(guidance_scale=scale),
+        weight_version=0,
+        seed=(0, 1),
+    )
+    weight = model.model.layers[0].mlp.down_proj.weight
+    for both in True, False:
+        conditional = full_logits(model, encode("two cross"), codes, layout)
+        unconditional = full_logits(model, encode.null, codes, layout)
+        unconditional = unconditional if both else unconditional.detach()
+        logits = unconditional + scale * (conditional - unconditional)
+        plain = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1)).sum()
+        (expected,) = torch.autograd.grad(plain, weight)
+        (found,) = torch.autograd.grad(rollout_log_probs(model, rollout, layout, both).sum(), weight)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def damaged(policy, folder, name, content):

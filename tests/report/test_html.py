@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -30,13 +31,14 @@ def root(tmp_path):
         values = {"images": 24, "scores": scores(results), "confidence_intervals": confidence_intervals(results, 0)}
         (output / "scores.json").write_text(json.dumps(values))
     (tmp_path / "timings.jsonl").write_text('{"phase": "grpo", "seconds": 2.0}\n{"phase": "grpo", "seconds": 3.0}\n')
+    shutil.copytree(tmp_path / "evaluation" / "sft", tmp_path / "evaluation" / "grpo-step-000050")
     return tmp_path
 
 
 def test_page_holds_tables_curves_samples_and_times(root):
     page = write_report(root, STAGES).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page), "something is fetched from elsewhere"
-    assert page.count("<img") == 2 + len(STAGES)
+    assert page.count("<img") == 3 + len(STAGES)
     cells = re.findall(r"<td>(\d\.\d{3})", page)
     assert cells[:3] == ["0.250", "0.500", "0.750"]
     assert "<td>grpo</td><td>5</td>" in page  # both parts of an interrupted phase

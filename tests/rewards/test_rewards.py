@@ -13,6 +13,7 @@ from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rewards.scorer import RewardScorer
+from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt, Rollout
 from simplear_rl.shapes import clip_training
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
@@ -34,7 +35,7 @@ def folders(tmp_path_factory):
 
 def rollout(text="a red circle"):
     codes = np.random.default_rng(0).integers(0, 1000, (4, 64)).astype(np.uint16)
-    return Rollout(Prompt(0, text), [1, 2], codes, np.zeros((4, 64), np.float32), 0, (0, 1))
+    return Rollout(Prompt(0, text), [1, 2], None, codes, np.zeros((4, 64), np.float32), Sampling(), 0, (0, 1))
 
 
 def config(clip, **more):
