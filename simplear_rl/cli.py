@@ -28,9 +28,14 @@ keys: {", ".join(known_keys(schema))}""",
     parser.add_argument("--config", type=Path, default=default, help=f"YAML file (default: configs/shapes/{name}.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     arguments = parser.parse_intermixed_args()
+    exit_on_user_error(name, lambda: command(load_config(schema, arguments.config, arguments.overrides)))
+
+
+def exit_on_user_error(name: str, command: Callable[[], object]) -> None:
+    """Run `command`; end the process with one message on a UserError, wherever it was raised, or on Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        command(load_config(schema, arguments.config, arguments.overrides))
+        command()
     except UserError as error:
         sys.exit(f"simplear_rl.{name}: {_innermost(error)}")
     except KeyboardInterrupt:

@@ -62,31 +62,39 @@ class ImageLayout:
 
 def read_layout(policy: Path) -> ImageLayout:
     """The layout of a policy folder. Raises UserError if there is no policy or it is not one of images."""
+    return ImageLayout.of(_read_config(policy))
+
+
+def _read_config(policy: Path) -> PreTrainedConfig:
     if not (policy / "config.json").is_file():
         raise UserError(f"{policy}: no policy there (config.json is missing)")
     try:
-        config = AutoConfig.from_pretrained(policy)
+        return AutoConfig.from_pretrained(policy)
     except (OSError, ValueError) as error:
         raise UserError(f"{policy}/config.json: not a readable model configuration: {error}") from error
-    return ImageLayout.of(config)
 
 
 def read_encoder(policy: Path, max_tokens: int | None = None) -> "PromptEncoder":
-    """The prompt encoder of a policy folder. Raises UserError if its text tokenizer is missing or does not fit."""
+    """The prompt encoder of a policy folder; prompts are as long as `max_tokens` and the model's positions allow.
+
+    Raises UserError if its text tokenizer is missing or does not fit.
+    """
     if not (policy / "tokenizer.json").is_file():
         raise UserError(f"{policy}: no text tokenizer there (tokenizer.json is missing)")
-    layout = read_layout(policy)
+    config = _read_config(policy)
+    layout = ImageLayout.of(config)
+    room = config.max_position_embeddings - layout.tokens
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(policy)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(f"{policy}/tokenizer.json: not a readable tokenizer: {error}") from error
-    return PromptEncoder(tokenizer, layout, max_tokens)
+    return PromptEncoder(tokenizer, layout, min(room, max_tokens or room))
 
 
 class PromptEncoder:
-    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`; at most `max_tokens` if that is given."""
+    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`, at most `max_tokens`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: ImageLayout, max_tokens: int | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: ImageLayout, max_tokens: int):
         if len(tokenizer) != layout.visual_offset:
             raise UserError(
                 f"text tokenizer {tokenizer.name_or_path} has {len(tokenizer)} ids, "
@@ -101,8 +109,8 @@ class PromptEncoder:
         if not caption.strip():
             raise UserError("empty caption: a prompt needs at least one word")
         text = self.tokenizer(self.prefix + caption, add_special_tokens=False).input_ids
-        if self.max_tokens and len(text) + 2 > self.max_tokens:
-            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, max_prompt_tokens is {self.max_tokens}")
+        if len(text) + 2 > self.max_tokens:
+            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, there is room for {self.max_tokens}")
         return [self.begin, *text, self.end]
 
     @property

@@ -7,8 +7,6 @@ from typing import Any
 
 # One process: weights are updated in place and the engine steps only when it is asked to.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile on a CPU.
-os.environ["TORCH_COMPILE_DISABLE"] = "1"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # Bound to cores, the engines of one machine would all sit on the same ones.
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -16,6 +14,7 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
 import numpy as np
+import torch._dynamo
 from vllm import LLM, CompletionOutput, ModelRegistry, RequestOutput, SamplingParams
 from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
@@ -29,32 +28,38 @@ from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt, Rollout
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
 
+# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile on a CPU.
+torch._dynamo.config.disable = True
+
 UNCONDITIONAL = "/unconditional"  # ends the name of a pair's second request
 ModelRegistry.register_model("VisualQwen2ForCausalLM", VisualQwen2ForCausalLM)
 
 
 class RolloutEngine:
-    """A policy folder in vLLM."""
+    """A policy folder in vLLM. Raises UserError if the folder is no policy or the cache is too small for it."""
 
     def __init__(self, policy: Path, config: EngineConfig):
         self.layout = read_layout(policy)
         self.encode = read_encoder(policy, config.max_prompt_tokens)
-        self.llm = LLM(
-            model=str(policy),
-            hf_overrides={"architectures": ["VisualQwen2ForCausalLM"]},
-            skip_tokenizer_init=True,
-            dtype=config.dtype,
-            max_model_len=config.max_prompt_tokens + self.layout.tokens,
-            max_num_seqs=config.max_concurrent,
-            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-            logits_processors=[CodeSampler],
-            logprobs_mode="processed_logits",
-            generation_config="vllm",  # not the checkpoint's own: it may carry a repetition penalty and EOS ids
-            scheduler_cls=PairScheduler,
-            async_scheduling=False,  # PairScheduler is written for the plain one
-            enforce_eager=True,
-            disable_log_stats=True,
-        )
+        try:
+            self.llm = LLM(
+                model=str(policy),
+                hf_overrides={"architectures": ["VisualQwen2ForCausalLM"]},
+                skip_tokenizer_init=True,
+                dtype=config.dtype,
+                max_model_len=config.max_prompt_tokens + self.layout.tokens,
+                max_num_seqs=config.max_concurrent,
+                kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+                logits_processors=[CodeSampler],
+                logprobs_mode="processed_logits",
+                generation_config="vllm",  # not the checkpoint's own: it may carry a repetition penalty and EOS ids
+                scheduler_cls=PairScheduler,
+                async_scheduling=False,  # PairScheduler is written for the plain one
+                enforce_eager=True,
+                disable_log_stats=True,
+            )
+        except ValueError as error:  # for example a cache that holds not even one image
+            raise UserError(f"vLLM does not start with kv_cache_gib={config.kv_cache_gib:g}: {error}") from error
         self.capacity = self.llm.llm_engine.engine_core.engine_core.scheduler.capacity  # blocks of the cache
         self.version = 0
 

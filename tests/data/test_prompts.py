@@ -23,7 +23,7 @@ def test_prompts_are_the_lines(tmp_path, encode):
         (b"a circle\n\na cross\n", "line 2: empty prompt"),
         (b"a circle\n\xff\xfe\n", "line 2: not UTF-8"),
         (b"a circle\na\x00cross\n", "line 2: control characters"),
-        (b"a cross\n" + b"a red circle " * 9 + b"\n", "line 2: .* has 32 tokens, max_prompt_tokens is 12"),
+        (b"a cross\n" + b"a red circle " * 9 + b"\n", "line 2: .* has 32 tokens, there is room for 12"),
     ],
 )
 def test_broken_lines_are_named(tmp_path, encode, content, message):

@@ -41,7 +41,7 @@ def test_published_layout_of_the_real_tokenizer():
     assert tokenizer.convert_tokens_to_ids(["<|t2i|>", "<|soi|>"]) == [151_665, 151_667]
     layout = ImageLayout(len(tokenizer), 64_000, 64, 64, "A photo of ")
     assert (layout.visual_offset, layout.vocabulary_size, layout.tokens) == (151_672, 215_672, 4_096)
-    PromptEncoder(tokenizer, layout)("two dogs")
+    PromptEncoder(tokenizer, layout, max_tokens=20)("two dogs")
 
 
 def changed(policy, folder, **values):
