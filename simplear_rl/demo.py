@@ -35,6 +35,8 @@ STAGES: dict[str, tuple[Callable[[Any], None], type[StageConfig]]] = {
     "grpo": (grpo.train, GrpoConfig),
 }
 
+GUIDANCE_SCALE = 2.5
+
 
 def demo(config: DemoConfig) -> None:
     """Run what is not finished yet and write `root`/report.html."""
@@ -60,10 +62,12 @@ def demo(config: DemoConfig) -> None:
         if not (configs[stage].run / "final").exists():
             with timed(config.root, stage):
                 train(configs[stage])
-        _evaluate(configs[stage].run / "final", config.root / "evaluation" / stage, overrides)
+        policy, output = configs[stage].run / "final", config.root / "evaluation" / stage
+        _evaluate(policy, output, overrides)
+        _evaluate(policy, output.with_name(f"{stage}-guided"), [*overrides, f"guidance_scale={GUIDANCE_SCALE}"])
     for checkpoint in checkpoints(last.run)[:-1]:  # the way to the last, for the curve of scores
         _evaluate(checkpoint / "model", config.root / "evaluation" / f"grpo-{checkpoint.name}", overrides)
-    report = write_report(config.root, list(STAGES))
+    report = write_report(config.root, list(STAGES), GUIDANCE_SCALE)
     print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
 
 

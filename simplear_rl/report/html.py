@@ -33,14 +33,15 @@ CURVES = {
 }
 
 
-def write_report(root: Path, stages: Sequence[str]) -> Path:
+def write_report(root: Path, stages: Sequence[str], guidance_scale: float) -> Path:
     """Write `root`/report.html from the runs and evaluations of `stages`; returns its path."""
-    evaluations = {stage: json.loads((root / "evaluation" / stage / "scores.json").read_text()) for stage in stages}
+    evaluations = _evaluations(root, stages)
     template = jinja2.Template(resources.files(__package__).joinpath("report.html.jinja").read_text(), autoescape=True)
     page = template.render(
         tags=[*TAGS, "overall"],
         evaluations=evaluations,
-        scores=_scores_figure(evaluations),
+        scores=_scores_figure({stage: evaluations[stage] for stage in stages}),
+        guidance_scale=guidance_scale,
         score_curve=_score_curve_figure(root, stages),
         curves={stage: _curves_figure(root / stage / "metrics.jsonl", CURVES[stage]) for stage in stages},
         samples=_samples_figure(root, stages),
@@ -53,11 +54,17 @@ def write_report(root: Path, stages: Sequence[str]) -> Path:
 
 def summary(root: Path, stages: Sequence[str]) -> str:
     """The score table for the terminal."""
-    evaluations = {stage: json.loads((root / "evaluation" / stage / "scores.json").read_text()) for stage in stages}
-    lines = [f"{'':14s}" + "".join(f"{stage:>12s}" for stage in stages)]
+    evaluations = _evaluations(root, stages)
+    lines = [f"{'':14s}" + "".join(f"{name:>17s}" for name in evaluations)]
     for tag in (*TAGS, "overall"):
-        lines.append(f"{tag:14s}" + "".join(f"{evaluations[stage]['scores'][tag]:12.3f}" for stage in stages))
+        lines.append(f"{tag:14s}" + "".join(f"{values['scores'][tag]:17.3f}" for values in evaluations.values()))
     return "\n".join(lines)
+
+
+def _evaluations(root: Path, stages: Sequence[str]) -> dict[str, dict]:
+    """What each stage scored, unguided and guided."""
+    names = [name for stage in stages for name in (stage, f"{stage}-guided")]
+    return {name: json.loads((root / "evaluation" / name / "scores.json").read_text()) for name in names}
 
 
 def _inline(figure: Figure) -> str:
@@ -124,7 +131,8 @@ def _samples_figure(root: Path, stages: Sequence[str], per_tag: int = 2) -> str:
     }
     tags = [row["tag"] for row in results[stages[0]]]
     shown = [i for tag in TAGS for i in range(tags.index(tag), tags.index(tag) + per_tag)]
-    rows, titles = [], []
+    rows: list[tuple[str, np.ndarray]] = []
+    titles: list[list[str]] = []
     for stage, folder in folders.items():
         outcomes = [results[stage][i] for i in shown]
         rows.append((stage, np.stack([np.asarray(Image.open(folder / outcome["filename"])) for outcome in outcomes])))

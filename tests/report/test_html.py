@@ -31,20 +31,21 @@ def root(tmp_path):
         values = {"images": 24, "scores": scores(results), "confidence_intervals": confidence_intervals(results, 0)}
         (output / "scores.json").write_text(json.dumps(values))
     (tmp_path / "timings.jsonl").write_text('{"phase": "grpo", "seconds": 2.0}\n{"phase": "grpo", "seconds": 3.0}\n')
-    shutil.copytree(tmp_path / "evaluation" / "sft", tmp_path / "evaluation" / "grpo-step-000050")
+    for copy, of in {**{f"{stage}-guided": "grpo" for stage in STAGES}, "grpo-step-000050": "sft"}.items():
+        shutil.copytree(tmp_path / "evaluation" / of, tmp_path / "evaluation" / copy)
     return tmp_path
 
 
 def test_page_holds_tables_curves_samples_and_times(root):
-    page = write_report(root, STAGES).read_text()
+    page = write_report(root, STAGES, 2.5).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page), "something is fetched from elsewhere"
     assert page.count("<img") == 3 + len(STAGES)
     cells = re.findall(r"<td>(\d\.\d{3})", page)
-    assert cells[:3] == ["0.250", "0.500", "0.750"]
+    assert cells[:6] == ["0.250", "0.750", "0.500", "0.750", "0.750", "0.750"]
     assert "<td>grpo</td><td>5</td>" in page  # both parts of an interrupted phase
 
 
 def test_summary_is_a_table_of_tags_and_stages(root):
     lines = summary(root, STAGES).splitlines()
-    assert lines[0].split() == STAGES
-    assert lines[-1].split() == ["overall", "0.250", "0.500", "0.750"]
+    assert lines[0].split() == [name for stage in STAGES for name in (stage, f"{stage}-guided")]
+    assert lines[-1].split() == ["overall", "0.250", "0.750", "0.500", "0.750", "0.750", "0.750"]
