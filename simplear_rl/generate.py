@@ -1,6 +1,7 @@
 """Images for prompts, with one of three engines: vLLM, Transformers, or speculative Jacobi decoding (sjd)."""
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -16,7 +17,7 @@ from simplear_rl.config import EngineConfig
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.errors import UserError
 from simplear_rl.policy.model import load_policy
-from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
 from simplear_rl.rollout.sampling import Sampling
@@ -65,11 +66,7 @@ def generate(options: argparse.Namespace) -> None:
     layout, encode = read_layout(options.model), read_encoder(options.model)
     tokenizer = CosmosTokenizer(options.tokenizer, DEVICE)
     layout.check_codebook(tokenizer.codebook_size, str(options.tokenizer))
-    if Path(options.prompts).is_file() or options.prompts == "-":
-        texts = read_prompts(Path("/dev/stdin" if options.prompts == "-" else options.prompts), encode)
-    else:
-        texts = [options.prompts]
-    prompts = [Prompt(i, text) for i, text in enumerate(texts)]
+    prompts = [Prompt(i, text) for i, text in enumerate(_texts(options.prompts, encode))]
     options.output.mkdir(parents=True, exist_ok=True)
     rows, start = [], monotonic()
     draw = _with_vllm if options.engine == "vllm" else _with_transformers
@@ -82,6 +79,16 @@ def generate(options: argparse.Namespace) -> None:
             bar.update(len(images))
     grid_figure(rows).savefig(options.output / "contact_sheet.png")
     print(f"{bar.n} images, {bar.n / (monotonic() - start):.2f} images/s with the engine's start: {options.output}")
+
+
+def _texts(prompts: str, encode: PromptEncoder) -> list[str]:
+    """What --prompts names: the lines of a file or of standard input, or itself."""
+    if prompts == "-":
+        return read_prompts(Path("/dev/stdin"), encode)
+    if os.path.isfile(prompts) or prompts.endswith(".txt"):
+        return read_prompts(Path(prompts), encode)
+    encode(prompts)
+    return [prompts]
 
 
 def _check(options: argparse.Namespace) -> None:

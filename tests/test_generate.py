@@ -94,6 +94,8 @@ def test_files_say_how_they_came_about(world, tmp_path):
         (["--negative-prompt", "a square"], "has no effect without guidance"),
         (["--prompts", "a cross " * 100], r"has \d+ tokens, there is room for \d+"),
         (["--kv-cache-gib", "0.0001"], "kv_cache_gib"),
+        (["--prompts", " "], "empty caption"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--model", "nowhere"], "nowhere: no policy there"),
         (["--tokenizer", "nowhere"], "nowhere/encoder.jit: not found"),
     ],
