@@ -25,7 +25,7 @@ GEOMETRIES = {
     "60M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12},
 }
 GUIDED, UNGUIDED = Sampling(guidance_scale=3.0), Sampling()
-WORDS = "A photo of a red circle and blue square".split()
+WORDS = ["A", "photo", "of", "a", "red", "circle", "and", "blue", "square"]
 
 
 def measure(policy: Path, images: int, repeats: int) -> dict[str, float]:
