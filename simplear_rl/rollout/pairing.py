@@ -65,8 +65,9 @@ class PairScheduler(Scheduler):
                 unfinished.append(request)
                 tokens += request.num_prompt_tokens
         output = super().schedule(throttle_prefills)
-        if self.waiting or output.preempted_req_ids or len(output.num_scheduled_tokens) != len(self.requests):
-            raise RuntimeError("the step does not hold every admitted request whole: vLLM delayed or preempted one")
+        whole = len(output.num_scheduled_tokens) == len(self.requests) == len(self.running)
+        if not whole or output.preempted_req_ids or any(request.is_prefill_chunk for request in self.running):
+            raise RuntimeError("vLLM delayed, split or preempted a request that was admitted as fitting")
         return output
 
     def _fits(self, image: tuple[Request, ...], unfinished: list[Request], tokens: int) -> bool:
