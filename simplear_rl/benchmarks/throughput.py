@@ -1,6 +1,8 @@
 """Images per second of the engines, side by side, on random policies of 5 M and 60 M parameters.
 
-OMP_NUM_THREADS=2 python -m simplear_rl.benchmarks.throughput --images 16 64 --tokens 256
+  OMP_NUM_THREADS=2 python -m simplear_rl.benchmarks.throughput --images 16 64 --tokens 256
+
+With --trained FOLDER instead: speculative Jacobi decoding against the plain loop, one guided image at a time.
 """
 
 import argparse
@@ -8,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import torch
 
@@ -16,6 +18,7 @@ from simplear_rl.config import EngineConfig
 from simplear_rl.policy.model import create_policy, load_policy, word_tokenizer
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout.engine import RolloutEngine
+from simplear_rl.rollout.jacobi import sample_codes_jacobi
 from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.transformers_engine import sample_codes
 from simplear_rl.rollout.types import Prompt
@@ -55,6 +58,25 @@ def measure(policy: Path, images: int, repeats: int) -> dict[str, float]:
     return {name: images / median(times) for name, times in seconds.items()}
 
 
+@torch.no_grad()
+def measure_jacobi(policy: Path, images: int) -> None:
+    """Print passes and seconds per image of both loops, which take turns."""
+    model, encode = load_policy(policy)
+    layout, contexts = read_layout(policy), [encode("a red circle and a blue square")]
+    plain, jacobi, passes = [], [], []
+    for k in range(images):
+        seeds = [(0, 0, 0, k)]
+        start = time.perf_counter()
+        sample_codes(model, contexts, layout, seeds, GUIDED, [encode.null])
+        middle = time.perf_counter()
+        _, statistics = sample_codes_jacobi(model, contexts, layout, seeds, GUIDED, [encode.null])
+        jacobi.append(time.perf_counter() - middle)
+        plain.append(middle - start)
+        passes.append(statistics.steps)
+    print(f"plain {layout.tokens} passes, {median(plain):.4f} s; sjd {mean(passes):.1f} passes, {median(jacobi):.4f} s")
+    print(f"passes / {layout.tokens / mean(passes):.2f}, time / {median(plain) / median(jacobi):.2f}")
+
+
 def main() -> None:
     """Print a table of images per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +84,11 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trained", type=Path, metavar="FOLDER", help="policy folder")
     options = parser.parse_args()
+    if options.trained:
+        measure_jacobi(options.trained, images=40)
+        return
     print("size images  vllm guided  vllm unguided  transformers guided  guided/transformers  guided/(unguided/2)")
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:

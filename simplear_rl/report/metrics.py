@@ -4,8 +4,14 @@ import numpy as np
 
 
 def reward_metrics(groups: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Mean of each reward model and of their weighted sum over all samples, and the spread that GRPO learns from."""
-    totals = np.stack([group["total"] for group in groups])
-    models = {f"reward_{name}": float(np.mean([g[name] for g in groups])) for name in groups[0] if name != "total"}
-    spread = float(totals.std(axis=1).mean())
-    return models | {"reward": float(totals.mean()), "reward_std_in_group": spread, "samples": float(totals.size)}
+    """Over all samples: mean and spread of each reward model, mean of their weighted sum; the spread GRPO learns from.
+
+    Args:
+        groups: of each prompt, the samples' rewards [G] by model, and their weighted sum under "total".
+    """
+    rewards = {name: np.stack([group[name] for group in groups]) for name in groups[0]}
+    total = rewards.pop("total")
+    metrics = {f"reward_{name}": float(values.mean()) for name, values in rewards.items()}
+    metrics |= {f"reward_{name}_std": float(values.std()) for name, values in rewards.items()}
+    spread = float(total.std(axis=1).mean())
+    return metrics | {"reward": float(total.mean()), "reward_std_in_group": spread, "samples": float(total.size)}

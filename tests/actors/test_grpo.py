@@ -6,6 +6,8 @@ import os
 import numpy as np
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from actors.placement import Stage
@@ -82,6 +84,20 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp
     ]
     for name, tensor in weights[0].items():
         np.testing.assert_allclose(tensor, weights[1][name], atol=1e-3, err_msg=name)
+
+
+def test_several_rewards_are_summed_and_logged_each(ray_cluster, world, tmp_path):
+    clip = f"local-dir:{world / 'clip'}"
+    weights = load_file(world / "clip" / "open_clip_model.safetensors")
+    torch.save({"state_dict": {name: value + 0.01 for name, value in weights.items()}}, tmp_path / "hps.pt")
+    models = (
+        f"[{{type: clip, model: '{clip}'}}, {{type: hpsv2, model: '{clip}', weights: {tmp_path}/hps.pt, weight: 0.5}}]"
+    )
+    grpo.train(grpo_config(world, tmp_path / "run", "steps=1", f"reward.models={models}"))
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(row["reward_clip_clip"] + 0.5 * row["reward_hpsv2"], abs=1e-5)
+    assert row["reward_clip_clip"] != row["reward_hpsv2"]
+    assert row["reward_hpsv2_std"] > 0
 
 
 def test_guided_run_optimises_what_it_samples(ray_cluster, world, tmp_path):
@@ -178,8 +194,6 @@ def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_c
 
 
 def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster, world, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     run = tmp_path / "run"
     grpo.train(grpo_config(world, run, "steps=1"))
     broken = tmp_path / "clip"
