@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from simplear_rl.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
+# Absolute, since actors have working directories of their own.
+Location = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -61,18 +63,18 @@ class CommandConfig(Section):
     """What every command has."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    root: Path = Field(description="folder of what is read and written, ${root} in other values")
+    root: Location = Field(description="folder of what is read and written, ${root} in other values")
     world: Literal["shapes"] | None = Field(
         None, description="embedded world that makes what a command needs and does not find below root"
     )
-    tokenizer: Path = Field(description="folder with the visual tokenizer's encoder.jit and decoder.jit")
+    tokenizer: Location = Field(description="folder with the visual tokenizer's encoder.jit and decoder.jit")
 
 
 class StageConfig(CommandConfig):
     """What every training stage has."""
 
-    run: Path = Field(description="folder of this run: config, metrics, checkpoints, samples")
-    start: Path = Field(description="policy folder to start from")
+    run: Location = Field(description="folder of this run: config, metrics, checkpoints, samples")
+    start: Location = Field(description="policy folder to start from")
     steps: Count
     checkpoint_every: Count = Field(description="steps between checkpoints; the last step always has one")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
@@ -83,7 +85,7 @@ class StageConfig(CommandConfig):
 class TokenDataConfig(Section):
     """Token shards for pretraining and SFT."""
 
-    shards: Path = Field(description="folder of Parquet files with columns `caption` and `codes`")
+    shards: Location = Field(description="folder of Parquet files with columns `caption` and `codes`")
     batch_size: Count = Field(description="images per step, over all learner ranks")
     micro_batch: Count = Field(description="images per forward pass of one rank")
     drop_caption: Fraction = Field(0.1, description="share of captions replaced by the null prompt (for guidance)")
@@ -190,7 +192,7 @@ class AlgorithmConfig(Section):
 class GrpoConfig(StageConfig):
     """Group-relative policy optimisation with image rewards."""
 
-    prompts: Path = Field(description="text file: one prompt per line")
+    prompts: Location = Field(description="text file: one prompt per line")
     rollout: RolloutConfig
     reward: RewardConfig
     reference: ActorsConfig = ActorsConfig()
@@ -211,7 +213,7 @@ class DemoConfig(Section):
     """The whole pipeline on the miniature world; the stages take their values from configs/shapes."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    root: Path
+    root: Location
     fresh: bool = Field(False, description="delete `root` first")
 
 
@@ -219,8 +221,8 @@ class EvaluateConfig(CommandConfig):
     """Images for a benchmark's prompts, and their scores."""
 
     benchmark: Literal["shapes"] = "shapes"
-    policy: Path = Field(description="policy folder to evaluate")
-    output: Path = Field(description="folder for results.jsonl, scores.json and grid.png")
+    policy: Location = Field(description="policy folder to evaluate")
+    output: Location = Field(description="folder for results.jsonl, scores.json and the images")
     images_per_prompt: Count = 1
     temperature: NonNegative = Field(1.0, description="0 is greedy")
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided")

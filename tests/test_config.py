@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from simplear_rl.config import CONFIGS, EvaluateConfig, GrpoConfig, SupervisedConfig, known_keys, load_config
@@ -68,6 +70,14 @@ def test_bad_files_are_named(tmp_path, text, message):
 def test_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.yaml"):
         load_config(GrpoConfig, "nowhere.yaml")
+
+
+def test_paths_are_absolute_since_actors_work_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(GrpoConfig, GRPO, ["root=r", "start=here/policy", "prompts=~/prompts.txt"])
+    assert config.start == tmp_path / "here" / "policy"
+    assert config.prompts == Path.home() / "prompts.txt"
+    assert config.tokenizer == tmp_path / "r" / "tokenizer"
 
 
 def test_known_keys_reach_into_lists():
