@@ -14,22 +14,14 @@ from typing import Any
 from actors.placement import connect
 from simplear_rl import grpo, pretrain, sft
 from simplear_rl.cli import run_command
-from simplear_rl.config import (
-    CONFIGS,
-    DemoConfig,
-    EvaluateConfig,
-    GrpoConfig,
-    StageConfig,
-    SupervisedConfig,
-    load_config,
-)
+from simplear_rl.config import CONFIGS, DemoConfig, EvaluateConfig, GrpoConfig, SupervisedConfig, load_config
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
 from simplear_rl.run import checkpoints
 
-STAGES: dict[str, tuple[Callable[[Any], None], type[StageConfig]]] = {
+STAGES: dict[str, tuple[Callable[[Any], None], type[Any]]] = {
     "pretrain": (pretrain.train, SupervisedConfig),
     "sft": (sft.train, SupervisedConfig),
     "grpo": (grpo.train, GrpoConfig),
