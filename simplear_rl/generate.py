@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-p", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--num-images", type=int, default=1, help="images per prompt")
-    p.add_argument("--batch-size", type=int, default=16, help="images that are decoded together")
+    p.add_argument(
+        "--batch-size", type=int, default=16, help="images decoded together; of one prompt, except with vllm"
+    )
     p.add_argument("--kv-cache-gib", type=float, default=0.25, help="memory of vLLM's key-value cache, GiB")
     p.add_argument("--output", type=Path, default="images", help="folder for the PNG files and contact_sheet.png")
     return p
@@ -134,8 +136,8 @@ def _with_transformers(options: argparse.Namespace, prompts: list[Prompt]) -> It
     for prompt in prompts:
         codes = []
         for start in range(0, options.num_images, options.batch_size):
-            seeds = [(options.seed, 0, prompt.index, k) for k in range(options.num_images)]
-            seeds = seeds[start : start + options.batch_size]
+            images = range(start, min(start + options.batch_size, options.num_images))
+            seeds = [(options.seed, 0, prompt.index, k) for k in images]
             contexts = [encode(prompt.text)] * len(seeds)
             unconditional = [other] * len(seeds) if sampling.guidance_scale != 1 else None
             if options.engine == "sjd":

@@ -60,7 +60,7 @@ class RolloutEngine:
             )
         except ValueError as error:  # for example a cache that holds not even one image
             raise UserError(f"vLLM does not start with kv_cache_gib={config.kv_cache_gib:g}: {error}") from error
-        self.capacity = self.llm.llm_engine.engine_core.engine_core.scheduler.capacity  # blocks of the cache
+        self.scheduler: PairScheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self.version = 0
 
     def generate(
@@ -134,9 +134,8 @@ class RolloutEngine:
 
     def _check_fits(self, contexts: list[list[int]]) -> None:
         """Raise UserError if an image with these contexts could never be admitted, see PairScheduler."""
-        config = self.llm.llm_engine.vllm_config
-        block, slots = config.cache_config.block_size, config.scheduler_config.max_num_seqs
-        needed, blocks = sum(-(-(len(ids) + self.layout.tokens) // block) for ids in contexts), self.capacity
+        slots, blocks = self.scheduler.max_num_running_reqs, self.scheduler.capacity
+        needed = sum(self.scheduler.blocks(len(ids), self.layout.tokens) for ids in contexts)
         if len(contexts) > slots:
             raise UserError(f"a guided image takes 2 slots, engine.max_concurrent is {slots}: raise it")
         if needed > blocks:

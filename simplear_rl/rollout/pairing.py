@@ -35,9 +35,9 @@ class PairScheduler(Scheduler):
         watermark = self.kv_cache_manager.watermark_blocks
         self.capacity = self.kv_cache_config.num_blocks - 1 - watermark  # vLLM keeps one block for itself
 
-    def blocks(self, request: Request) -> int:
+    def blocks(self, prompt_tokens: int, new_tokens: int) -> int:
         """Blocks of the key-value cache that a request fills in the end."""
-        return -(-(request.num_prompt_tokens + request.max_tokens) // self.block_size)
+        return -(-(prompt_tokens + new_tokens) // self.block_size)
 
     def add_request(self, request: Request) -> None:
         """Queue the image when it is complete. Raises ValueError if it can never run."""
@@ -75,7 +75,7 @@ class PairScheduler(Scheduler):
         return (
             len(together) <= self.max_num_running_reqs
             and tokens + sum(request.num_prompt_tokens for request in image) <= self.max_num_scheduled_tokens
-            and sum(map(self.blocks, together)) <= self.capacity
+            and sum(self.blocks(r.num_prompt_tokens, r.max_tokens) for r in together) <= self.capacity
         )
 
     def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
