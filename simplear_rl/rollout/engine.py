@@ -61,6 +61,7 @@ class RolloutEngine:
         except ValueError as error:  # for example a cache that holds not even one image
             raise UserError(f"vLLM does not start with kv_cache_gib={config.kv_cache_gib:g}: {error}") from error
         self.scheduler: PairScheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        self.llm.apply_model(lambda model: model.pack())
         self.version = 0
 
     def generate(
@@ -153,6 +154,7 @@ class RolloutEngine:
         if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("weights cannot change while images are being drawn")
         self.llm.apply_model(lambda model: model.load_weights(weights.tensors.items()))
+        self.llm.apply_model(lambda model: model.pack())
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache of the old weights could not be emptied")
         held = self.checksum()

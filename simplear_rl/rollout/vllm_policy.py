@@ -5,11 +5,11 @@ the sample's own uniform stream, with the code's log-prob as value. vLLM then "c
 `logprobs_mode="processed_logits"`, hands its log-prob back.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from vllm import SamplingParams
+from vllm import SamplingParams, _custom_ops
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
@@ -18,6 +18,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+
+PACKED_FOR_ROWS = 32  # batch for which oneDNN chooses the layout, as in vLLM
 
 
 class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
@@ -28,14 +30,32 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
         self.layout = ImageLayout.of(vllm_config.model_config.hf_config)
         for module in self.modules():
             if isinstance(module, LinearBase):
-                # The CPU build packs linear weights into opaque buffers at load; kept plain, they can be
-                # updated in place and their checksum taken, as on a GPU.
+                # The CPU build would replace linear weights by opaque buffers at load; kept, they can be updated in
+                # place and their checksum taken, as on a GPU. `pack` makes such buffers beside them.
                 module._cpu_skip_gemm_dispatch = True
+        self.visual_head: Callable[[torch.Tensor], torch.Tensor] = self._plain_visual_head
+
+    def pack(self) -> None:
+        """On a CPU, copy the weights into the layout of oneDNN's matrix product; follows every change of weights."""
+        if self.lm_head.weight.device.type != "cpu":
+            return
+        for module in self.modules():
+            if isinstance(module, LinearBase):
+                product = _packed_product(module.weight)
+                module.cpu_linear = lambda x, _, bias, product=product: product(x, bias)
+        self.visual_head = _packed_product(self.lm_head.weight[self.visual])
+
+    @property
+    def visual(self) -> slice:
+        """Rows of the head, and ids, that are codes."""
+        return slice(self.layout.visual_offset, self.layout.vocabulary_size)
+
+    def _plain_visual_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden_states, self.lm_head.weight[self.visual])
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        visual = slice(self.layout.visual_offset, self.layout.vocabulary_size)
         logits = hidden_states.new_full((len(hidden_states), self.config.vocab_size), -torch.inf, dtype=torch.float32)
-        logits[:, visual] = torch.nn.functional.linear(hidden_states, self.lm_head.weight[visual]).float()
+        logits[:, self.visual] = self.visual_head(hidden_states).float()
         return logits
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -53,6 +73,11 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
             if f".{fused}." in name:
                 return {name.replace(fused, part): n for part, n in zip(originals, layer.output_sizes, strict=True)}
         return {name: 0}
+
+
+def _packed_product(weight: torch.Tensor) -> Callable[..., torch.Tensor]:
+    handler = _custom_ops.create_onednn_mm(weight.t(), PACKED_FOR_ROWS)
+    return lambda x, bias=None: _custom_ops.onednn_mm(handler, x, bias)
 
 
 class CodeSampler(LogitsProcessor):
