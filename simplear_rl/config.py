@@ -13,11 +13,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from simplear_rl.errors import UserError
+from simplear_rl.files import is_hub_id
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 # Absolute, since actors have working directories of their own.
 Location = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+LocationOrHubId = Annotated[
+    Path, AfterValidator(lambda path: path if is_hub_id(path) else path.expanduser().absolute())
+]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -67,7 +71,9 @@ class CommandConfig(Section):
     world: Literal["shapes"] | None = Field(
         None, description="embedded world that makes what a command needs and does not find below root"
     )
-    tokenizer: Location = Field(description="folder with the visual tokenizer's encoder.jit and decoder.jit")
+    tokenizer: LocationOrHubId = Field(
+        description="visual tokenizer: folder with encoder.jit and decoder.jit, or Hugging Face id"
+    )
 
 
 class StageConfig(CommandConfig):

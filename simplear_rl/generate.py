@@ -15,6 +15,7 @@ from tqdm import tqdm
 from simplear_rl.cli import exit_on_user_error
 from simplear_rl.config import EngineConfig
 from simplear_rl.data.prompts import read_prompts
+from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
@@ -29,7 +30,7 @@ EXAMPLES = """examples:
   python -m simplear_rl.generate --prompts "a red circle and a blue square"
   python -m simplear_rl.generate --prompts prompts.txt --guidance-scale 3 --num-images 4 --output pictures
   echo "three crosses" | python -m simplear_rl.generate --prompts - --engine sjd"""
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = default_device()
 DTYPE = "bfloat16" if DEVICE == "cuda" else "float32"
 
 
@@ -42,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--model", type=Path, default="runs/demo/grpo/final", help="policy folder (default: the demo's)")
-    p.add_argument("--tokenizer", type=Path, default="runs/demo/tokenizer", help="visual tokenizer's folder")
+    p.add_argument(
+        "--tokenizer", type=Path, default="runs/demo/tokenizer", help="visual tokenizer: folder or Hugging Face id"
+    )
     p.add_argument(
         "--prompts", required=True, help="a prompt, a file with one prompt per line, or - for standard input"
     )

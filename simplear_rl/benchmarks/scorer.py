@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from simplear_rl.benchmarks.geneval import Detector, judge
+from simplear_rl.device import default_device
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.types import Rollout
 from simplear_rl.shapes.detector import ShapesDetector
@@ -23,7 +23,7 @@ class BenchmarkScorer:
     """The visual tokenizer and the benchmark's detector."""
 
     def __init__(self, benchmark: str, tokenizer: Path, layout: ImageLayout):
-        self.tokenizer = CosmosTokenizer(tokenizer, "cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = CosmosTokenizer(tokenizer, default_device())
         self.layout = layout
         self.detector = DETECTORS[benchmark]()
 

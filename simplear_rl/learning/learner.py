@@ -16,6 +16,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from simplear_rl.algorithms.grpo_loss import grpo_loss
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
+from simplear_rl.device import default_device
 from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
@@ -67,7 +68,7 @@ class Learner:
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.step = 0
         self.grad_norm = 0.0
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it; an actor sees its own GPU as number 0
         # Its shared-memory all-reduce for CPUs needs a compiler at run time and one host; gloo needs neither.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from simplear_rl.device import default_device
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import ImageLayout
@@ -19,8 +20,7 @@ class ReferencePolicy:
     """
 
     def __init__(self, policy: Path, dtype: str):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_policy(policy, getattr(torch, dtype))[0].to(device).eval()
+        self.model = load_policy(policy, getattr(torch, dtype))[0].to(default_device()).eval()
         self.layout = ImageLayout.of(self.model.config)
 
     @torch.no_grad()

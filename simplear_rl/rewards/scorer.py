@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
@@ -18,7 +18,7 @@ class RewardScorer:
     """The visual tokenizer of folder `tokenizer` and the configured reward models."""
 
     def __init__(self, config: RewardConfig, tokenizer: Path, layout: ImageLayout):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         self.tokenizer = CosmosTokenizer(tokenizer, device)
         self.layout = layout
         self.models = {model.name: (model.weight, _load(model, device)) for model in config.models}

@@ -1,8 +1,6 @@
 """Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, earlier runs."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from simplear_rl.config import CONFIGS, CommandConfig, SupervisedConfig, load_config
+from simplear_rl.files import new_folder
 from simplear_rl.inputs import require
 from simplear_rl.policy.model import create_policy, word_tokenizer
 from simplear_rl.shapes import world
@@ -53,13 +52,13 @@ def make(path: Path, config: CommandConfig) -> None:
 
 def _tokenizer(path: Path, config: CommandConfig) -> None:
     model = train_tokenizer(config.seed, TOKENIZER_STEPS)
-    with _new_folder(path) as folder:
+    with new_folder(path) as folder:
         export(model, folder)
 
 
 def _clip(path: Path, config: CommandConfig) -> None:
     require(config, config.tokenizer)
-    with _new_folder(path) as folder:
+    with new_folder(path) as folder:
         train_clip(folder, CosmosTokenizer(config.tokenizer), config.seed, CLIP_STEPS)
 
 
@@ -67,7 +66,7 @@ def _policy(path: Path, config: CommandConfig) -> None:
     require(config, config.tokenizer)
     geometry = read_geometry(config.tokenizer)
     side = world.SIZE // geometry.patch
-    with _new_folder(path) as folder:
+    with new_folder(path) as folder:
         create_policy(
             folder,
             word_tokenizer(sorted({*world.WORDS, *PROMPT_PREFIX.split()})),
@@ -90,7 +89,7 @@ def _sft_shards(path: Path, config: CommandConfig) -> None:
 def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.ndarray) -> None:
     require(config, config.tokenizer)
     codes = CosmosTokenizer(config.tokenizer).encode(images).astype("uint16")
-    with _new_folder(path) as folder:
+    with new_folder(path) as folder:
         table = pa.table({"caption": captions, "codes": list(codes)})
         parquet.write_table(table, folder / "00000.parquet")
 
@@ -115,13 +114,3 @@ def _sft(path: Path, config: CommandConfig) -> None:
 def _stage_config(name: str, config: CommandConfig) -> SupervisedConfig:
     overrides = [f"root={config.root}", f"seed={config.seed}"]
     return load_config(SupervisedConfig, CONFIGS / "shapes" / f"{name}.yaml", overrides)
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears at `path` only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    partial.rename(path)

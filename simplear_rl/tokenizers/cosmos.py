@@ -1,17 +1,25 @@
-"""The visual tokenizer in the published form of Cosmos-1.0-Tokenizer-DV8x16x16: a pair of TorchScript files."""
+"""The visual tokenizer in the published form of Cosmos-1.0-Tokenizer-DV8x16x16: a pair of TorchScript files.
+
+`encoder.jit`: images [B, 3, 1, H, W] in [-1, 1] -> int32 indices [B, 1, H / patch, W / patch] (first of a tuple);
+`decoder.jit`: indices [B, 1, h, w] -> images [B, 3, 1, h * patch, w * patch], nominally in [-1, 1], not clamped.
+"""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from simplear_rl.errors import UserError
+from simplear_rl.files import resolve
 
-# Of the official tokenizer, whose folder has no config.json of this form.
-OFFICIAL = {"levels": [8, 8, 8, 5, 5, 5], "patch": 16}
+FILES = ("encoder.jit", "decoder.jit", "config.json")
+# What one forward pass takes at most (one image, if that is larger): 4 images of 1024 x 1024 pixels, 16 of 512 x 512.
+PIXELS_PER_PASS = 4 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,16 @@ class TokenizerGeometry:
         return prod(self.levels)
 
 
-def read_geometry(folder: Path) -> TokenizerGeometry:
-    """Geometry of a tokenizer folder. Raises UserError if one of its files is missing or config.json is broken."""
+OFFICIAL = TokenizerGeometry([8, 8, 8, 5, 5, 5], 16)
+
+
+def read_geometry(source: Path) -> TokenizerGeometry:
+    """Geometry of a tokenizer: what config.json says, or the official one where it has neither `levels` nor `patch`.
+
+    Raises:
+        UserError: a file is missing, config.json is broken, or the Hugging Face Hub does not give them.
+    """
+    folder = resolve(source, FILES)
     for name in "encoder.jit", "decoder.jit":
         if not (folder / name).is_file():
             raise UserError(
@@ -35,51 +51,103 @@ def read_geometry(folder: Path) -> TokenizerGeometry:
             )
     config = folder / "config.json"
     try:
-        return TokenizerGeometry(**(json.loads(config.read_text()) if config.is_file() else OFFICIAL))
-    except (ValueError, TypeError) as error:
+        values = json.loads(config.read_text()) if config.is_file() else {}
+        return TokenizerGeometry(values["levels"], values["patch"]) if values.keys() & {"levels", "patch"} else OFFICIAL
+    except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{config}: expected the keys levels and patch: {error}") from error
 
 
 class CosmosTokenizer:
-    """Images to codes and back."""
+    """Images to codes and back, at any resolution that the patch divides.
 
-    def __init__(self, folder: Path, device: str = "cpu"):
-        geometry = read_geometry(folder)
+    Images enter the encoder in the type of its own parameters: bfloat16 in the official files, float32 in those of
+    `fsq.export`. Large batches take several forward passes, see PIXELS_PER_PASS.
+
+    Args:
+        source: folder with the two files, or Hugging Face id, for example nvidia/Cosmos-1.0-Tokenizer-DV8x16x16.
+        device: where they run.
+    """
+
+    def __init__(self, source: Path, device: str = "cpu"):
+        geometry = read_geometry(source)
         self.codebook_size, self.patch = geometry.codebook_size, geometry.patch
-        self.device = device
+        self.source, self.device = source, device
+        folder = resolve(source, FILES)
         self.encoder = _load(folder / "encoder.jit", device)
         self.decoder = _load(folder / "decoder.jit", device)
+        self.dtype = next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), torch.float32)
 
     @torch.no_grad()
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images [B, H, W, 3] -> codes int64 [B, h * w] in raster order.
+    def encode(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
+        """RGB images -> codes int64 [B, h * w] in raster order.
+
+        Args:
+            images: uint8 [B, H, W, 3], or PIL images of one size.
 
         Raises:
-            UserError: height or width is not a multiple of the patch.
+            UserError: the images are not RGB, not of one size, or a side is not a multiple of the patch.
         """
-        if images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise UserError(
-                f"images of {images.shape[2]} x {images.shape[1]} pixels: sides must be multiples of {self.patch}"
-            )
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        indices = self.encoder(pixels.unsqueeze(2))[0]
-        return indices.flatten(1).cpu().numpy().astype(np.int64)
+        pixels_BHWC = images if isinstance(images, np.ndarray) else _stack(images)
+        if pixels_BHWC.dtype != np.uint8 or pixels_BHWC.shape[3:] != (3,) or not len(pixels_BHWC):
+            raise UserError(f"expected images uint8 [B, H, W, 3], found {pixels_BHWC.dtype} {list(pixels_BHWC.shape)}")
+        _, height, width, _ = pixels_BHWC.shape
+        if height % self.patch or width % self.patch:
+            raise UserError(f"images of {width} x {height} pixels: sides must be multiples of {self.patch}")
+        codes = []
+        for part in self._passes(pixels_BHWC, height * width):
+            pixels = torch.from_numpy(part).to(self.device).permute(0, 3, 1, 2).unsqueeze(2)
+            indices = self.encoder((pixels.float() / 127.5 - 1).to(self.dtype))[0]
+            self._check_shape("encoder.jit", indices, [len(part), 1, height // self.patch, width // self.patch])
+            codes.append(indices.flatten(1).cpu().numpy().astype(np.int64))
+        codes_BT = np.concatenate(codes)
+        self._check_range(codes_BT)
+        return codes_BT
 
     @torch.no_grad()
     def decode(self, codes: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        """Codes [B, rows * columns] -> uint8 images [B, rows * patch, columns * patch, 3].
+        """Codes, integers [B, rows * columns] -> uint8 images [B, rows * patch, columns * patch, 3].
 
         Raises:
-            UserError: a code is outside the codebook.
+            UserError: the codes are not integers, of another shape, or outside the codebook.
         """
-        codes = codes.astype(np.int64)
+        if not np.issubdtype(codes.dtype, np.integer) or codes.shape[1:] != (rows * columns,) or not len(codes):
+            raise UserError(f"expected codes, integers [B, {rows * columns}], found {codes.dtype} {list(codes.shape)}")
+        self._check_range(codes)
+        height, width = rows * self.patch, columns * self.patch
+        images = []
+        for part in self._passes(codes, height * width):
+            indices = torch.from_numpy(part.astype(np.int64)).to(self.device).view(-1, 1, rows, columns)
+            pixels = self.decoder(indices)
+            self._check_shape("decoder.jit", pixels, [len(part), 3, 1, height, width])
+            if not pixels.isfinite().all():
+                raise UserError(f"visual tokenizer {self.source}: decoder.jit gives pixels that are not finite")
+            pixels = (pixels.squeeze(2).float().clamp(-1, 1) + 1) * 127.5
+            images.append(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(images)
+
+    def _passes(self, batch: np.ndarray, pixels: int) -> list[np.ndarray]:
+        """`batch` in parts that fit one forward pass, at so many pixels per image."""
+        size = max(1, PIXELS_PER_PASS // pixels)
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+    def _check_shape(self, name: str, found: torch.Tensor, shape: list[int]) -> None:
+        if list(found.shape) != shape:
+            raise UserError(f"visual tokenizer {self.source}: {name} gives {list(found.shape)}, expected {shape}")
+
+    def _check_range(self, codes: np.ndarray) -> None:
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise UserError(
                 f"codes from {codes.min()} to {codes.max()}: the codebook has 0 ... {self.codebook_size - 1}"
             )
-        indices = torch.from_numpy(codes).to(self.device).view(-1, 1, rows, columns)
-        pixels = self.decoder(indices).squeeze(2).float()
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _stack(images: Sequence[Image.Image]) -> np.ndarray:
+    """PIL images as uint8 [B, H, W, 3]. Raises UserError unless all are RGB and of one size."""
+    kinds = {(image.mode, image.size) for image in images}
+    if len(kinds) != 1 or next(iter(kinds))[0] != "RGB":
+        found = ", ".join(f"{mode} {width} x {height}" for mode, (width, height) in sorted(kinds)) or "none"
+        raise UserError(f"expected RGB images of one size, found {found}")
+    return np.stack([np.asarray(image) for image in images])
 
 
 def _load(file: Path, device: str) -> torch.jit.ScriptModule:

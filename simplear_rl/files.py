@@ -1,0 +1,42 @@
+"""Folders: written completely or not at all, and found on this machine or on the Hugging Face Hub."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from simplear_rl.errors import UserError
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path` only when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(path)
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether `path` is a Hugging Face id: it reads `owner/name`, and no file or folder of that name is here."""
+    return len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in ("..", "~") and not path.exists()
+
+
+def resolve(source: Path, files: Sequence[str]) -> Path:
+    """The folder that `source` names: itself or, of a Hugging Face id, the download of those `files` (patterns).
+
+    Raises:
+        UserError: the Hub cannot be reached or refuses.
+    """
+    if not is_hub_id(source):
+        return source
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(files)))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"{source}: no folder of that name, and the Hugging Face Hub does not give it: {error}"
+        ) from error
