@@ -52,7 +52,7 @@ def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2
     """Load a policy folder. Raises UserError if it is missing, damaged or not an image policy."""
     encoder = read_encoder(folder)
     try:
-        model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: the weights cannot be loaded: {error}") from error
     return model, encoder

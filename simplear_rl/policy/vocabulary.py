@@ -9,6 +9,12 @@ from simplear_rl.errors import UserError
 
 # Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
+# Texts before a caption. A policy carries the one that it was made with, for training, drawing and evaluation alike.
+PROMPT_PREFIXES = {
+    "photo": "A photo of ",  # the published GRPO
+    "realistic": "A highly realistic image of ",  # the published demo, and one of the 20 of the published training
+}
+DEFAULT_PREFIX = PROMPT_PREFIXES["realistic"]
 
 
 @dataclass(frozen=True)
@@ -79,16 +85,20 @@ def read_encoder(policy: Path, max_tokens: int | None = None) -> "PromptEncoder"
 
     Raises UserError if its text tokenizer is missing or does not fit.
     """
-    if not (policy / "tokenizer.json").is_file():
-        raise UserError(f"{policy}: no text tokenizer there (tokenizer.json is missing)")
-    config = _read_config(policy)
+    tokenizer, config = read_tokenizer(policy), _read_config(policy)
     layout = ImageLayout.of(config)
     room = config.max_position_embeddings - layout.tokens
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(policy)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(f"{policy}/tokenizer.json: not a readable tokenizer: {error}") from error
     return PromptEncoder(tokenizer, layout, min(room, max_tokens or room))
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The text tokenizer of a model folder. Raises UserError if it is missing or damaged."""
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no text tokenizer there (tokenizer.json is missing)")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise UserError(f"{folder}/tokenizer.json: not a readable tokenizer: {error}") from error
 
 
 class PromptEncoder:

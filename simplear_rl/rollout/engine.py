@@ -46,6 +46,7 @@ class RolloutEngine:
                 model=str(policy),
                 hf_overrides={"architectures": ["VisualQwen2ForCausalLM"]},
                 skip_tokenizer_init=True,
+                load_format="safetensors",  # never pickled weights: loading those can run code
                 dtype=config.dtype,
                 max_model_len=config.max_prompt_tokens + self.layout.tokens,
                 max_num_seqs=config.max_concurrent,

@@ -11,6 +11,7 @@ from simplear_rl.config import CONFIGS, CommandConfig, SupervisedConfig, load_co
 from simplear_rl.files import new_folder
 from simplear_rl.inputs import require
 from simplear_rl.policy.model import create_policy, word_tokenizer
+from simplear_rl.policy.vocabulary import PROMPT_PREFIXES
 from simplear_rl.shapes import world
 from simplear_rl.shapes.clip_training import train_clip
 from simplear_rl.shapes.tokenizer_training import train_tokenizer
@@ -19,7 +20,7 @@ from simplear_rl.tokenizers.fsq import export
 
 TOKENIZER_STEPS, CLIP_STEPS = 400, 900
 PRETRAIN_IMAGES, SFT_IMAGES = 20_000, 6_000
-PROMPT_PREFIX = "A photo of "
+PROMPT_PREFIX = PROMPT_PREFIXES["photo"]
 POLICY_GEOMETRY = {
     "hidden_size": 128,
     "intermediate_size": 384,
