@@ -25,9 +25,9 @@ class RewardActor(Monitored):
         with self.building():
             self.scorer = RewardScorer(config, tokenizer, layout)
 
-    def check(self, prompts: list[str]) -> None:
+    def check(self, prompts: list[str]) -> list[str]:
         """See RewardScorer.check."""
-        self.scorer.check(prompts)
+        return self.scorer.check(prompts)
 
     def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
         """Rewards of a group, see RewardScorer.score."""

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# Published on the Hugging Face hub in xswu/HPSv2.
+HPSV2_WEIGHTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 # Absolute, since actors have working directories of their own.
 Location = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -138,14 +140,37 @@ class RewardModelConfig(Section):
     """One reward model; a sample's reward is the weighted sum over all of them."""
 
     type: Literal["clip", "hpsv2"]
-    model: str = Field(description="clip: open_clip name or local-dir:FOLDER; hpsv2: open_clip architecture")
-    weights: str | None = Field(None, description="open_clip pretrained tag, or file of weights")
+    model: str = Field(
+        description="clip: open_clip name, hf-hub:NAME or local-dir:FOLDER; hpsv2: its network, ViT-H-14 as published"
+    )
+    weights: str | None = Field(
+        None, description="clip: open_clip tag or file; hpsv2: v2.0, v2.1 (from the Hugging Face hub) or file"
+    )
     weight: float = 1.0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: Count = Field(32, description="images, or captions, per forward pass")
+    preprocess: Literal["model", "simplear"] = Field(
+        "model", description="model: its own transform; simplear: bilinear, as SimpleAR's published training does"
+    )
+    long_text: Literal["refuse", "truncate"] = Field(
+        "refuse", description="prompts beyond the model's context (77 tokens): an error, or their beginning is scored"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _file_is_absolute(cls, weights: str | None) -> str | None:
+        file = Path(weights or "").expanduser()
+        return str(file.absolute()) if file.is_file() else weights
 
     @model_validator(mode="after")
-    def _hpsv2_has_weights(self) -> "RewardModelConfig":
+    def _weights_are_known(self) -> "RewardModelConfig":
         if self.type == "hpsv2" and not self.weights:
-            raise ValueError("an hpsv2 reward needs `weights`, for example HPS_v2.1_compressed.pt")
+            raise ValueError("an hpsv2 reward needs `weights`: v2.0, v2.1 or a file")
+        if self.type == "clip" and bool(self.weights) == self.model.startswith(("local-dir:", "hf-hub:")):
+            raise ValueError(
+                f"clip reward {self.model}: an open_clip name needs `weights`, local-dir: and hf-hub: bring their own; "
+                f"found weights {self.weights}"
+            )
         return self
 
     @property
@@ -171,7 +196,8 @@ class RewardConfig(Section):
     def files(self) -> list[Path]:
         """Local folders and files that the models are read from."""
         local = [Path(m.model.removeprefix("local-dir:")) for m in self.models if m.model.startswith("local-dir:")]
-        return local + [Path(m.weights) for m in self.models if m.type == "hpsv2" and m.weights]
+        weights = [m.weights for m in self.models if m.type == "hpsv2" and m.weights]
+        return local + [Path(file) for file in weights if file not in HPSV2_WEIGHTS]
 
 
 class KlConfig(Section):

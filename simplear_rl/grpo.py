@@ -49,7 +49,8 @@ def train(config: GrpoConfig) -> None:
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         learner = LearnerGroup(stage, config.learner, config.start, updates, micro_batches=groups_per_rank)
         stage.ready()
-        ray.get(rewards[0].check.remote(sorted(set(prompts))))
+        for warning in ray.get(rewards[0].check.remote(sorted(set(prompts)))):
+            print(warning)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         broadcast(learner.weights(), engines)

@@ -22,6 +22,25 @@ def test_overrides_are_yaml_and_root_is_filled_in(tmp_path):
     assert config.reward.files == [tmp_path / "clip"]
 
 
+def test_published_rewards_are_one_override_each(tmp_path):
+    """The two arms of docs/rewards.md."""
+    for reward, name in ("clip, weights: laion2b_s32b_b79k", "clip_ViT-H-14"), ("hpsv2, weights: v2.1", "hpsv2"):
+        override = f"reward.models=[{{type: {reward}, model: ViT-H-14}}]"
+        config = load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "run=${root}/grpo-x", override])
+        assert config.run == tmp_path / "grpo-x"
+        assert [model.name for model in config.reward.models] == [name]
+        assert config.reward.files == []
+
+
+def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("hps.pt").touch()
+    (model,) = load_config(
+        GrpoConfig, GRPO, ["reward.models=[{type: hpsv2, model: ViT-H-14, weights: hps.pt}]"]
+    ).reward.models
+    assert model.weights == str(tmp_path / "hps.pt")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -38,7 +57,12 @@ def test_overrides_are_yaml_and_root_is_filled_in(tmp_path):
         ("learner.actors.count=5", r"prompts_per_step \(12\) must be a multiple of learner.actors.count \(5\)"),
         ("reward.models=[{type: hpsv2, model: ViT-H-14}]", "an hpsv2 reward needs `weights`"),
         (
-            "reward.models=[{type: clip, model: a/x}, {type: clip, model: b/x}]",
+            "reward.models=[{type: clip, model: ViT-H-14}]",
+            "ViT-H-14: an open_clip name needs `weights`, .* found .* None",
+        ),
+        ("reward.models=[{type: clip, model: hf-hub:a/b, weights: c}]", "hf-hub: bring their own; found weights c"),
+        (
+            "reward.models=[{type: clip, model: hf-hub:a/x}, {type: clip, model: hf-hub:b/x}]",
             "called the same in metrics: clip_x, clip_x",
         ),
         ("reward.models=[]", "at least 1 item"),

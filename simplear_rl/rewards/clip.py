@@ -1,62 +1,106 @@
 """CLIP as a reward: the cosine of image and text features, through open_clip."""
 
-from functools import lru_cache
+import pickle
+from functools import partial
 
 import numpy as np
 import open_clip
 import torch
-from PIL import Image
+from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
+from torch.nn.functional import normalize
 
+from simplear_rl.config import RewardModelConfig
 from simplear_rl.errors import UserError
+from simplear_rl.rewards.preprocess import hpsv2_transform, open_clip_transform, simplear_transform
 
 CACHED_CAPTIONS = 4096
+PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+TRANSFORMS = {"clip": open_clip_transform, "hpsv2": hpsv2_transform, "simplear": simplear_transform}
 
 
 class ClipReward:
     """A CLIP model.
 
     Args:
-        model: an open_clip name, or `local-dir:FOLDER` for a folder in open_clip's saved format.
-        weights: open_clip's tag or a file, for a named model.
-        batch_size: images per forward pass.
+        config: which one and how; `weight` is not applied.
+
+    Raises:
+        UserError: the model or its weights cannot be loaded; never falls back to random weights.
     """
 
-    def __init__(self, model: str, weights: str | None = None, device: str = "cpu", batch_size: int = 64):
-        self.name, self.device, self.batch_size = model, device, batch_size
+    def __init__(self, config: RewardModelConfig, device: str = "cpu"):
+        self.config, self.name, self.device = config, config.name, device
         try:
-            self.model, _, self.preprocess = open_clip.create_model_and_transforms(model, weights, device=device)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise UserError(f"{model}: open_clip cannot load this model: {error}") from error
+            self.model = self._load()
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+            weights = f" with weights {config.weights}" if config.weights else ""
+            raise UserError(f"reward {self.name}: cannot load {config.model}{weights}: {error}") from error
         self.model.eval()
-        self.tokenize = open_clip.get_tokenizer(model)
+        self.dtype = getattr(torch, config.dtype)
+        transform = TRANSFORMS[config.type if config.preprocess == "model" else config.preprocess]
+        settings = PreprocessCfg(**self.model.visual.preprocess_cfg)
+        self.preprocess = partial(transform, settings=settings, device=device)
+        self.tokenize = open_clip.get_tokenizer(config.model)
         self.context_length = self.model.context_length
-        self.text_features = lru_cache(CACHED_CAPTIONS)(self._text_features)
+        self.captions: dict[str, torch.Tensor] = {}  # normalised features [D] of captions already seen
 
-    def check(self, texts: list[str]) -> None:
-        """Raise UserError if the model reads only the beginning of a text: its tokenizer would cut it silently."""
-        ids = self.tokenize(["", *texts], context_length=2 * self.context_length)[:, self.context_length :]
-        cut = (ids[1:] != ids[0]).any(-1).nonzero()
-        if len(cut):
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Of each text, whether the model reads only its beginning: its tokenizer cuts it silently."""
+        length = self.context_length
+        padding, *whole = self.tokenize(["", *texts], context_length=2 * length)
+        read = self.tokenize(texts)
+        return [
+            bool((ids[:length] != ids_read).any() or (ids[length:] != padding[length:]).any())
+            for ids, ids_read in zip(whole, read, strict=True)
+        ]
+
+    def check(self, texts: list[str]) -> list[str]:
+        """The texts that are scored by their beginning alone (`long_text: truncate`).
+
+        Raises UserError if there are any and `long_text` is `refuse`.
+        """
+        cut = [text for text, is_cut in zip(texts, self.too_long(texts), strict=True) if is_cut]
+        if cut and self.config.long_text == "refuse":
             raise UserError(
-                f"{texts[cut[0, 0]]!r} is longer than the {self.context_length} tokens of reward {self.name}"
+                f"{cut[0]!r} is longer than the {self.context_length} tokens of reward {self.name}, so are "
+                f"{len(cut) - 1} more of {len(texts)} texts; with `long_text: truncate` their beginning is scored"
             )
+        return cut
 
     @torch.no_grad()
     def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
-        """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts, after the model's own preprocessing.
+        """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts.
 
         Raises UserError if a text is too long, see `check`.
         """
+        self._read(texts)
         rewards = []
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            pixels = torch.stack([self.preprocess(Image.fromarray(image)) for image in images[part]]).to(self.device)
-            image_features = self.model.encode_image(pixels, normalize=True)
-            text_features = torch.stack([self.text_features(text) for text in texts[part]])
-            rewards.append((image_features * text_features).sum(-1).float().cpu().numpy())
+        for start in range(0, len(images), self.config.batch_size):
+            part = slice(start, start + self.config.batch_size)
+            pixels = torch.stack([self.preprocess(image) for image in images[part]]).to(self.dtype)
+            # In half precision the features are rounded, their cosine is not.
+            image_features = normalize(self.model.encode_image(pixels).float(), dim=-1)
+            text_features = torch.stack([self.captions[text] for text in texts[part]])
+            rewards.append((image_features * text_features).sum(-1).cpu().numpy())
         return np.concatenate(rewards)
 
-    def _text_features(self, text: str) -> torch.Tensor:
-        self.check([text])
-        return self.model.encode_text(self.tokenize([text]).to(self.device), normalize=True)[0]
+    def _read(self, texts: list[str]) -> None:
+        """Compute the features of captions that are not cached."""
+        if len(self.captions) > CACHED_CAPTIONS:
+            self.captions.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self.captions]
+        for start in range(0, len(new), self.config.batch_size):
+            part = new[start : start + self.config.batch_size]
+            self.check(part)
+            features = self.model.encode_text(self.tokenize(part).to(self.device))
+            self.captions |= zip(part, normalize(features.float(), dim=-1), strict=True)
+
+    def _load(self) -> open_clip.CLIP:
+        return open_clip.create_model_from_pretrained(
+            self.config.model,
+            self.config.weights,
+            precision=PRECISION[self.config.dtype],
+            device=self.device,
+            return_transform=False,
+        )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.config import RewardConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import ImageLayout
@@ -12,6 +12,8 @@ from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rollout.types import Rollout
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+
+REWARDS = {"clip": ClipReward, "hpsv2": HpsV2Reward}
 
 
 class RewardScorer:
@@ -21,12 +23,19 @@ class RewardScorer:
         device = default_device()
         self.tokenizer = CosmosTokenizer(tokenizer, device)
         self.layout = layout
-        self.models = {model.name: (model.weight, _load(model, device)) for model in config.models}
+        self.models = {model.name: (model.weight, REWARDS[model.type](model, device)) for model in config.models}
 
-    def check(self, prompts: list[str]) -> None:
-        """Raise UserError if a reward model cannot read a prompt whole."""
-        for _, model in self.models.values():
-            model.check(prompts)
+    def check(self, prompts: list[str]) -> list[str]:
+        """A line for each reward model that reads only the beginning of some prompts (`long_text: truncate`).
+
+        Raises UserError if a model with `long_text: refuse` cannot read a prompt whole.
+        """
+        return [
+            f"reward {name} reads only the first {model.context_length} tokens of {len(cut)} of {len(prompts)} "
+            f"prompts, for example {cut[0]!r}"
+            for name, (_, model) in self.models.items()
+            if (cut := model.check(prompts))
+        ]
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """The group's images, uint8 [G, H, W, 3]."""
@@ -34,6 +43,8 @@ class RewardScorer:
 
     def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
         """float32 [G] per reward model, under its name, and their weighted sum under "total".
+
+        Under "truncated" 1 where a model read only the beginning of the prompt (`long_text: truncate`), else 0.
 
         Raises:
             UserError: a reward is not finite; names the model, the prompt and the sample.
@@ -49,11 +60,6 @@ class RewardScorer:
                     "expected a finite number"
                 )
         total = np.stack([self.models[name][0] * values for name, values in rewards.items()]).sum(axis=0)
-        return rewards | {"total": total.astype(np.float32)}
-
-
-def _load(config: RewardModelConfig, device: str) -> ClipReward:
-    if config.type == "hpsv2":
-        assert config.weights, "the schema asks for them"
-        return HpsV2Reward(config.model, config.weights, device)
-    return ClipReward(config.model, config.weights, device)
+        cut = any(model.too_long([rollout.prompt.text])[0] for _, model in self.models.values())
+        truncated = np.full(len(images), cut, np.float32)
+        return rewards | {"total": total.astype(np.float32), "truncated": truncated}

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
-from simplear_rl.config import RewardConfig
+from simplear_rl.config import RewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
@@ -43,9 +45,21 @@ def config(clip, **more):
     return RewardConfig.model_validate({"models": models})
 
 
+def clip_reward(clip, **more):
+    return ClipReward(config(clip, **more).models[0])
+
+
+def hpsv2_reward(architecture, weights, **more):
+    return HpsV2Reward(RewardModelConfig(type="hpsv2", model=architecture, weights=str(weights), **more))
+
+
+def random_images(count, size=64):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
 def test_reward_is_the_cosine_of_the_features(folders):
-    reward = ClipReward(folders[1], batch_size=3)
-    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+    reward = clip_reward(folders[1], batch_size=3)
+    images = random_images(4)
     texts = ["a red circle", "two crosses", "a red circle", "a cross"]
     model, tokenize = reward.model, reward.tokenize
     with torch.no_grad():
@@ -54,37 +68,153 @@ def test_reward_is_the_cosine_of_the_features(folders):
     np.testing.assert_allclose(reward.score(images, texts), expected, atol=1e-5)
 
 
+def test_captions_are_computed_once_and_in_batches(folders, monkeypatch):
+    reward = clip_reward(folders[1], batch_size=2)
+    sizes = []
+    encode = reward.model.encode_text
+    monkeypatch.setattr(reward.model, "encode_text", lambda ids: sizes.append(len(ids)) or encode(ids))
+    texts = ["a red circle", "two crosses", "a red circle", "a cross"]
+    first = reward.score(random_images(4), texts)
+    assert sizes == [2, 1]
+    np.testing.assert_array_equal(reward.score(random_images(4), texts), first)
+    assert sizes == [2, 1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close_to_full(folders, tmp_path, dtype):
+    images, texts = random_images(4), ["a red circle", "two crosses", "a red circle", "a cross"]
+    clip = clip_reward(folders[1])
+    torch.save({"state_dict": clip.model.state_dict()}, tmp_path / "hps.pt")
+    for exact, half in (
+        (clip, clip_reward(folders[1], dtype=dtype)),
+        (hpsv2_reward(folders[1], tmp_path / "hps.pt"), hpsv2_reward(folders[1], tmp_path / "hps.pt", dtype=dtype)),
+    ):
+        assert half.model.visual.conv1.weight.dtype == getattr(torch, dtype)
+        found = half.score(images, texts)
+        assert found.dtype == np.float32
+        assert (found != exact.score(images, texts)).all()
+        np.testing.assert_allclose(found, exact.score(images, texts), atol=2e-2)
+
+
+def test_models_own_preprocessing_is_the_default(folders):
+    image = random_images(1, size=256)[0]
+    _, _, own = open_clip.create_model_and_transforms(folders[1])
+    torch.testing.assert_close(clip_reward(folders[1]).preprocess(image), own(Image.fromarray(image)), rtol=0, atol=0)
+
+
+def test_simplear_preprocessing_is_bilinear_without_antialiasing(folders):
+    """256 to 64 pixels: the sample point lies between the two middle pixels of each four."""
+    image = random_images(1, size=256)[0]
+    middle = image.reshape(64, 4, 64, 4, 3)[:, 1:3, :, 1:3].mean((1, 3))
+    found = clip_reward(folders[1], preprocess="simplear").preprocess(image)
+    np.testing.assert_allclose(found.permute(1, 2, 0), middle / 127.5 - 1, atol=1e-5)
+
+
 def test_text_that_would_be_cut_is_refused(folders):
-    reward = ClipReward(folders[1])
-    reward.check(["a " * 12, "a red circle"])
-    with pytest.raises(UserError, match="is longer than the 12 tokens of reward"):
-        reward.check(["a red circle", "a " * 13])
+    reward = clip_reward(folders[1])
+    assert reward.check(["a " * 12, "a red circle"]) == []
+    with pytest.raises(UserError, match="is longer than the 12 tokens of reward .* so are 1 more of 3 texts"):
+        reward.check(["a red circle", "a " * 13, "a " * 40])
     with pytest.raises(UserError, match="longer than the 12 tokens"):
-        reward.score(np.zeros((1, 64, 64, 3), np.uint8), ["a " * 13])
+        reward.score(random_images(1), ["a " * 13])
+
+
+def test_text_that_is_cut_by_choice_is_scored_by_its_beginning_and_counted(folders):
+    tokenizer, clip = folders
+    prompts = ["a red circle", "a " * 12 + "cross", "a " * 12]
+    reward = clip_reward(clip, long_text="truncate")
+    assert reward.check(prompts) == prompts[1:2]
+    long, beginning = (reward.score(random_images(1), [text]) for text in prompts[1:])
+    np.testing.assert_array_equal(long, beginning)
+
+    scorer = RewardScorer(config(clip, long_text="truncate"), tokenizer, LAYOUT)
+    (line,) = scorer.check(prompts)
+    assert "reads only the first 12 tokens of 1 of 3 prompts, for example 'a a a" in line
+    assert [scorer.score(rollout(text))["truncated"].tolist() for text in prompts] == [[0] * 4, [1] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("words, cut", [(75, False), (76, True), (153, True), (300, True)])
+@pytest.mark.parametrize("tokenizer", ["ViT-H-14", "padded with its end"])
+def test_cut_text_is_found_whatever_pads_it(folders, tokenizer, words, cut):
+    reward = clip_reward(folders[1])
+    reward.context_length = 77
+    plain = open_clip.get_tokenizer("ViT-H-14")
+
+    def padded_with_its_end(texts, context_length=77):
+        ids = plain(texts, context_length)
+        return torch.where(ids == 0, plain.eot_token_id, ids)
+
+    reward.tokenize = plain if tokenizer == "ViT-H-14" else padded_with_its_end
+    assert reward.too_long(["two cats", "dog " * words]) == [False, cut]
 
 
 def test_hpsv2_is_the_same_network_with_other_weights(folders, tmp_path):
-    clip = ClipReward(folders[1])
+    clip = clip_reward(folders[1])
     other = {name: value + 0.01 for name, value in clip.model.state_dict().items()}
     torch.save({"state_dict": other}, tmp_path / "hps.pt")
-    hps = HpsV2Reward(folders[1], str(tmp_path / "hps.pt"))
-    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    found = hps.score(images, ["a cross"] * 2)
+    found = hpsv2_reward(folders[1], tmp_path / "hps.pt").score(random_images(2), ["a cross"] * 2)
     clip.model.load_state_dict(other)
-    np.testing.assert_array_equal(found, clip.score(images, ["a cross"] * 2))
+    np.testing.assert_allclose(found, clip.score(random_images(2), ["a cross"] * 2), atol=1e-6)
+
+
+def test_published_hpsv2_weights_come_from_the_hugging_face_cache(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"HPS_v2.1_compressed.pt .* cannot be fetched from xswu/HPSv2"):
+        hpsv2_reward(folders[1], "v2.1")
+    clip = clip_reward(folders[1])
+    for version, shift in ("HPS_v2_compressed.pt", 0.01), ("HPS_v2.1_compressed.pt", 0.02):
+        file = tmp_path / "models--xswu--HPSv2" / "snapshots" / "revision" / version
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": {name: value + shift for name, value in clip.model.state_dict().items()}}, file)
+    (tmp_path / "models--xswu--HPSv2" / "refs").mkdir()
+    (tmp_path / "models--xswu--HPSv2" / "refs" / "main").write_text("revision")
+    for version, shift in ("v2.0", 0.01), ("v2.1", 0.02):
+        loaded = hpsv2_reward(folders[1], version).model
+        torch.testing.assert_close(loaded.logit_scale, clip.model.logit_scale + shift)
 
 
 def test_file_that_is_no_hpsv2_checkpoint_is_refused(folders, tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x.pt: .* expected the key `state_dict`, found \['weights'\]"):
-        HpsV2Reward(folders[1], str(tmp_path / "x.pt"))
+        hpsv2_reward(folders[1], tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"reward hpsv2: cannot load local-dir:.* with weights .*x.pt"):
+        hpsv2_reward(folders[1], tmp_path / "x.pt")
+    torch.save({"state_dict": {"logit_scale": torch.zeros(())}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="Missing key"):
+        hpsv2_reward(folders[1], tmp_path / "x.pt")
+
+
+def test_full_size_clip_is_what_simplear_rewards_with():
+    """CLIP ViT-H-14 without its weights: shapes alone."""
+    settings = open_clip.get_pretrained_cfg("ViT-H-14", "laion2b_s32b_b79k")
+    assert settings["hf_hub"] == "laion/CLIP-ViT-H-14-laion2B-s32B-b79K/"
+    assert (settings["mean"], settings["std"]) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    assert (settings["interpolation"], settings["resize_mode"]) == ("bicubic", "shortest")
+    with torch.device("meta"):
+        model = open_clip.create_model("ViT-H-14", load_weights=False, device="meta")
+    assert model.context_length == 77
+    assert model.visual.image_size == (224, 224)
+    assert model.visual.output_dim == model.text_projection.shape[1] == 1024
+    visual = sum(parameter.numel() for parameter in model.visual.parameters())
+    assert visual == 632_076_800
+    assert sum(parameter.numel() for parameter in model.parameters()) - visual == 354_032_641
+
+
+def test_weights_are_never_random(folders, tmp_path):
+    with pytest.raises(UserError, match="cannot load ViT-H-14 with weights no_such_tag"):
+        clip_reward("ViT-H-14", weights="no_such_tag")
+    folder = Path(folders[1].removeprefix("local-dir:"))
+    (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
+    with pytest.raises(UserError, match="pretrained weights"):
+        clip_reward(f"local-dir:{tmp_path}")
 
 
 def test_total_is_the_weighted_sum(folders):
     tokenizer, clip = folders
     plain = RewardScorer(config(clip), tokenizer, LAYOUT).score(rollout())
     doubled = RewardScorer(config(clip, weight=2.0), tokenizer, LAYOUT).score(rollout())
-    (name,) = plain.keys() - {"total"}
+    (name,) = plain.keys() - {"total", "truncated"}
     assert plain["total"].shape == (4,)
     np.testing.assert_array_equal(plain["total"], plain[name])
     np.testing.assert_allclose(doubled["total"], 2 * plain["total"])
@@ -110,6 +240,6 @@ def test_damaged_model_is_named(folders, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match="open_clip cannot load this model") as error:
-        ClipReward(f"local-dir:{tmp_path}")
+    with pytest.raises(UserError, match="cannot load local-dir:") as error:
+        clip_reward(f"local-dir:{tmp_path}")
     assert str(tmp_path) in str(error.value)
