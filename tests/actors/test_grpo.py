@@ -193,6 +193,17 @@ def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_c
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
 
 
+def test_prompts_that_a_reward_cuts_by_choice_are_announced_and_counted(ray_cluster, world, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a circle\n" + "a red circle and " * 4 + "a cross\n")
+    models = f"[{{type: clip, model: 'local-dir:{world / 'clip'}', long_text: truncate}}]"
+    more = ("steps=1", "rollout.prompts_per_step=2", f"reward.models={models}", f"prompts={prompts}")
+    grpo.train(grpo_config(world, tmp_path / "run", *more))
+    assert "reward clip_clip reads only the first 12 tokens of 1 of 2 prompts" in capsys.readouterr().out
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row["truncated_prompts"] == 1
+
+
 def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster, world, tmp_path):
     run = tmp_path / "run"
     grpo.train(grpo_config(world, run, "steps=1"))
