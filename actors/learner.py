@@ -1,6 +1,7 @@
 """Learner actors: the ranks of one DeepSpeed group, and the handle that drives them as one."""
 
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,25 @@ class LearnerActor(Monitored):
 
         self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous)
 
-    def open_data(self, config: TokenDataConfig, seed: int) -> int:
-        """Read the token shards; returns the number of images."""
-        from simplear_rl.data.batches import TokenDataset
+    def open_data(self, config: TokenDataConfig, seed: int) -> None:
+        """Open the token shards."""
+        from simplear_rl.data.batches import Prefetcher, TokenDataset
 
-        self.data = TokenDataset(config, self.learner.encode, self.learner.layout, seed)
-        return len(self.data.codes)
+        learner = self.learner
+        data = TokenDataset(config, learner.encode, learner.layout, seed, self.rank, learner.ranks)
+        self.batch = Prefetcher(data.batch)
 
     def train(self, step: int) -> dict[str, float]:
-        """One supervised step on the batch of `step` (from 1)."""
-        batch = self.data.batch(step)
+        """One supervised step on this rank's share of the batch of `step` (from 1)."""
+        from simplear_rl.learning.flops import throughput
+
+        start = time.monotonic()
+        batch = self.batch(step)
         with self.phase("train", step, images=len(batch.ids)):
-            return self.learner.train_tokens(batch)
+            metrics = self.learner.train_tokens(batch)
+        seconds = time.monotonic() - start
+        metrics |= throughput(self.learner.size, batch.target_lengths, seconds, self.learner.peak_flops)
+        return metrics | {"truncated": float(batch.truncated)}
 
     def update(
         self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig
@@ -90,13 +98,18 @@ class LearnerGroup:
         self._all("start", rendezvous, config, start, steps, micro_batches)
 
     def open_data(self, config: TokenDataConfig, seed: int) -> None:
-        """Read the token shards on every rank."""
+        """Open the token shards on every rank."""
         self._all("open_data", config, seed)
 
     def train(self, step: int) -> dict[str, float]:
-        """One supervised step; the ranks' shares of the loss are summed."""
+        """One supervised step; what is a rank's share is summed, its `mfu` averaged."""
         shares = self._all("train", step)
-        return shares[0] | {"loss": sum(share["loss"] for share in shares)}
+        metrics = shares[0] | {
+            name: sum(share[name] for share in shares) for name in ("loss", "tokens_per_second", "truncated")
+        }
+        if "mfu" in metrics:
+            metrics["mfu"] = sum(share["mfu"] for share in shares) / len(shares)
+        return metrics
 
     def update(
         self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig

@@ -62,6 +62,7 @@ class LearnerConfig(Section):
     actors: ActorsConfig = ActorsConfig()
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what ZeRO shards: 1 optimizer, 2 + gradients, 3 + weights")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
     optimizer: OptimizerConfig
 
 
@@ -90,13 +91,29 @@ class StageConfig(CommandConfig):
     learner: LearnerConfig
 
 
+class TokenSourceConfig(Section):
+    """One folder of token shards, and its share of what is trained on."""
+
+    shards: Location = Field(description="folder of Parquet files with columns `caption`, `codes`, `short_caption`")
+    weight: Positive = Field(1.0, description="share of the images, relative to the other sources' weights")
+
+
 class TokenDataConfig(Section):
     """Token shards for pretraining and SFT."""
 
-    shards: Location = Field(description="folder of Parquet files with columns `caption` and `codes`")
+    sources: Annotated[list[TokenSourceConfig], Field(min_length=1)]
     batch_size: Count = Field(description="images per step, over all learner ranks")
     micro_batch: Count = Field(description="images per forward pass of one rank")
     drop_caption: Fraction = Field(0.1, description="share of captions replaced by the null prompt (for guidance)")
+    short_caption: Fraction = Field(0.5, description="share of short captions, where an image has one")
+    max_prompt_tokens: Count = Field(512, description="longest prompt, special tokens included")
+    long_caption: Literal["refuse", "truncate"] = Field("refuse", description="what happens to a longer one")
+    shuffle_rows: Count = Field(65_536, description="images of a source that are in memory and shuffled at a time")
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the shards are."""
+        return [source.shards for source in self.sources]
 
 
 class SupervisedConfig(StageConfig):

@@ -47,8 +47,8 @@ def demo(config: DemoConfig) -> None:
     with timed(config.root, "reward model"):
         require(last, *last.reward.files)
     with timed(config.root, "data"):
-        require(first, first.data.shards, first.start)
-        require(configs["sft"], configs["sft"].data.shards)
+        require(first, *first.data.folders, first.start)
+        require(configs["sft"], *configs["sft"].data.folders)
         require(last, last.prompts)
     for stage, (train, _) in STAGES.items():
         if not (configs[stage].run / "final").exists():

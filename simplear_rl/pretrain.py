@@ -18,7 +18,7 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
         return
-    require(config, config.tokenizer, config.start, config.data.shards)
+    require(config, config.tokenizer, config.start, *config.data.folders)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
     layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
     with Run(name, config) as run, Stage(name, {"learner.actors": config.learner.actors}) as stage:

@@ -1,29 +1,35 @@
 """Batches of token sequences."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from pyarrow import parquet
 
 from simplear_rl.config import TokenDataConfig
-from simplear_rl.data.order import items_of_step
+from simplear_rl.data.order import pieces, shares
+from simplear_rl.data.shards import TokenRow, TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import ImageLayout, PromptEncoder
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences `prompt + visual ids` of one step; every token but the first of each is a target."""
+    """One rank's sequences `prompt + visual ids` of one step; every token but the first of each is a target."""
 
     ids: list[np.ndarray]  # int64, of unequal lengths
+    truncated: int = 0  # how many captions were cut to fit
 
     @property
-    def target_tokens(self) -> int:
-        return sum(len(row) - 1 for row in self.ids)
+    def target_lengths(self) -> np.ndarray:
+        """Targets of each sequence, int64 [rows]."""
+        return np.array([len(row) - 1 for row in self.ids])
+
+    def micro_batches(self, number: int) -> list[np.ndarray]:
+        """The rows of each of `number` forward passes: long sequences with long ones, so that little is padded."""
+        by_length = np.argsort(self.target_lengths, kind="stable")
+        return [np.sort(rows) for rows in np.array_split(by_length, number)]
 
     def padded(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids [B, L] and labels [B, L] of the chosen rows, padded on the right (labels with -100)."""
@@ -33,48 +39,74 @@ class TokenBatch:
 
 
 class TokenDataset:
-    """Parquet shards of captions and codes.
+    """The batches of a run, from one source or several mixed by weight.
+
+    What all ranks together train on in a step depends on the configuration, the seed and the step alone; this rank
+    builds every `ranks`-th sequence of it. The order of a source is that of `data.order.pieces`.
 
     Raises:
-        UserError: no shards, missing columns, codes of the wrong number or outside the codebook, an empty caption;
-            names the file and the row.
+        UserError: see TokenShards, here for what the footers show, in `batch` for the rest; in `batch` also for a
+            caption that is too long, unless it is to be truncated.
     """
 
-    def __init__(self, config: TokenDataConfig, encode: PromptEncoder, layout: ImageLayout, seed: int):
-        files = sorted(config.shards.glob("*.parquet"))
-        if not files:
-            raise UserError(f"{config.shards}: no Parquet shards there (data.shards)")
-        tables = [_read_shard(file, layout) for file in files]
-        self.captions = [caption for captions, _ in tables for caption in captions]
-        self.codes = np.concatenate([codes for _, codes in tables])
-        self.config, self.encode, self.layout, self.seed = config, encode, layout, seed
+    def __init__(
+        self,
+        config: TokenDataConfig,
+        encode: PromptEncoder,
+        layout: ImageLayout,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.config, self.layout, self.seed, self.rank, self.ranks = config, layout, seed, rank, ranks
+        self.encode = PromptEncoder(encode.tokenizer, layout, min(encode.max_tokens, config.max_prompt_tokens))
+        self.sources = [TokenShards(source.shards, layout) for source in config.sources]
 
     def batch(self, step: int) -> TokenBatch:
-        """The batch of one step (1, 2, ...)."""
-        rows = items_of_step(step - 1, self.config.batch_size, len(self.codes), self.seed)
-        dropped = np.random.default_rng((self.seed, step, 1)).random(len(rows)) < self.config.drop_caption
-        return TokenBatch([self._sequence(row, drop) for row, drop in zip(rows, dropped, strict=True)])
+        """The batch of one step (1, 2, ...): this rank's share of it."""
+        own = slice(self.rank, None, self.ranks)
+        dropped = np.random.default_rng((self.seed, step, 1)).random(self.config.batch_size)[own]
+        shortened = np.random.default_rng((self.seed, step, 3)).random(self.config.batch_size)[own]
+        ids, truncated = [], 0
+        for row, drop, shorten in zip(self._rows(step), dropped, shortened, strict=True):
+            caption = row.short_caption if row.short_caption and shorten < self.config.short_caption else row.caption
+            prompt = self.encode.null
+            if drop >= self.config.drop_caption:
+                prompt, cut = self._prompt(caption, row.place)
+                truncated += cut
+            ids.append(np.concatenate([prompt, row.codes.astype(np.int64) + self.layout.visual_offset]))
+        return TokenBatch(ids, truncated)
 
-    def _sequence(self, row: int, drop_caption: bool) -> np.ndarray:
-        prompt = self.encode.null if drop_caption else self.encode(self.captions[row])
-        return np.concatenate([prompt, self.codes[row].astype(np.int64) + self.layout.visual_offset])
+    def _rows(self, step: int) -> Iterator[TokenRow]:
+        weights = [source.weight for source in self.config.sources]
+        firsts, lasts = (shares(n * self.config.batch_size, weights) for n in (step - 1, step))
+        position = 0  # within the batch of all ranks
+        for i, shards in enumerate(self.sources):
+            for piece in pieces(firsts[i], lasts[i], shards.sizes, self.config.shuffle_rows, self.seed, i):
+                yield from shards.rows(piece, piece.rows[(self.rank - position) % self.ranks :: self.ranks])
+                position += len(piece.rows)
+
+    def _prompt(self, caption: str, place: str) -> tuple[list[int], bool]:
+        """Prompt ids, and whether the caption had to be cut."""
+        text, room = self.encode.text_ids(caption), self.encode.max_text_tokens
+        if len(text) > room and self.config.long_caption == "refuse":
+            raise UserError(
+                f"{place}: the caption has {len(text)} tokens with its prefix, there is room for {room} "
+                "(data.max_prompt_tokens, or the model's positions); data.long_caption: truncate would cut it"
+            )
+        return self.encode.around(text[:room]), len(text) > room
 
 
-def _read_shard(file: Path, layout: ImageLayout) -> tuple[list[str], np.ndarray]:
-    try:
-        table = parquet.read_table(file, columns=["caption", "codes"])
-        captions, columns = table["caption"].cast(pa.string()), table["codes"].cast(pa.list_(pa.int64()))
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not a readable shard with columns `caption` and `codes`: {error}") from error
-    lengths = pc.fill_null(pc.list_value_length(columns), 0).to_numpy()
-    for row in np.flatnonzero(lengths != layout.tokens):
-        raise UserError(f"{file}: row {row}: {lengths[row]} codes, the policy expects {layout.tokens}")
-    codes = pc.fill_null(pc.list_flatten(columns), -1).to_numpy().reshape(len(table), layout.tokens)
-    for row in np.flatnonzero(((codes < 0) | (codes >= layout.codebook_size)).any(axis=1)):
-        outside = codes[row][(codes[row] < 0) | (codes[row] >= layout.codebook_size)]
-        raise UserError(f"{file}: row {row}: code {outside[0]}, the policy expects 0 ... {layout.codebook_size - 1}")
-    texts = captions.to_pylist()
-    for row, text in enumerate(texts):
-        if not text or not text.strip():
-            raise UserError(f"{file}: row {row}: empty caption")
-    return texts, codes.astype(np.uint16)
+class Prefetcher:
+    """Calls `batch(step)`, and already makes the batch of the next step in the background."""
+
+    def __init__(self, batch: Callable[[int], TokenBatch]):
+        self.batch = batch
+        self.worker = ThreadPoolExecutor(1)  # a single one: the data set is read by one thread at a time
+        self.coming: dict[int, Future[TokenBatch]] = {}
+
+    def __call__(self, step: int) -> TokenBatch:
+        """The batch of `step`, as `batch` makes it; raises what `batch` raises."""
+        this = self.coming.get(step) or self.worker.submit(self.batch, step)
+        self.coming = {step + 1: self.worker.submit(self.batch, step + 1)}
+        return this.result()

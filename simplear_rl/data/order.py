@@ -1,5 +1,9 @@
 """Which items a step works on: a pure function of the seed, so that a run can stop and continue anywhere."""
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -9,3 +13,45 @@ def items_of_step(step: int, per_step: int, items: int, seed: int) -> np.ndarray
     epochs, offsets = np.divmod(places, items)
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(items) for epoch in np.unique(epochs)}
     return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
+
+
+def shares(items: int, weights: Sequence[float]) -> list[int]:
+    """How many of a run's first `items` items come from each source: proportional to `weights`, summing to `items`.
+
+    No share ever falls as `items` grows: the first source gets its part of all, rounded down, the next one its part
+    of what is left, and so on. (Shares rounded each by itself would not add up.)
+    """
+    counts: list[int] = []
+    for i, weight in enumerate(weights[:-1]):
+        counts.append(math.floor((items - sum(counts)) * (weight / sum(weights[i:]))))
+    return [*counts, items - sum(counts)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive places of an epoch whose rows lie in one window."""
+
+    groups: np.ndarray  # the window's row groups, ascending
+    rows: np.ndarray  # the rows at those places, counted through `groups`
+
+
+def pieces(first: int, last: int, sizes: np.ndarray, window: int, seed: int, source: int) -> Iterator[Piece]:
+    """Where the rows at places `first` ... `last` - 1 of a source's order are.
+
+    Every row comes once an epoch. The row groups of the source (`sizes` rows each) follow each other in a fresh random
+    order every epoch; those that begin within the same `window` rows are one window, and its rows are shuffled. So a
+    reader has one window in memory, and a source of up to `window` rows is shuffled as a whole.
+    """
+    while first < last:
+        epoch, place = divmod(first, int(sizes.sum()))
+        # Third number: an even one for a source, odd ones for what is drawn with a batch.
+        order = np.random.default_rng((seed, epoch, 2 * source, 0, 1)).permutation(len(sizes))
+        begins = np.cumsum(sizes[order]) - sizes[order]
+        windows = begins // window
+        number = int(windows[np.searchsorted(begins, place, side="right") - 1])
+        groups = np.sort(order[windows == number])
+        shuffled = np.random.default_rng((seed, epoch, 2 * source, number)).permutation(sizes[groups].sum())
+        begin = place - begins[windows == number][0]
+        rows = shuffled[begin : begin + last - first]
+        yield Piece(groups, rows)
+        first += len(rows)

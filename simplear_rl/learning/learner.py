@@ -17,6 +17,7 @@ from simplear_rl.algorithms.grpo_loss import grpo_loss
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.device import default_device
+from simplear_rl.learning.flops import ModelSize, peak_flops
 from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
@@ -81,6 +82,12 @@ class Learner:
         )
         model, self.encode = load_policy(start, getattr(torch, config.dtype))
         self.layout = ImageLayout.of(model.config)
+        self.size = ModelSize.of(model)
+        # Known for bfloat16 only.
+        in_table = device == "cuda" and config.dtype == "bfloat16"
+        self.peak_flops = peak_flops(torch.cuda.get_device_name()) if in_table else None
+        if config.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.optimizer.learning_rate,
@@ -110,15 +117,18 @@ class Learner:
     def train_tokens(self, batch: TokenBatch) -> dict[str, float]:
         """One supervised step: next-token cross-entropy over text and visual ids, mean over all ranks' tokens.
 
-        `batch` is the whole step's batch; this rank takes its share of the rows. Returns this rank's share of `loss`.
+        `batch` is this rank's share of the step's batch. Returns this rank's share of `loss`.
         """
         loss = 0.0
-        for rows in np.array_split(np.arange(len(batch.ids))[self.rank :: self.ranks], self.micro_batches):
+        targets = torch.tensor(int(batch.target_lengths.sum()), device=self.engine.device)
+        torch.distributed.all_reduce(targets)  # over all ranks
+        total = targets.item()
+        for rows in batch.micro_batches(self.micro_batches):
             ids_BL, labels_BL = batch.padded(rows, self.engine.device)
             summed = self.engine(summed_cross_entropy, ids_BL, labels_BL)
             # DeepSpeed averages over passes and ranks; the mean over tokens is taken over the whole batch.
-            self._backward(summed * (self.micro_batches * self.ranks / batch.target_tokens))
-            loss += summed.item() / batch.target_tokens
+            self._backward(summed * (self.micro_batches * self.ranks / total))
+            loss += summed.item() / total
         return {"loss": loss, **self._finished_step()}
 
     def update(self, groups: list[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
@@ -178,7 +188,9 @@ class Learner:
         """Unguided samples at temperature 1; uint16 codes [captions, images, T]. Every rank must call it."""
         prompts = [self.encode(caption) for caption in captions for _ in range(images)]
         seeds = [(seed, self.step, c, k) for c in range(len(captions)) for k in range(images)]
+        self.model.eval()  # in training mode, activation checkpointing goes without the key-value cache
         codes_BT = self.engine(sample_codes, prompts, self.layout, seeds)
+        self.model.train()
         return codes_BT.cpu().numpy().astype(np.uint16).reshape(len(captions), images, -1)
 
     def _state_dict(self) -> dict[str, torch.Tensor]:

@@ -116,14 +116,27 @@ class PromptEncoder:
 
     def __call__(self, caption: str) -> list[int]:
         """Prompt ids of one caption. Raises UserError if it is blank or too long."""
+        text = self.text_ids(caption)
+        if len(text) > self.max_text_tokens:
+            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, there is room for {self.max_tokens}")
+        return self.around(text)
+
+    def text_ids(self, caption: str) -> list[int]:
+        """Ids of prefix and caption, however many. Raises UserError if the caption is blank."""
         if not caption.strip():
             raise UserError("empty caption: a prompt needs at least one word")
-        text = self.tokenizer(self.prefix + caption, add_special_tokens=False).input_ids
-        if len(text) + 2 > self.max_tokens:
-            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, there is room for {self.max_tokens}")
-        return [self.begin, *text, self.end]
+        return self.tokenizer(self.prefix + caption, add_special_tokens=False).input_ids
+
+    def around(self, text_ids: list[int]) -> list[int]:
+        """The prompt with these text ids."""
+        return [self.begin, *text_ids, self.end]
+
+    @property
+    def max_text_tokens(self) -> int:
+        """How many text ids a prompt has room for."""
+        return self.max_tokens - 2
 
     @property
     def null(self) -> list[int]:
         """The unconditional prompt of training and guidance: `<|t2i|><|soi|>`."""
-        return [self.begin, self.end]
+        return self.around([])

@@ -1,0 +1,161 @@
+"""Token shards: a folder of Parquet files with captions and codes, read a window of row groups at a time."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from simplear_rl.data.order import Piece
+from simplear_rl.errors import UserError
+from simplear_rl.policy.vocabulary import ImageLayout
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One image."""
+
+    caption: str
+    short_caption: str | None
+    codes: np.ndarray  # uint16 [T]
+    place: str  # file and row, for messages
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Where a row group is: its number in the file, and its rows there."""
+
+    file: Path
+    number: int
+    rows: range
+    suspect: bool  # its statistics say that a row of it must be wrong
+
+
+class TokenShards:
+    """The Parquet files of `folder`, in order of their names.
+
+    Columns: `caption` (string), `codes` (list of integers), optionally `short_caption` (string, null where there is
+    none). Only the footers are read here; row groups are read and checked when a row of theirs is asked for, except
+    those whose footer already shows that something is wrong.
+
+    Raises:
+        UserError: no shards or rows, missing columns, codes of the wrong number or outside the codebook, an empty
+            caption; names the file and the row.
+    """
+
+    def __init__(self, folder: Path, layout: ImageLayout):
+        files = sorted(folder.glob("*.parquet"))
+        if not files:
+            raise UserError(f"{folder}: no Parquet shards there (data.sources)")
+        self.layout = layout
+        self.groups = [group for file in files for group in _row_groups(file, layout)]
+        self.sizes = np.array([len(group.rows) for group in self.groups], dtype=np.int64)
+        if not self.sizes.sum():
+            raise UserError(f"{folder}: no rows in its Parquet shards")
+        self.loaded: dict[int, tuple[list[str], list[str | None], np.ndarray]] = {}
+        for group in self.groups:
+            if group.suspect:
+                _read(group, layout)  # which says what is wrong in which row
+
+    def rows(self, piece: Piece, chosen: Iterable[int]) -> Iterator[TokenRow]:
+        """The `chosen` ones of the piece's rows. What is not of the piece's window is forgotten."""
+        window = set(piece.groups.tolist())
+        self.loaded = {index: content for index, content in self.loaded.items() if index in window}
+        ends = np.cumsum(self.sizes[piece.groups])
+        for row in chosen:
+            at = np.searchsorted(ends, row, side="right")
+            index = int(piece.groups[at])
+            if index not in self.loaded:
+                self.loaded[index] = _read(self.groups[index], self.layout)
+            captions, short_captions, codes = self.loaded[index]
+            group, row_of_group = self.groups[index], int(row - ends[at] + self.sizes[index])
+            place = f"{group.file}: row {group.rows[row_of_group]}"
+            yield TokenRow(captions[row_of_group], short_captions[row_of_group], codes[row_of_group], place)
+
+
+def _row_groups(file: Path, layout: ImageLayout) -> list[RowGroup]:
+    try:
+        with parquet.ParquetFile(file) as shard:
+            schema, metadata = shard.schema_arrow, shard.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: not a readable shard: {error}") from error
+    for name, expected, fits in (
+        ("caption", "string", _is_string),
+        ("short_caption", "string", _is_string),
+        ("codes", "list of integers", _is_list_of_integers),
+    ):
+        found = schema.field(name).type if name in schema.names else None
+        if (found is None and name != "short_caption") or (found is not None and not fits(found)):
+            raise UserError(f"{file}: column `{name}` must be a {expected}, found {found or schema.names}")
+    groups, first = [], 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        groups.append(RowGroup(file, number, range(first, first + group.num_rows), _is_suspect(group, layout)))
+        first += group.num_rows
+    return groups
+
+
+def _is_string(found: pa.DataType) -> bool:
+    return pa.types.is_string(found) or pa.types.is_large_string(found)
+
+
+def _is_list_of_integers(found: pa.DataType) -> bool:
+    lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(is_list(found) for is_list in lists) and pa.types.is_integer(found.value_type)
+
+
+def _is_suspect(group: parquet.RowGroupMetaData, layout: ImageLayout) -> bool:
+    """Whether the footer's counts and extremes rule out that every row of the group is right."""
+    for column in map(group.column, range(group.num_columns)):
+        name, statistics = column.path_in_schema.split(".")[0], column.statistics
+        if name == "codes" and column.num_values != group.num_rows * layout.tokens:
+            return True
+        if not statistics:
+            continue
+        if name in ("caption", "codes") and statistics.has_null_count and statistics.null_count:
+            return True
+        if not statistics.has_min_max:
+            continue
+        if name == "codes" and (statistics.min < 0 or statistics.max >= layout.codebook_size):
+            return True
+        if name in ("caption", "short_caption") and not statistics.min.strip():
+            return True
+    return False
+
+
+def _read(group: RowGroup, layout: ImageLayout) -> tuple[list[str], list[str | None], np.ndarray]:
+    """Captions, short captions and codes (uint16 [rows, T]) of a row group, every row checked."""
+    try:
+        with parquet.ParquetFile(group.file) as shard:
+            table = shard.read_row_group(group.number, columns=["caption", "short_caption", "codes"])
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{group.file}: rows {group.rows[0]} to {group.rows[-1]} cannot be read: {error}") from error
+    codes = _checked_codes(table["codes"], group, layout)
+    captions = table["caption"].to_pylist()
+    short = table["short_caption"].to_pylist() if "short_caption" in table.column_names else [None] * len(captions)
+    for row, caption, short_caption in zip(group.rows, captions, short, strict=True):
+        if not caption or not caption.strip():
+            raise UserError(f"{group.file}: row {row}: empty caption")
+        if short_caption is not None and not short_caption.strip():
+            raise UserError(f"{group.file}: row {row}: empty short_caption (null means that there is none)")
+    return captions, short, codes
+
+
+def _checked_codes(column: pa.ChunkedArray, group: RowGroup, layout: ImageLayout) -> np.ndarray:
+    expected = f"the policy expects 0 ... {layout.codebook_size - 1}"
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    for row in np.flatnonzero(lengths != layout.tokens):
+        raise UserError(
+            f"{group.file}: row {group.rows[row]}: {lengths[row]} codes, the policy expects {layout.tokens}"
+        )
+    flat = pc.list_flatten(column)
+    for position in np.flatnonzero(flat.is_null()) if flat.null_count else []:
+        raise UserError(f"{group.file}: row {group.rows[position // layout.tokens]}: code null, {expected}")
+    codes = flat.to_numpy()
+    for position in np.flatnonzero((codes < 0) | (codes >= layout.codebook_size)):
+        row = group.rows[position // layout.tokens]
+        raise UserError(f"{group.file}: row {row}: code {codes[position]}, {expected}")
+    return codes.astype(np.uint16, copy=False).reshape(-1, layout.tokens)

@@ -1,0 +1,56 @@
+"""How much of the device's arithmetic a training step uses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from transformers import Qwen2ForCausalLM
+
+# Dense bfloat16, floating-point operations per second (NVIDIA's data sheets); the first name that fits counts.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the operations of a decoder depend on."""
+
+    weights: int  # N: weights that take part in matrix products, the head's (tied or not) among them
+    layers: int
+    heads: int
+    head_size: int
+
+    @classmethod
+    def of(cls, model: Qwen2ForCausalLM) -> "ModelSize":
+        """The size of a model whose weights are not sharded yet."""
+        weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+        head_size = model.model.layers[0].self_attn.head_dim
+        return cls(weights, model.config.num_hidden_layers, model.config.num_attention_heads, head_size)
+
+
+def training_flops(size: ModelSize, lengths: np.ndarray) -> float:
+    """Operations of forward and backward pass over sequences of `lengths` tokens, padding and recomputation left out.
+
+    A token of a sequence of T tokens takes 6 N + 12 L H Q T (L layers, H heads of size Q): PaLM, appendix B
+    (arXiv 2204.02311). Attention is counted in full there, although half of it is masked.
+    """
+    attention = 12 * size.layers * size.heads * size.head_size
+    tokens = lengths.astype(float)
+    return float((tokens * (6 * size.weights + attention * tokens)).sum())
+
+
+def peak_flops(device: str) -> float | None:
+    """Peak of a device by its name, such as "NVIDIA H100 80GB HBM3"; None if it is not in the table."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
+
+
+def throughput(size: ModelSize, lengths: np.ndarray, seconds: float, peak: float | None) -> dict[str, float]:
+    """`tokens_per_second` of a step on one device and, if its peak is known, `mfu`: the model FLOPs utilisation."""
+    metrics = {"tokens_per_second": float(lengths.sum() / seconds)}
+    return metrics | ({"mfu": training_flops(size, lengths) / seconds / peak} if peak else {})
