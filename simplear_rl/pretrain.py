@@ -32,10 +32,11 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
             run.log(step, metrics, show=("loss",))
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
-                codes = learner.sample(config.sample_prompts, images=8, seed=config.seed)
-                images = [tokenizer.decode(c, layout.rows, layout.columns) for c in codes]
-                rows = list(zip(config.sample_prompts, images, strict=True))
-                grid_figure(rows).savefig(run.samples / f"step-{step:06d}.png")
+                if config.sample_prompts:
+                    codes = learner.sample(config.sample_prompts, images=8, seed=config.seed)
+                    images = [tokenizer.decode(c, layout.rows, layout.columns) for c in codes]
+                    rows = list(zip(config.sample_prompts, images, strict=True))
+                    grid_figure(rows).savefig(run.samples / f"step-{step:06d}.png")
 
 
 if __name__ == "__main__":

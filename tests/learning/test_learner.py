@@ -1,14 +1,17 @@
 """The learner's steps, checked against plain PyTorch, on real DeepSpeed."""
 
 import dataclasses
+import socket
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
+from pyarrow import parquet
 
-from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
-from simplear_rl.data.batches import TokenBatch
+from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig, TokenDataConfig, TokenSourceConfig
+from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning.learner import Learner, ScoredRollout
 from simplear_rl.learning.weights import checksum
 from simplear_rl.policy.model import load_policy
@@ -19,8 +22,8 @@ from simplear_rl.rollout.types import Prompt, Rollout
 CODES = 100  # of the policy of conftest.py
 
 
-def config(zero_stage: int = 0) -> LearnerConfig:
-    return LearnerConfig(zero_stage=zero_stage, optimizer=OptimizerConfig(learning_rate=1e-3))
+def config(zero_stage: int = 0, **values) -> LearnerConfig:
+    return LearnerConfig(zero_stage=zero_stage, optimizer=OptimizerConfig(learning_rate=1e-3), **values)
 
 
 def token_batch(encode, offset: int) -> TokenBatch:
@@ -61,6 +64,29 @@ def run(ray_cluster):
     return lambda function, *args: ray.get(ray.remote(max_calls=1)(function).remote(*args))
 
 
+@pytest.fixture(scope="module")
+def run_ranks(ray_cluster):
+    """Runs `function(*args, rank, ranks, rendezvous)` on every rank, each in a process of its own."""
+
+    def run_ranks(ranks, function, *args):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            rendezvous = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        remote = ray.remote(max_calls=1)(function)
+        return ray.get([remote.remote(*args, rank, ranks, rendezvous) for rank in range(ranks)])
+
+    return run_ranks
+
+
+@pytest.fixture(scope="module")
+def token_shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    captions = ["a red circle", "two cross", "three blue square and a circle left of a red cross", "a cross"] * 6
+    codes = np.random.default_rng(0).integers(0, CODES, (1, 16)).repeat(len(captions), 0)  # soon learned
+    parquet.write_table(pa.table({"caption": captions, "codes": list(codes)}), folder / "0.parquet", row_group_size=5)
+    return folder
+
+
 def plain_supervised_step(policy):
     model, encode = load_policy(policy)
     batch = token_batch(encode, len(encode.tokenizer))
@@ -72,7 +98,7 @@ def plain_supervised_step(policy):
             )
             for row in batch.ids
         )
-        / batch.target_tokens
+        / batch.target_lengths.sum()
     )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -96,6 +122,55 @@ def test_supervised_step_is_plain_adamw_on_the_token_mean(run, policy, zero_stag
     assert weights.tensors.keys() == expected.keys()
     for name, tensor in weights.tensors.items():
         torch.testing.assert_close(tensor, expected[name].detach(), atol=2e-5, rtol=0, msg=name)
+
+
+def supervised_losses(policy, shards, rank, ranks, rendezvous):
+    """Losses of six steps under each ZeRO stage, and the final weights: this rank's share."""
+    losses, weights = [], []
+    data_config = TokenDataConfig(sources=[TokenSourceConfig(shards=shards)], batch_size=8, micro_batch=2)
+    for zero_stage in range(4):
+        learner = Learner(config(zero_stage), policy, 10, 4 // ranks, rank, ranks, rendezvous)
+        data = TokenDataset(data_config, learner.encode, learner.layout, 0, rank, ranks)
+        losses.append([learner.train_tokens(data.batch(step))["loss"] for step in range(1, 7)])
+        weights.append(learner.weights())
+    return np.array(losses), weights
+
+
+def test_ranks_and_zero_stages_agree_over_several_steps(run_ranks, policy, token_shards):
+    """Cross-entropies of 8 sequences a step, in micro-batches of 2."""
+    (alone, alone_weights), *_ = run_ranks(1, supervised_losses, policy, token_shards)
+    (first, together_weights), (second, _) = run_ranks(2, supervised_losses, policy, token_shards)
+    plain = alone[0]
+    assert plain[-1] < plain[0] - 0.1  # enough has been learned for a difference to show
+    np.testing.assert_allclose(np.stack([*alone, *(first + second)]), np.tile(plain, (8, 1)), atol=1e-4, rtol=0)
+    for weights in (*alone_weights, *together_weights):
+        for name, tensor in weights.tensors.items():
+            torch.testing.assert_close(tensor, alone_weights[0].tensors[name], atol=2e-3, rtol=0, msg=name)
+
+
+def checkpointed_and_not(policy, zero_stage):
+    outcomes = []
+    for checkpointing in False, True:
+        learner = Learner(config(zero_stage, activation_checkpointing=checkpointing), policy, 10, micro_batches=2)
+        layers = learner.model.model.layers
+        passes = []
+        layers[0].mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        metrics = learner.train_tokens(token_batch(learner.encode, learner.layout.visual_offset))
+        trained = len(passes)
+        codes = learner.sample(["a red circle"], 2, 0)
+        outcomes.append((metrics, learner.weights().checksum, codes, trained))
+    return outcomes
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_activation_checkpointing_changes_nothing_but_the_work(run, policy, zero_stage):
+    (metrics, weights, codes, passes), (again, weights_again, codes_again, passes_again) = run(
+        checkpointed_and_not, policy, zero_stage
+    )
+    assert again == metrics  # the gradient norm among them
+    assert weights_again == weights
+    assert np.array_equal(codes_again, codes)
+    assert passes_again == 2 * passes  # every layer's forward is computed once more in the backward pass
 
 
 def first_grpo_steps(policy, updates_per_batch, guidance_scale):
