@@ -76,6 +76,20 @@ def test_bad_values_name_the_key_and_what_was_found(override, message):
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.shards=x", "data.shards: unknown key; did you mean data.sources.shards"),
+        ("data.sources=[]", "data.sources: .* at least 1 item"),
+        ("data.sources=[{shards: x, weight: 0}]", "data.sources.0.weight: .* greater than 0, found 0"),
+        ("data.long_caption=drop", "data.long_caption: .*'refuse' or 'truncate', found 'drop'"),
+    ],
+)
+def test_bad_data_settings_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [override])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("- a\n", "expected keys and values, found list"),
