@@ -22,7 +22,9 @@ def problems(text: str) -> list[str]:
     python = project["requires-python"].removeprefix("==").removesuffix("*")
     found = []
     for instruction, value in steps:
-        if instruction == "FROM" and not re.fullmatch(rf"\S+/python:{re.escape(python)}\d+\S*@sha256:[0-9a-f]{{64}}", value):
+        if instruction == "FROM" and not re.fullmatch(
+            rf"\S+/python:{re.escape(python)}\d+\S*@sha256:[0-9a-f]{{64}}", value
+        ):
             found.append(f"base image: {value}")
         if instruction == "COPY":
             *sources, _ = value.split()
@@ -73,6 +75,8 @@ def test_a_spoilt_containerfile_is_found_out(folder, old, new, problem):
 
 
 def test_all_that_the_project_imports_is_copied(folder):
-    copied = {source for i, v in instructions((folder / "Containerfile").read_text()) if i == "COPY" for source in v.split()}
+    copied = {
+        source for i, v in instructions((folder / "Containerfile").read_text()) if i == "COPY" for source in v.split()
+    }
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages | {"configs", "pyproject.toml", "README.md"} <= copied

@@ -53,7 +53,7 @@ esac
 
 @pytest.fixture
 def slurm(tmp_path: Path, ray_version: str):
-    """Call it with a command: starts slurm.sh on four pretended nodes. `slurm.started()`: what was started, in order."""
+    """Call it with a command: starts slurm.sh on four pretended nodes. `slurm.started()`: what ran, in order."""
     binaries, home, log = tmp_path / "bin", tmp_path / "home", tmp_path / "log"
     for made in binaries, home / ".ray", home / "simplear_runs":
         made.mkdir(parents=True)
@@ -131,7 +131,9 @@ def test_the_exit_code_is_the_commands(slurm):
 
 
 def test_sigterm_reaches_the_command_which_ends_in_its_own_time(slurm):
-    command = """trap 'sleep 0.5; echo "saved" >> "$LOG"; exit 5' TERM; echo running >> "$LOG"; while :; do sleep 0.1; done"""
+    command = (
+        """trap 'sleep 0.5; echo "saved" >> "$LOG"; exit 5' TERM; echo running >> "$LOG"; while :; do sleep 0.1; done"""
+    )
     process = slurm("bash", "-c", command)
     deadline = time.monotonic() + 15
     while "running" not in slurm.started():
