@@ -1,5 +1,6 @@
 """slurm.sh, really run, with stand-ins for Slurm and Ray on PATH that note what is started in which order."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,15 +74,28 @@ def slurm(tmp_path: Path, ray_version: str):
         "SLURM_CPUS_ON_NODE": "96",
     }
 
+    running: list[subprocess.Popen[str]] = []
+
     def start(*command: str, **more: str) -> subprocess.Popen[str]:
         variables = {name: value for name, value in (environment | more).items() if value}
-        return subprocess.Popen(
-            [SCRIPT, *command], cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        process = subprocess.Popen(
+            [SCRIPT, *command],
+            cwd=ROOT,
+            env=variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+        running.append(process)
+        return process
 
     start.token, start.home, start.log = token, home, log
     start.started = lambda: log.read_text().splitlines() if log.exists() else []
-    return start
+    yield start
+    for process in running:  # whatever a failed test left behind
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
