@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--num-images", type=int, default=1, help="images per prompt")
     p.add_argument(
-        "--batch-size", type=int, default=16, help="images decoded together; of one prompt, except with vllm"
+        "--batch-size", type=int, default=16, help="images decoded together"
     )
     p.add_argument("--kv-cache-gib", type=float, default=0.25, help="memory of vLLM's key-value cache, GiB")
     p.add_argument("--output", type=Path, default="images", help="folder for the PNG files and contact_sheet.png")
@@ -136,18 +136,21 @@ def _with_transformers(options: argparse.Namespace, prompts: list[Prompt]) -> It
     model, encode = load_policy(options.model, getattr(torch, DTYPE))
     model, layout, sampling = model.to(DEVICE).eval(), read_layout(options.model), _sampling(options)
     other = encode(options.negative_prompt) if options.negative_prompt else encode.null
-    for prompt in prompts:
-        codes = []
-        for start in range(0, options.num_images, options.batch_size):
-            images = range(start, min(start + options.batch_size, options.num_images))
-            seeds = [(options.seed, 0, prompt.index, k) for k in images]
-            contexts = [encode(prompt.text)] * len(seeds)
-            unconditional = [other] * len(seeds) if sampling.guidance_scale != 1 else None
-            if options.engine == "sjd":
-                codes.append(sample_codes_jacobi(model, contexts, layout, seeds, sampling, unconditional)[0])
-            else:
-                codes.append(sample_codes(model, contexts, layout, seeds, sampling, unconditional))
-        yield torch.cat(codes).cpu().numpy()
+    images = [(prompt, k) for prompt in prompts for k in range(options.num_images)]
+    drawn: list[np.ndarray] = []  # of the prompts that are not complete
+    for start in range(0, len(images), options.batch_size):
+        batch = images[start : start + options.batch_size]
+        seeds = [(options.seed, 0, prompt.index, k) for prompt, k in batch]
+        contexts = [encode(prompt.text) for prompt, _ in batch]
+        unconditional = [other] * len(batch) if sampling.guidance_scale != 1 else None
+        if options.engine == "sjd":
+            codes_BT = sample_codes_jacobi(model, contexts, layout, seeds, sampling, unconditional)[0]
+        else:
+            codes_BT = sample_codes(model, contexts, layout, seeds, sampling, unconditional)
+        drawn.extend(codes_BT.cpu().numpy())
+        while len(drawn) >= options.num_images:
+            yield np.stack(drawn[: options.num_images])
+            del drawn[: options.num_images]
 
 
 def _write(file: Path, image: np.ndarray, prompt: str, options: argparse.Namespace) -> None:

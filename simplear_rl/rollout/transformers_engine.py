@@ -1,6 +1,6 @@
 """Sampling with Transformers alone: a batch of prompts of unequal lengths, guided or not, one key-value cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ def sample_codes(
     sampling: Sampling | None = None,
     unconditional: list[list[int]] | None = None,
     static_cache: bool = False,
+    decode: Callable | None = None,
 ) -> torch.Tensor:
     """Draw one image per prompt; codes int64 [B, T].
 
@@ -32,7 +33,8 @@ def sample_codes(
         seeds: one per prompt.
         sampling: temperature 1 without guidance, if not given.
         unconditional: the other context of every prompt, with guidance; decoded in the same batch.
-        static_cache: allocate the cache at its full length, as compiled models and CUDA graphs need it.
+        static_cache: allocate the cache at its full length: all steps have the same shapes.
+        decode: what computes the steps behind the prompt in place of `model.model`, for example its compiled form.
     """
     sampling = sampling or Sampling()
     device = model.get_input_embeddings().weight.device
@@ -44,15 +46,16 @@ def sample_codes(
     for row, ids in enumerate(contexts):
         mask_KL[row, longest - len(ids) :] = 1
     positions_KL = (mask_KL.cumsum(-1) - 1).clamp(min=0)
-    uniforms_BT = torch.from_numpy(np.stack([uniform_stream(seed, layout.tokens) for seed in seeds]))
+    uniforms_BT = torch.from_numpy(np.stack([uniform_stream(seed, layout.tokens) for seed in seeds])).to(device)
     cache = StaticCache(model.config, max_cache_len=mask_KL.shape[1]) if static_cache else DynamicCache()
     head = model.lm_head.weight[layout.visual_offset : layout.vocabulary_size]
     codes: list[torch.Tensor] = []
     next_ids, columns = ids_KP, torch.arange(longest, device=device)
     for t in range(layout.tokens):
-        hidden = model.model(
+        step = model.model if decode is None or t == 0 else decode
+        hidden = step(
             input_ids=next_ids,
-            attention_mask=mask_KL[:, : columns[-1] + 1],
+            attention_mask=mask_KL if static_cache else mask_KL[:, : longest + t],
             position_ids=positions_KL[:, columns],
             past_key_values=cache,
             cache_position=columns,

@@ -14,6 +14,7 @@ from simplear_rl.policy.model import create_policy, load_policy, word_tokenizer
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout import engine as engine_module
 from simplear_rl.rollout.engine import RolloutEngine
+from simplear_rl.rollout.jacobi import sample_codes_jacobi
 from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.rollout.transformers_engine import sample_codes
 from simplear_rl.rollout.types import Prompt
@@ -133,6 +134,10 @@ def test_greedy_on_many_prompts_and_long_images(tmp_path, grid):
     assert engine_images(engine, prompts, (0, 0), sampling) == expected
     for static_cache in False, True:
         assert transformers_images(policy, prompts, (0, 0), sampling, static_cache) == expected
+    model, encode = load_policy(policy)
+    contexts, seeds = [encode(p.text) for p in prompts], [(0, 0, p.index, 0) for p in prompts]
+    codes, _ = sample_codes_jacobi(model, contexts, read_layout(policy), seeds, sampling, [encode.null] * len(prompts))
+    assert codes.tolist() == list(expected.values())
 
 
 def exact_joint(policy, prompt, scale):
