@@ -57,9 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-p", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--num-images", type=int, default=1, help="images per prompt")
-    p.add_argument(
-        "--batch-size", type=int, default=16, help="images decoded together"
-    )
+    p.add_argument("--batch-size", type=int, default=16, help="images decoded together")
     p.add_argument("--kv-cache-gib", type=float, default=0.25, help="memory of vLLM's key-value cache, GiB")
     p.add_argument("--output", type=Path, default="images", help="folder for the PNG files and contact_sheet.png")
     return p

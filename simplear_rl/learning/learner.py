@@ -19,7 +19,7 @@ from simplear_rl.data.batches import TokenBatch
 from simplear_rl.device import default_device
 from simplear_rl.learning.flops import ModelSize, peak_flops
 from simplear_rl.learning.weights import Weights, checksum
-from simplear_rl.policy.log_probs import rollout_log_probs
+from simplear_rl.policy.log_probs import in_chunks, rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
@@ -216,8 +216,13 @@ class Learner:
 def summed_cross_entropy(model: nn.Module, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
     """Sum of next-token cross-entropies over the full vocabulary; label -100 is not counted."""
     # Right padding needs no mask: attention is causal, and padded positions have no label.
-    logits_BLV = model(input_ids=ids_BL[:, :-1], use_cache=False).logits.float()
-    return nn.functional.cross_entropy(logits_BLV.flatten(0, 1), labels_BL[:, 1:].flatten(), reduction="sum")
+    hidden_BLH = model.model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
+
+    def of_rows(hidden_NH: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model.lm_head(hidden_NH).float(), labels_N, reduction="sum")
+
+    parts = in_chunks(of_rows, model.config.vocab_size, hidden_BLH.flatten(0, 1), labels_BL[:, 1:].flatten())
+    return torch.stack(parts).sum()
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:

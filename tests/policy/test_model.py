@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from simplear_rl.errors import UserError
+from simplear_rl.policy import log_probs
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import read_layout
@@ -92,3 +93,28 @@ def test_damaged_files_are_named(policy, tmp_path, name, message):
     with pytest.raises(UserError, match=message) as error:
         load_policy(damaged(policy, tmp_path / "p", name, b"{ not what it should be"))
     assert str(tmp_path / "p") in str(error.value)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_chunks_change_neither_values_nor_gradients(policy, monkeypatch, both):
+    model, encode = load_policy(policy)
+    layout = read_layout(policy)
+    rollout = Rollout(
+        prompt=Prompt(0, "two cross"),
+        prompt_ids=encode("two cross"),
+        unconditional_ids=encode.null,
+        codes=torch.randint(0, 100, (3, 16), generator=torch.Generator().manual_seed(0)).numpy().astype(np.uint16),
+        log_probs=np.zeros((3, 16), np.float32),
+        sampling=Sampling(guidance_scale=3.0),
+        weight_version=0,
+        seed=(0, 1),
+    )
+    found = []
+    for logits_per_chunk in 2**26, 700:  # 7 rows at a time
+        monkeypatch.setattr(log_probs, "LOGITS_PER_CHUNK", logits_per_chunk)
+        model.zero_grad()
+        values = rollout_log_probs(model, rollout, layout, both)
+        values.sum().backward()
+        found.append([values.detach(), *(p.grad for p in model.parameters())])
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)

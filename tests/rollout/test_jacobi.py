@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from transformers import DynamicCache
 
 from simplear_rl.policy.guidance import guided_logits
-from simplear_rl.policy.log_probs import visual_logits
+from simplear_rl.policy.log_probs import hidden_states
 from simplear_rl.policy.model import create_policy, load_policy, word_tokenizer
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout import jacobi
@@ -58,7 +58,8 @@ def smallest_p_value(model, encode, layout, sampling, window, images=12_000):
     prompt, null = encode("a red circle"), encode.null
     every_ET = torch.tensor(list(itertools.product(range(layout.codebook_size), repeat=layout.tokens)))
     with torch.no_grad():
-        logits = [visual_logits(model, ids, every_ET, layout) for ids in (prompt, null)]
+        head = model.lm_head.weight[layout.visual_offset : layout.vocabulary_size]
+        logits = [hidden_states(model, ids, every_ET, layout) @ head.T for ids in (prompt, null)]
     log_probs_ETC = sampling_log_probs(guided_logits(*logits, sampling.guidance_scale), sampling)
     log_probs_ET = log_probs_ETC.gather(-1, every_ET.unsqueeze(-1)).squeeze(-1)
     seeds = [(0, window, i) for i in range(images)]
