@@ -174,6 +174,22 @@ def test_activation_checkpointing_changes_nothing_but_the_work(run, policy, zero
     assert passes_again == 2 * passes  # every layer's forward is computed once more in the backward pass
 
 
+def bfloat16_steps(policy, zero_stage):
+    learner = Learner(config(zero_stage).model_copy(update={"dtype": "bfloat16"}), policy, 10, micro_batches=2)
+    supervised = learner.train_tokens(token_batch(learner.encode, learner.layout.visual_offset))
+    return supervised, learner.update(scored_groups(policy), AlgorithmConfig()), learner.weights()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_bfloat16_steps_are_close_to_those_in_float32(run, policy, zero_stage):
+    loss, _ = plain_supervised_step(policy)
+    supervised, update, weights = run(bfloat16_steps, policy, zero_stage)
+    assert supervised["loss"] == pytest.approx(loss, abs=0.02)
+    assert supervised["grad_norm"] > 0 and update["grad_norm"] > 0
+    assert update["ratio_min"] == update["ratio_max"] == 1.0
+    assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.bfloat16}
+
+
 def first_grpo_steps(policy, updates_per_batch, guidance_scale):
     learner = Learner(config(), policy, 10, micro_batches=2)
     algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch)
