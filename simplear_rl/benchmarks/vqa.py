@@ -123,6 +123,8 @@ class TransformersJudge:
 class MplugJudge:
     """mPLUG-large through ModelScope: the judge of DPG-Bench's published scores, one question at a time.
 
+    ModelScope's preprocessing lowers the case of a question and cuts it at 25 tokens, as for the published scores.
+
     Raises:
         UserError: ModelScope cannot be imported.
     """
