@@ -34,7 +34,7 @@ class Stage:
 
     def __init__(self, name: str, roles: dict[str, ActorsConfig]):
         connect()
-        _check_fits(roles, ray.cluster_resources())
+        check_fits(roles, ray.cluster_resources())
         self.name, self.roles = name, roles
         self.actors: list[ActorHandle] = []
         bundles: list[dict[str, float]] = []
@@ -83,7 +83,8 @@ def _bundle(config: ActorsConfig) -> dict[str, float]:
     return {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus else {})
 
 
-def _check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> None:
+def check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> None:
+    """Raise UserError, naming the keys to change, if the roles ask for more CPUs or GPUs than there are."""
     for resource, key in ("CPU", "cpus"), ("GPU", "gpus"):
         asked = {role: config.count * getattr(config, key) for role, config in roles.items()}
         if sum(asked.values()) > available.get(resource, 0):

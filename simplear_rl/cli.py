@@ -10,8 +10,12 @@ from pathlib import Path
 from simplear_rl.config import CONFIGS, Schema, known_keys, load_config
 from simplear_rl.errors import UserError
 
+EXAMPLES = """\
+  python -m simplear_rl.{name}                       the miniature world, on this machine or its Ray cluster
+  python -m simplear_rl.{name} seed=1 root=runs/one  the same with another seed, in another folder"""
 
-def run_command(command: Callable[[Schema], object], schema: type[Schema], name: str) -> None:
+
+def run_command(command: Callable[[Schema], object], schema: type[Schema], name: str, examples: str = EXAMPLES) -> None:
     """Parse the command line, run `command` on its configuration, and turn user errors into one message."""
     default = CONFIGS / "shapes" / f"{name}.yaml"
     parser = argparse.ArgumentParser(
@@ -19,8 +23,7 @@ def run_command(command: Callable[[Schema], object], schema: type[Schema], name:
         description=sys.modules["__main__"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""examples:
-  python -m simplear_rl.{name}                       the miniature world, on this machine or its Ray cluster
-  python -m simplear_rl.{name} seed=1 root=runs/one  the same with another seed, in another folder
+{examples.format(name=name)}
   ray job submit --working-dir . -- python -m simplear_rl.{name} --config configs/shapes/{name}.yaml
 
 keys: {", ".join(known_keys(schema))}""",

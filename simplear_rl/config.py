@@ -279,6 +279,25 @@ class EvaluateConfig(CommandConfig):
     scorer: ActorsConfig = ActorsConfig()
 
 
+class TokenizeConfig(CommandConfig):
+    """Token shards from images and captions."""
+
+    input: Location = Field(description="folder or file: JSON lines, WebDataset tars or Parquet with image bytes")
+    files: str = Field("**/*", description="glob pattern that chooses among the files below `input`")
+    output: Location = Field(description="folder for the shards and rejected.jsonl")
+    size: Count = Field(description="pixels per side of the square that an image is resized and cropped to")
+    batch_size: Count = Field(32, description="images that the tokenizer encodes at a time")
+    shard_size: Count = Field(1000, description="samples of a shard, bad ones included; a tar always makes one shard")
+    max_rejected: Fraction = Field(1.0, description="share of bad samples above which the command fails, at its end")
+    actors: ActorsConfig = ActorsConfig()
+
+    @model_validator(mode="after")
+    def _output_is_no_input(self) -> "TokenizeConfig":
+        if self.output.is_relative_to(self.input):
+            raise ValueError(f"output ({self.output}) must not be inside input: its shards would become input")
+        return self
+
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 

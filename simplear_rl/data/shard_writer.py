@@ -1,0 +1,123 @@
+"""The folder of token shards that the tokenizer command fills."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from simplear_rl.config import TokenizeConfig
+from simplear_rl.data.sources import Part
+from simplear_rl.errors import UserError
+from simplear_rl.tokenizers.cosmos import read_geometry
+
+COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
+KEYS = ("input", "files", "size", "batch_size", "shard_size")  # what the shards depend on, beside the tokenizer
+
+
+class ShardWriter:
+    """Shards with `id`, `caption`, `short_caption` (or null) and `codes` of the good samples, one per part.
+
+    manifest.json        what the shards are made from
+    NNNNN-MMMMM.parquet  the shard of part M of file N. Its file metadata say under `simplear_rl`, as JSON, what the
+                         codes are (rows, columns, codebook_size, tokenizer) and what was rejected (file, key, reason)
+    rejected.jsonl       once all shards are there: what was rejected in all of them
+
+    A file appears complete or not at all.
+
+    Raises:
+        UserError: the folder has shards of something else (names what differs), or the tokenizer does not fit: `size`
+            is no multiple of its patch, or its codes need more than 16 bits.
+    """
+
+    def __init__(self, config: TokenizeConfig, parts: list[Part]):
+        geometry = read_geometry(config.tokenizer)
+        if config.size % geometry.patch:
+            raise UserError(f"size={config.size}: must be a multiple of the tokenizer's patch, {geometry.patch}")
+        if geometry.codebook_size > 2**16:
+            raise UserError(f"{config.tokenizer}: {geometry.codebook_size} codes do not fit into 16 bits")
+        with (config.tokenizer / "encoder.jit").open("rb") as encoder:
+            identity = "sha256:" + hashlib.file_digest(encoder, "sha256").hexdigest()
+        side = config.size // geometry.patch
+        self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}
+        self.folder, self.parts = config.output, {part.shard: part for part in parts}
+        self.unfinished: dict[str, dict[int, dict[str, Any]]] = {}  # by shard and number
+        values = config.model_dump(mode="json")
+        sizes = {f"size of {part.file}": part.path.stat().st_size for part in parts}
+        self._check_manifest({key: values[key] for key in KEYS} | {"tokenizer": identity} | sizes)
+
+    def _check_manifest(self, made_from: dict[str, Any]) -> None:
+        file = self.folder / "manifest.json"
+        if not file.exists():
+            if any(self.folder.glob("*.parquet")):
+                raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_text(file, json.dumps(made_from, indent=1))
+        before = json.loads(file.read_text())
+        for key in [*made_from, *before]:
+            if made_from.get(key) != before.get(key):
+                raise UserError(
+                    f"{self.folder}: has shards of another {key}: {before.get(key)}, now {made_from.get(key)}; "
+                    "choose another output"
+                )
+
+    def missing(self) -> list[Part]:
+        """The parts that have no shard yet."""
+        return [part for part in self.parts.values() if not self._file(part.shard).exists()]
+
+    def add(self, row: dict[str, Any]) -> tuple[int, int]:
+        """Take a row of `sources.read_batches` with its codes, in any order; write the shard that it completes.
+
+        Returns the row's number of good and of bad samples.
+
+        Raises:
+            UserError: the part has another number of samples than it had when the input was divided.
+        """
+        rows = self.unfinished.setdefault(row["shard"], {})
+        rows[row["number"]] = row
+        last = max(rows)
+        if rows[last]["last"] and len(rows) == last + 1:
+            self._write_shard(self.parts[row["shard"]], [rows[number] for number in range(last + 1)])
+            del self.unfinished[row["shard"]]
+        return len(row["codes"]), len(json.loads(row["rejected"]))
+
+    def _write_shard(self, part: Part, rows: list[dict[str, Any]]) -> None:
+        samples = [sample for row in rows for sample in json.loads(row["samples"])]
+        rejected = [entry for row in rows for entry in json.loads(row["rejected"])]
+        if part.rows is not None and len(samples) + len(rejected) != part.rows:
+            raise UserError(f"{part.path}: has changed: {len(samples) + len(rejected)} samples, there were {part.rows}")
+        columns = {name: [sample[name] for sample in samples] for name in ("id", "caption", "short_caption")}
+        codes = list(np.concatenate([row["codes"] for row in rows]))
+        schema = pa.schema(COLUMNS, metadata={"simplear_rl": json.dumps(self.about | {"rejected": rejected})})
+        partial = self.folder / f"{part.shard}.partial"
+        parquet.write_table(pa.table(columns | {"codes": codes}, schema=schema), partial)
+        partial.rename(self._file(part.shard))
+
+    def finish(self) -> tuple[int, int]:
+        """Write rejected.jsonl from all shards; returns the numbers of good and of bad samples.
+
+        Raises:
+            UserError: a shard cannot be read.
+        """
+        good, rejected = 0, []
+        for shard in self.parts:
+            try:
+                metadata = parquet.read_metadata(self._file(shard))
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"{self._file(shard)}: not readable; delete it and start again: {error}") from error
+            good += metadata.num_rows
+            rejected += json.loads(metadata.metadata[b"simplear_rl"])["rejected"]
+        _write_text(self.folder / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejected))
+        return good, len(rejected)
+
+    def _file(self, shard: str) -> Path:
+        return self.folder / f"{shard}.parquet"
+
+
+def _write_text(file: Path, text: str) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    partial.rename(file)
