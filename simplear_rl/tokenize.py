@@ -8,9 +8,10 @@ in rejected.jsonl. A run that was stopped continues with the same command.
 
 import logging
 import time
+import warnings
 
-import ray
-from ray import data as ray_data
+import ray.data
+from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from actors.placement import check_fits, connect
@@ -49,16 +50,18 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
     connect()
     check_fits({"actors": config.actors, "reading": ActorsConfig()}, ray.cluster_resources())
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray_data.DataContext.get_current()
+    # By default a task that kills its process is repeated forever; max_retries has no place yet that is not deprecated.
+    warnings.simplefilter("ignore", RayDeprecationWarning)
+    context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block is a row, so that a batch goes to an actor as soon as it is read
     batches = (
-        ray_data.from_items(missing)
+        ray.data.from_items(missing)
         .flat_map(lambda row: read_batches(row["item"], config.size, config.batch_size), max_retries=3)
         .map(
             BatchTokenizer,
             fn_constructor_args=(config.tokenizer, config.size, "cuda" if config.actors.gpus else "cpu"),
-            compute=ray_data.ActorPoolStrategy(size=config.actors.count),
+            compute=ray.data.ActorPoolStrategy(size=config.actors.count),
             num_cpus=config.actors.cpus,
             num_gpus=config.actors.gpus,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.actors.threads)}},

@@ -26,9 +26,9 @@ def to_square(data: bytes, size: int) -> np.ndarray:
     (bicubic with antialiasing) and the centre is cut out.
 
     Raises:
-        BadSampleError: not such a file, truncated or damaged (as far as the format shows it: PNG has checksums, JPEG and WebP
-            have none), animated, of another pixel format, larger than Pillow's limit against decompression bombs
-            (89 million pixels), or smaller than `size`.
+        BadSampleError: not such a file, truncated or damaged (as far as the format shows it: PNG has checksums, JPEG
+            and WebP have none), animated, of another pixel format, larger than Pillow's limit against decompression
+            bombs (89 million pixels), or smaller than `size`.
     """
     try:
         # From the limit on Pillow warns, and raises only from twice the limit on.
@@ -61,7 +61,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_caption(value: Any, name: str) -> str:
-    """A caption without the space around it. Raises BadSampleError if it is missing, no text, empty or not valid Unicode."""
+    """A caption without the space around it. Raises BadSampleError if it is missing, empty or not valid Unicode."""
     if value is None:
         raise BadSampleError(f"no {name}")
     try:

@@ -1,8 +1,8 @@
 """Images with captions on disk: JSON lines, WebDataset tars or Parquet files, cut into parts that are read in one go.
 
-A part becomes one shard of tokens. Which samples it holds depends on the input and on the length of parts alone, so that
-a run which was stopped goes on with the parts that have no shard yet. (Ray Data's own readers have no such parts, and
-end with the first damaged file.)
+A part becomes one shard of tokens. Which samples it holds depends on the input and on the length of parts alone, so
+that a stopped run goes on with the parts that have no shard yet. (Ray Data's own readers have no such parts, and end
+with the first damaged file.)
 """
 
 import json

@@ -1,0 +1,244 @@
+"""The tokenizer command: what is written, what is refused, and that being killed loses and repeats nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from simplear_rl.config import CONFIGS, TokenDataConfig, TokenizeConfig, load_config
+from simplear_rl.data.batches import TokenDataset
+from simplear_rl.data.images import to_square
+from simplear_rl.data.shards import TokenShards
+from simplear_rl.data.sources import divide, find_files, read_batches
+from simplear_rl.errors import UserError
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.tokenize import tokenize
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+from simplear_rl.tokenizers.fsq import FsqTokenizer, export
+from tests import pictures
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """With the 100 codes and, for 32 pixels, the 4 x 4 grid of the tests' policy."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    export(FsqTokenizer((5, 5, 4), channels=16), folder)
+    return folder
+
+
+def overrides(tmp_path, tokenizer, *more):
+    values = {"root": tmp_path, "input": tmp_path / "in", "output": tmp_path / "out", "tokenizer": tokenizer}
+    return [*(f"{key}={value}" for key, value in values.items()), "size=32", "batch_size=4", "shard_size=10", *more]
+
+
+def config(tmp_path, tokenizer, *more):
+    return load_config(
+        TokenizeConfig, CONFIGS / "shapes" / "tokenize.yaml", overrides(tmp_path, tokenizer, "world=null", *more)
+    )
+
+
+def written(output):
+    """Caption by id of all rows in all shards, and file and key of what was rejected; nothing occurs twice."""
+    rows = [row for file in sorted(output.glob("*.parquet")) for row in parquet.read_table(file).to_pylist()]
+    listed = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    good = {row["id"]: row["caption"] for row in rows}
+    bad = {(entry["file"], entry["key"]) for entry in listed}
+    assert len(good) == len(rows) and len(bad) == len(listed)
+    assert all(entry["reason"] for entry in listed)
+    return good, bad
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tar", "parquet"])
+def test_shards_hold_the_codes_of_every_good_image(ray_cluster, kind, tmp_path, tokenizer, policy, capsys):
+    good, bad = pictures.write(kind, tmp_path / "in", 50, bad_every=7)
+    tokenize(config(tmp_path, tokenizer, "actors.count=2"))
+    assert f"{len(good)} good, {len(bad)} rejected" in capsys.readouterr().out
+    assert written(tmp_path / "out") == (good, bad)
+    shard = parquet.read_table(tmp_path / "out" / "00001-00000.parquet")
+    assert shard.schema.field("codes").type == pa.list_(pa.uint16())
+    about = json.loads(shard.schema.metadata[b"simplear_rl"])
+    assert (about["rows"], about["columns"], about["codebook_size"]) == (4, 4, 100)
+    assert about["tokenizer"].startswith("sha256:")
+    number = int(shard["caption"][0].as_py().removeprefix("picture "))
+    image = to_square(pictures.sample(number, bad_every=7)[0], 32)
+    assert shard["codes"][0].as_py() == CosmosTokenizer(tokenizer).encode(image[None])[0].tolist()
+    layout, encode = read_layout(policy), read_encoder(policy)
+    data = TokenDataset(TokenDataConfig(shards=tmp_path / "out", batch_size=4, micro_batch=2), encode, layout, seed=0)
+    assert sorted(data.captions) == sorted(good.values())
+
+
+def test_a_finished_output_needs_no_actors(tmp_path, tokenizer, capsys):
+    good, bad = filled(tmp_path, tokenizer)
+    tokenize(config(tmp_path, tokenizer, "actors.count=1000"))
+    assert f"{len(good)} good, {len(bad)} rejected" in capsys.readouterr().out
+    assert written(tmp_path / "out") == (good, bad)
+
+
+def filled(tmp_path, tokenizer, count=20, bad_every=4):
+    """An output folder that was filled without Ray."""
+    good, bad = pictures.write("jsonl", tmp_path / "in", count, bad_every)
+    settings = config(tmp_path, tokenizer)
+    parts = divide(settings.input, find_files(settings.input, settings.files), settings.shard_size)
+    shards = TokenShards(settings, parts)
+    for part in shards.missing():
+        rows = [row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)} for row in read_batches(part, 32, 4)]
+        for row in reversed(rows):  # actors return them in any order
+            shards.add(row)
+    return good, bad
+
+
+def test_a_part_without_good_samples_has_an_empty_shard(tmp_path, tokenizer, policy):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("{}\n" * 10)
+    settings = config(tmp_path, tokenizer)
+    parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
+    shards = TokenShards(settings, parts)
+    for row in read_batches(parts[0], 32, 4):
+        assert shards.add(row | {"codes": np.empty((0, 16), np.uint16)}) == (0, 10)
+    assert shards.missing() == []
+    with pytest.raises(UserError, match="10 of 10 samples rejected, allowed is max_rejected=1 and one good sample"):
+        tokenize(settings)
+    config_of_data = TokenDataConfig(shards=settings.output, batch_size=1, micro_batch=1)
+    assert TokenDataset(config_of_data, read_encoder(policy), read_layout(policy), seed=0).captions == []
+
+
+def test_too_many_bad_samples_fail_at_the_end(tmp_path, tokenizer):
+    filled(tmp_path, tokenizer)
+    tokenize(config(tmp_path, tokenizer, "max_rejected=0.25"))
+    with pytest.raises(UserError, match="5 of 20 samples rejected, allowed is max_rejected=0.2"):
+        tokenize(config(tmp_path, tokenizer, "max_rejected=0.2"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("size=40", "shards of another size: 32, now 40"),
+        ("batch_size=5", "shards of another batch_size: 4, now 5"),
+        ("shard_size=11", "shards of another shard_size: 10, now 11"),
+        ("files='*.jsonl'", r"shards of another files: \*\*/\*, now \*\.jsonl"),
+        ("input=${root}/in/part-0.jsonl", "shards of another input: .*/in, now .*/in/part-0.jsonl"),
+    ],
+)
+def test_changed_configuration_is_refused(tmp_path, tokenizer, changed, message):
+    filled(tmp_path, tokenizer)
+    with pytest.raises(UserError, match=message):
+        tokenize(config(tmp_path, tokenizer, changed))
+
+
+def test_changed_input_and_tokenizer_are_refused(tmp_path, tokenizer):
+    filled(tmp_path, tokenizer)
+    (tmp_path / "in" / "part-2.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="another size of part-2.jsonl: None, now 3"):
+        tokenize(config(tmp_path, tokenizer))
+    (tmp_path / "in" / "part-2.jsonl").unlink()
+    (tmp_path / "other").mkdir()
+    torch.manual_seed(1)
+    export(FsqTokenizer((5, 5, 4), channels=16), tmp_path / "other")
+    with pytest.raises(UserError, match="another tokenizer: sha256:"):
+        tokenize(config(tmp_path, tmp_path / "other"))
+    shard = tmp_path / "out" / "00000-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.raises(UserError, match="00000-00000.parquet: not readable; delete it and start again"):
+        tokenize(config(tmp_path, tokenizer))
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, tokenizer):
+    pictures.write("jsonl", tmp_path / "in", 20, bad_every=4)
+    settings = config(tmp_path, tokenizer)
+    parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
+    shards = TokenShards(settings, parts)
+    lines = parts[0].path.read_text().splitlines(keepends=True)
+    parts[0].path.write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match="part-0.jsonl: has changed: 9 samples, there were 10"):
+        for row in read_batches(parts[0], 32, 4):
+            shards.add(row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)})
+    assert len(shards.missing()) == 2
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(tmp_path, tokenizer):
+    pictures.write("jsonl", tmp_path / "in", 2, bad_every=10)
+
+    def refused(message, *changes):
+        with pytest.raises(UserError, match=message):
+            tokenize(config(tmp_path, tokenizer, *changes))
+        assert not (tmp_path / "out").exists()
+
+    refused("size=36: must be a multiple of the tokenizer's patch, 8", "size=36")
+    refused("nowhere: not found", "input=${root}/nowhere")
+    refused("must not be inside input", "output=${root}/in/out")
+    (tmp_path / "big").mkdir()
+    export(FsqTokenizer((8, 8, 8, 8, 8, 8), channels=16), tmp_path / "big")
+    refused("262144 codes do not fit into 16 bits", "tokenizer=${root}/big")
+    (tmp_path / "big" / "encoder.jit").write_bytes(b"no archive")
+    refused("encoder.jit: not a readable TorchScript file", "tokenizer=${root}/big")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "00000.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="has Parquet files of another origin"):
+        tokenize(config(tmp_path, tokenizer))
+
+
+def test_too_small_a_cluster_is_refused(ray_cluster, tmp_path, tokenizer):
+    pictures.write("jsonl", tmp_path / "in", 2, bad_every=10)
+    with pytest.raises(UserError, match="the actors ask for 9 CPUs"):
+        tokenize(config(tmp_path, tokenizer, "actors.count=8"))
+
+
+def test_help_has_examples_and_keys():
+    shown = subprocess.run(
+        [sys.executable, "-m", "simplear_rl.tokenize", "--help"], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert shown.returncode == 0
+    assert "python -m simplear_rl.tokenize input=pictures output=tokens" in shown.stdout
+    assert "shard_size" in shown.stdout and "actors.gpus" in shown.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+def test_killed_runs_lose_and_repeat_nothing(kind, tmp_path, tokenizer):
+    good, bad = pictures.write(kind, tmp_path / "in", 300, bad_every=10)
+    settings = overrides(tmp_path, tokenizer, "shard_size=25")
+    out = tmp_path / "out"
+    kill_when(settings, lambda: (out / "manifest.json").exists())  # while Ray starts
+    for shards in (1,) if kind == "tar" else (2, 6):
+        kill_when(settings, lambda shards=shards: len(list(out.glob("*.parquet"))) >= shards)
+    assert not (out / "rejected.jsonl").exists()
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
+    subprocess.run(command(settings), env=environment(), cwd=REPOSITORY, check=True, timeout=300)
+    assert written(out) == (good, bad)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert not list(out.glob("*.partial"))
+
+
+def command(settings):
+    return [sys.executable, "-m", "simplear_rl.tokenize", *settings]
+
+
+def environment():
+    return os.environ | {"RAY_ADDRESS": "local"}
+
+
+def kill_when(settings, reached):
+    """Start the command, kill it as soon as `reached()`, and see that nothing of its Ray session is left."""
+    driver = subprocess.Popen(command(settings), env=environment(), cwd=REPOSITORY)
+    try:
+        while not reached():
+            assert driver.poll() is None, "the command ended before it was killed"
+            time.sleep(0.02)
+        children = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    assert not psutil.wait_procs(children, timeout=60)[1]
