@@ -211,15 +211,16 @@ def test_killed_runs_lose_and_repeat_nothing(kind, tmp_path, tokenizer):
     good, bad = pictures.write(kind, tmp_path / "in", 300, bad_every=10)
     settings = overrides(tmp_path, tokenizer, "shard_size=25")
     out = tmp_path / "out"
-    kill_when(settings, lambda: (out / "manifest.json").exists())  # while Ray starts
+    left = kill_when(settings, lambda: (out / "manifest.json").exists())  # while Ray starts
     for shards in (1,) if kind == "tar" else (2, 6):
-        kill_when(settings, lambda shards=shards: len(list(out.glob("*.parquet"))) >= shards)
+        left += kill_when(settings, lambda shards=shards: len(list(out.glob("*.parquet"))) >= shards)
     assert not (out / "rejected.jsonl").exists()
     before = {file: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
     subprocess.run(command(settings), env=environment(), cwd=REPOSITORY, check=True, timeout=300)
     assert written(out) == (good, bad)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert not list(out.glob("*.partial"))
+    assert not psutil.wait_procs(left, timeout=90)[1]
 
 
 def command(settings):
@@ -231,7 +232,10 @@ def environment():
 
 
 def kill_when(settings, reached):
-    """Start the command, kill it as soon as `reached()`, and see that nothing of its Ray session is left."""
+    """Start the command, kill it as soon as `reached()`, and see that its Ray session ends with it.
+
+    Returns the two agents of Ray that do nothing more but try for a minute to report the end of their node.
+    """
     driver = subprocess.Popen(command(settings), env=environment(), cwd=REPOSITORY)
     try:
         while not reached():
@@ -241,4 +245,6 @@ def kill_when(settings, reached):
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    assert not psutil.wait_procs(children, timeout=60)[1]
+    left = psutil.wait_procs(children, timeout=15)[1]
+    assert {process.name() for process in left} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    return left
