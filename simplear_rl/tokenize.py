@@ -25,8 +25,8 @@ from simplear_rl.inputs import require
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 EXAMPLES = """  python -m simplear_rl.tokenize input=pictures output=tokens
-  python -m simplear_rl.tokenize input=pictures output=tokens tokenizer=Cosmos-1.0-Tokenizer-DV8x16x16 size=512 \\
-      actors.count=8 actors.gpus=1
+  python -m simplear_rl.tokenize input=pictures output=tokens size=512 actors.count=8 actors.gpus=1 \\
+      tokenizer=nvidia/Cosmos-1.0-Tokenizer-DV8x16x16
   python -m simplear_rl.tokenize input=hub_dataset files='data/train-*.parquet' output=tokens max_rejected=0.01"""
 
 
@@ -60,7 +60,7 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
         .flat_map(lambda row: read_batches(row["item"], config.size, config.batch_size), max_retries=3)
         .map(
             BatchTokenizer,
-            fn_constructor_args=(config.tokenizer, config.size, "cuda" if config.actors.gpus else "cpu"),
+            fn_constructor_args=(config.tokenizer, config.size),
             compute=ray.data.ActorPoolStrategy(size=config.actors.count),
             num_cpus=config.actors.cpus,
             num_gpus=config.actors.gpus,

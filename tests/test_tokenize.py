@@ -18,7 +18,7 @@ from pyarrow import parquet
 from simplear_rl.config import CONFIGS, TokenDataConfig, TokenizeConfig, load_config
 from simplear_rl.data.batches import TokenDataset
 from simplear_rl.data.images import to_square
-from simplear_rl.data.shards import TokenShards
+from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.sources import divide, find_files, read_batches
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
@@ -76,8 +76,10 @@ def test_shards_hold_the_codes_of_every_good_image(ray_cluster, kind, tmp_path, 
     image = to_square(pictures.sample(number, bad_every=7)[0], 32)
     assert shard["codes"][0].as_py() == CosmosTokenizer(tokenizer).encode(image[None])[0].tolist()
     layout, encode = read_layout(policy), read_encoder(policy)
-    data = TokenDataset(TokenDataConfig(shards=tmp_path / "out", batch_size=4, micro_batch=2), encode, layout, seed=0)
-    assert sorted(data.captions) == sorted(good.values())
+    sources = [{"shards": tmp_path / "out"}]
+    data = TokenDataset(TokenDataConfig(sources=sources, batch_size=1, micro_batch=1), encode, layout, seed=0)
+    assert sum(sum(source.sizes) for source in data.sources) == len(good)
+    assert all(len(data.batch(step).ids) == 1 for step in range(1, len(good) + 1))  # every row passes its checks
 
 
 def test_a_finished_output_needs_no_actors(tmp_path, tokenizer, capsys):
@@ -92,7 +94,7 @@ def filled(tmp_path, tokenizer, count=20, bad_every=4):
     good, bad = pictures.write("jsonl", tmp_path / "in", count, bad_every)
     settings = config(tmp_path, tokenizer)
     parts = divide(settings.input, find_files(settings.input, settings.files), settings.shard_size)
-    shards = TokenShards(settings, parts)
+    shards = ShardWriter(settings, parts)
     for part in shards.missing():
         rows = [row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)} for row in read_batches(part, 32, 4)]
         for row in reversed(rows):  # actors return them in any order
@@ -100,19 +102,18 @@ def filled(tmp_path, tokenizer, count=20, bad_every=4):
     return good, bad
 
 
-def test_a_part_without_good_samples_has_an_empty_shard(tmp_path, tokenizer, policy):
+def test_a_part_without_good_samples_has_an_empty_shard(tmp_path, tokenizer):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text("{}\n" * 10)
     settings = config(tmp_path, tokenizer)
     parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
-    shards = TokenShards(settings, parts)
+    shards = ShardWriter(settings, parts)
     for row in read_batches(parts[0], 32, 4):
         assert shards.add(row | {"codes": np.empty((0, 16), np.uint16)}) == (0, 10)
     assert shards.missing() == []
     with pytest.raises(UserError, match="10 of 10 samples rejected, allowed is max_rejected=1 and one good sample"):
         tokenize(settings)
-    config_of_data = TokenDataConfig(shards=settings.output, batch_size=1, micro_batch=1)
-    assert TokenDataset(config_of_data, read_encoder(policy), read_layout(policy), seed=0).captions == []
+    assert parquet.read_metadata(settings.output / "00000-00000.parquet").num_rows == 0
 
 
 def test_too_many_bad_samples_fail_at_the_end(tmp_path, tokenizer):
@@ -159,7 +160,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, tokenizer):
     pictures.write("jsonl", tmp_path / "in", 20, bad_every=4)
     settings = config(tmp_path, tokenizer)
     parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
-    shards = TokenShards(settings, parts)
+    shards = ShardWriter(settings, parts)
     lines = parts[0].path.read_text().splitlines(keepends=True)
     parts[0].path.write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match="part-0.jsonl: has changed: 9 samples, there were 10"):

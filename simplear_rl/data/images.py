@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from simplear_rl.device import default_device
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -79,8 +80,8 @@ def to_caption(value: Any, name: str) -> str:
 class BatchTokenizer:
     """The visual tokenizer on rows of `sources.read_batches`; Ray Data makes an actor of it."""
 
-    def __init__(self, folder: Path, size: int, device: str):
-        self.tokenizer = CosmosTokenizer(folder, device)
+    def __init__(self, source: Path, size: int):
+        self.tokenizer = CosmosTokenizer(source, default_device())
         self.tokens = (size // self.tokenizer.patch) ** 2
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from pyarrow import parquet
 from simplear_rl.config import TokenizeConfig
 from simplear_rl.data.sources import Part
 from simplear_rl.errors import UserError
-from simplear_rl.tokenizers.cosmos import read_geometry
+from simplear_rl.files import resolve
+from simplear_rl.tokenizers.cosmos import FILES, read_geometry
 
 COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
+ROW_GROUP = 1000  # images, so that training mixes well
 KEYS = ("input", "files", "size", "batch_size", "shard_size")  # what the shards depend on, beside the tokenizer
 
 
@@ -39,7 +41,7 @@ class ShardWriter:
             raise UserError(f"size={config.size}: must be a multiple of the tokenizer's patch, {geometry.patch}")
         if geometry.codebook_size > 2**16:
             raise UserError(f"{config.tokenizer}: {geometry.codebook_size} codes do not fit into 16 bits")
-        with (config.tokenizer / "encoder.jit").open("rb") as encoder:
+        with (resolve(config.tokenizer, FILES) / "encoder.jit").open("rb") as encoder:
             identity = "sha256:" + hashlib.file_digest(encoder, "sha256").hexdigest()
         side = config.size // geometry.patch
         self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}
@@ -93,7 +95,7 @@ class ShardWriter:
         codes = list(np.concatenate([row["codes"] for row in rows]))
         schema = pa.schema(COLUMNS, metadata={"simplear_rl": json.dumps(self.about | {"rejected": rejected})})
         partial = self.folder / f"{part.shard}.partial"
-        parquet.write_table(pa.table(columns | {"codes": codes}, schema=schema), partial)
+        parquet.write_table(pa.table(columns | {"codes": codes}, schema=schema), partial, row_group_size=ROW_GROUP)
         partial.rename(self._file(part.shard))
 
     def finish(self) -> tuple[int, int]:

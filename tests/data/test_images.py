@@ -337,7 +337,7 @@ def test_a_batch_becomes_the_codes_of_the_tokenizer(tmp_path):
     export(FsqTokenizer((5, 5, 4), channels=16), tmp_path)
     images = np.stack([to_square(encoded(picture(n, 50, 40), "PNG"), 32) for n in range(3)])
     row = {"shard": "00000-00000", "number": 0, "last": True, "images": images}
-    tokenizer = BatchTokenizer(tmp_path, 32, "cpu")
+    tokenizer = BatchTokenizer(tmp_path, 32)
     codes = tokenizer(dict(row))
     assert codes["codes"].dtype == np.uint16 and codes["shard"] == "00000-00000" and "images" not in codes
     assert np.array_equal(codes["codes"], CosmosTokenizer(tmp_path).encode(images))
