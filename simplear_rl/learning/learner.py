@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from transformers import Qwen2ForCausalLM, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from simplear_rl.algorithms.grpo_loss import grpo_loss
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
@@ -213,7 +213,7 @@ class Learner:
         self.step = client_state["learner_step"]
 
 
-def summed_cross_entropy(model: nn.Module, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+def summed_cross_entropy(model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
     """Sum of next-token cross-entropies over the full vocabulary; label -100 is not counted."""
     # Right padding needs no mask: attention is causal, and padded positions have no label.
     hidden_BLH = model.model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
