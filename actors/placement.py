@@ -21,6 +21,13 @@ def connect() -> None:
         ray.init(runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.WARNING)
 
 
+def cluster_nodes() -> list[tuple[float, int]]:
+    """CPUs and GPUs of every node of the cluster that `connect` joins."""
+    connect()
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(node.get("CPU", 0), int(node.get("GPU", 0))) for node in resources]
+
+
 class Stage:
     """The actors of one stage, placed together and ended together. Use as a context manager.
 

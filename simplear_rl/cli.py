@@ -15,8 +15,17 @@ EXAMPLES = """\
   python -m simplear_rl.{name} seed=1 root=runs/one  the same with another seed, in another folder"""
 
 
-def run_command(command: Callable[[Schema], object], schema: type[Schema], name: str, examples: str = EXAMPLES) -> None:
-    """Parse the command line, run `command` on its configuration, and turn user errors into one message."""
+def run_command(
+    command: Callable[[Schema], object],
+    schema: type[Schema],
+    name: str,
+    examples: str = EXAMPLES,
+    dry_run: Callable[[Schema], object] | None = None,
+) -> None:
+    """Parse the command line, run `command` on its configuration, and turn user errors into one message.
+
+    With `--dry-run`, `dry_run` runs instead.
+    """
     default = CONFIGS / "shapes" / f"{name}.yaml"
     parser = argparse.ArgumentParser(
         prog=f"python -m simplear_rl.{name}",
@@ -29,9 +38,12 @@ def run_command(command: Callable[[Schema], object], schema: type[Schema], name:
 keys: {", ".join(known_keys(schema))}""",
     )
     parser.add_argument("--config", type=Path, default=default, help=f"YAML file (default: configs/shapes/{name}.yaml)")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="check and print what the run takes, start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     arguments = parser.parse_intermixed_args()
-    exit_on_user_error(name, lambda: command(load_config(schema, arguments.config, arguments.overrides)))
+    chosen = dry_run if dry_run and arguments.dry_run else command
+    exit_on_user_error(name, lambda: chosen(load_config(schema, arguments.config, arguments.overrides)))
 
 
 def exit_on_user_error(name: str, command: Callable[[], object]) -> None:

@@ -79,6 +79,17 @@ class CommandConfig(Section):
     )
 
 
+class PlanConfig(Section):
+    """What --dry-run takes for given where it finds no Ray cluster (RAY_ADDRESS) and no policy; a run ignores it."""
+
+    nodes: Count
+    gpus_per_node: Count
+    cpus_per_node: Count
+    gpu_memory_gib: Positive
+    policy: Literal["simplear-0.5b", "simplear-1.5b"] = Field(description="sizes of `start`")
+    resolution: Annotated[int, Field(ge=16, multiple_of=16)] = Field(description="pixels along each side of an image")
+
+
 class StageConfig(CommandConfig):
     """What every training stage has."""
 
@@ -89,6 +100,7 @@ class StageConfig(CommandConfig):
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
     wandb: bool = Field(True, description="log to Weights & Biases: offline unless WANDB_API_KEY is set")
     learner: LearnerConfig
+    plan: PlanConfig | None = Field(None, description="hardware and policy that --dry-run assumes where there are none")
 
 
 class TokenSourceConfig(Section):
@@ -121,6 +133,21 @@ class SupervisedConfig(StageConfig):
 
     data: TokenDataConfig
     sample_prompts: list[str] = Field([], description="captions of the sample grid that goes with each checkpoint")
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must be there before the stage starts."""
+        return [self.tokenizer, self.start, *self.data.folders]
+
+    @property
+    def roles(self) -> dict[str, ActorsConfig]:
+        """The actors, by configuration key."""
+        return {"learner.actors": self.learner.actors}
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each rank per step."""
+        return self.data.batch_size // (self.data.micro_batch * self.learner.actors.count)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "SupervisedConfig":
@@ -247,6 +274,21 @@ class GrpoConfig(StageConfig):
     reference: ActorsConfig = ActorsConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     samples_every: Count = Field(10, description="steps between sample grids")
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must be there before the stage starts."""
+        return [self.tokenizer, self.start, self.prompts, *self.reward.files]
+
+    @property
+    def roles(self) -> dict[str, ActorsConfig]:
+        """The actors, by configuration key."""
+        return {
+            "learner.actors": self.learner.actors,
+            "rollout.engine.actors": self.rollout.engine.actors,
+            "reward.actors": self.reward.actors,
+            "reference": self.reference,
+        }
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "GrpoConfig":

@@ -17,6 +17,7 @@ from actors.rollout import RolloutActor, broadcast, stream
 from simplear_rl.cli import run_command
 from simplear_rl.config import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
+from simplear_rl.dry_run import plan_grpo
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.metrics import reward_metrics
@@ -29,19 +30,13 @@ def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
         return
-    require(config, config.tokenizer, config.start, config.prompts, *config.reward.files)
+    require(config, *config.inputs)
     layout = read_layout(config.start)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
-    roles = {
-        "learner.actors": config.learner.actors,
-        "rollout.engine.actors": rollout.engine.actors,
-        "reward.actors": config.reward.actors,
-        "reference": config.reference,
-    }
-    with Run("grpo", config) as run, Stage("grpo", roles) as stage:
+    with Run("grpo", config) as run, Stage("grpo", config.roles) as stage:
         engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout)
         references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype)
@@ -79,4 +74,4 @@ def train(config: GrpoConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(train, GrpoConfig, "grpo")
+    run_command(train, GrpoConfig, "grpo", dry_run=plan_grpo)

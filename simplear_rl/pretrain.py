@@ -7,6 +7,7 @@ from actors.learner import LearnerGroup
 from actors.placement import Stage
 from simplear_rl.cli import run_command
 from simplear_rl.config import SupervisedConfig
+from simplear_rl.dry_run import plan_supervised
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.report.grids import grid_figure
@@ -18,12 +19,11 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
         return
-    require(config, config.tokenizer, config.start, *config.data.folders)
+    require(config, *config.inputs)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
     layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
-    with Run(name, config) as run, Stage(name, {"learner.actors": config.learner.actors}) as stage:
-        passes = config.data.batch_size // (config.data.micro_batch * config.learner.actors.count)
-        learner = LearnerGroup(stage, config.learner, config.start, config.steps, micro_batches=passes)
+    with Run(name, config) as run, Stage(name, config.roles) as stage:
+        learner = LearnerGroup(stage, config.learner, config.start, config.steps, micro_batches=config.passes)
         learner.open_data(config.data, config.seed)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
@@ -40,4 +40,4 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
 
 
 if __name__ == "__main__":
-    run_command(train, SupervisedConfig, "pretrain")
+    run_command(train, SupervisedConfig, "pretrain", dry_run=plan_supervised)

@@ -3,6 +3,7 @@
 from simplear_rl import pretrain
 from simplear_rl.cli import run_command
 from simplear_rl.config import SupervisedConfig
+from simplear_rl.dry_run import plan_supervised
 
 
 def train(config: SupervisedConfig) -> None:
@@ -11,4 +12,4 @@ def train(config: SupervisedConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(train, SupervisedConfig, "sft")
+    run_command(train, SupervisedConfig, "sft", dry_run=plan_supervised)

@@ -70,13 +70,18 @@ def _policy(path: Path, config: CommandConfig) -> None:
     with new_folder(path) as folder:
         create_policy(
             folder,
-            word_tokenizer(sorted({*world.WORDS, *PROMPT_PREFIX.split()})),
+            word_tokenizer(policy_words()),
             codebook_size=geometry.codebook_size,
             grid=(side, side),
             prompt_prefix=PROMPT_PREFIX,
             geometry=POLICY_GEOMETRY,
             seed=config.seed,
         )
+
+
+def policy_words() -> list[str]:
+    """The words that the world's policy has ids for."""
+    return sorted({*world.WORDS, *PROMPT_PREFIX.split()})
 
 
 def _pretrain_shards(path: Path, config: CommandConfig) -> None:

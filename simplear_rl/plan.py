@@ -1,0 +1,264 @@
+"""What a stage takes: the memory of each role's actor, and a place for every actor. Arithmetic alone.
+
+Weights, gradients and optimizer states follow ZeRO (arXiv 1910.02054, section 3), activations the way of counting of
+arXiv 2205.05198 (section 4), done anew for Qwen2: what each operation of Transformers' layer keeps for its backward
+pass. What cannot be derived is a constant here, with its reason. All sizes are bytes; a `Memory` is a list of parts
+whose sum is the peak, cautiously: not all of them are at their largest at the same moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from transformers import PreTrainedConfig
+
+from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, RewardModelConfig
+from simplear_rl.errors import UserError
+from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+Memory = dict[str, float]
+
+# Share of a GPU's memory that a plan may fill: the allocator fragments, and drivers keep a part.
+USABLE = 0.9
+# CUDA context, kernels, cuBLAS and NCCL buffers of one process. An allowance, not derived.
+PROCESS = 1.5 * GIB
+# Elements of DeepSpeed's buckets for gradients, and of weights gathered at a time under ZeRO-3 (its defaults).
+BUCKET, GATHERED = 5e8, 1e9
+# Peak of visual log-probs, computed in chunks, in units of float32 logits of all positions over the whole vocabulary.
+LOG_PROBS_PEAK = 1 / 8
+# Bytes per logit of the supervised loss, float32: the log-softmax and, in its backward pass, two gradients.
+CROSS_ENTROPY = 12
+# vLLM: tokens of one prefill step, tokens of a block of the key-value cache, share of a GPU that must be free at start.
+PREFILL, BLOCK, VLLM_FREE = 16_384, 16, 0.92
+# Bytes per code and context of an engine's step: the head's row, log-softmax in float32, the CDF in float64.
+DRAWING = 40
+# Cosmos: its two networks in bfloat16, and its feature maps per pixel of a pass. Allowances, not derived.
+COSMOS_WEIGHTS, COSMOS_PER_PIXEL = 0.5 * GIB, 1024
+# Parameters of reward networks, and tokens times width of one image's features.
+CLIP = {"ViT-H-14": (986_109_441, 257 * 1280)}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a policy."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    ffn: int
+    vocabulary: int  # text and visual ids
+    codes: int
+    tokens: int  # of one image
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, codes: int, tokens: int) -> "Decoder":
+        """The sizes in a policy's config.json."""
+        head_size = config.hidden_size // config.num_attention_heads
+        heads = config.num_attention_heads, config.num_key_value_heads, head_size
+        sizes = config.hidden_size, config.num_hidden_layers, *heads, config.intermediate_size
+        return cls(*sizes, config.vocab_size, codes, tokens)
+
+    @property
+    def parameters(self) -> int:
+        """All weights; the head is the embedding."""
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = 2 * self.hidden * query + query + 2 * (self.hidden + 1) * key
+        layer = attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return self.vocabulary * self.hidden + self.layers * layer + self.hidden
+
+
+def published(name: str, resolution: int) -> Decoder:
+    """SimpleAR (published code): Qwen2.5 with 151,672 text ids and the 64,000 codes of 16 x 16 pixels."""
+    sizes = {"simplear-0.5b": (896, 24, 14, 2, 64, 4864), "simplear-1.5b": (1536, 28, 12, 2, 128, 8960)}
+    return Decoder(*sizes[name], 215_672, 64_000, (resolution // 16) ** 2)
+
+
+def layer_activations(decoder: Decoder, dtype: str) -> float:
+    """What one layer keeps per token for its backward pass.
+
+    Two RMSNorms keep their input in float32, the normalised and the weighted one; attention (flash: no score is kept)
+    queries, keys, values, output and a float32 per head; the MLP gate, its SiLU, up and their product.
+    """
+    e, h = BYTES[dtype], decoder.hidden
+    norms = 2 * ((4 + 2 * e) * h + 4)
+    attention = 2 * e * (decoder.heads + decoder.kv_heads) * decoder.head_size + 4 * decoder.heads
+    return norms + attention + 4 * e * decoder.ffn
+
+
+def activations(decoder: Decoder, dtype: str, checkpointing: bool) -> float:
+    """Peak per token in a training step, the gradients of one layer included.
+
+    With checkpointing each layer keeps its input alone, and one at a time is computed again.
+    """
+    e, layer = BYTES[dtype], layer_activations(decoder, dtype)
+    kept = decoder.layers * e * decoder.hidden + layer if checkpointing else decoder.layers * layer
+    return kept + layer + (4 + e) * decoder.hidden
+
+
+def states_memory(parameters: int, learner: LearnerConfig) -> Memory:
+    """Weights, gradients and AdamW of one rank under its ZeRO stage, as DeepSpeed keeps them.
+
+    Per weight the optimizer has momentum and variance and, unless it works on float32 weights themselves, a float32
+    copy; its step makes a float32 gradient and the square root of the variance.
+    """
+    e, ranks, stage = BYTES[learner.dtype], learner.actors.count, learner.zero_stage
+    share = [1 if stage < s else 1 / ranks for s in range(4)]
+    own_copy = learner.dtype == "float32" and stage == 0
+    buffers = BUCKET * e * (2 if stage == 3 else 1) if stage else min(BUCKET, parameters) * e * (ranks > 1)
+    gathered = min(GATHERED, parameters) * e if stage == 3 else 0
+    return {
+        "weights": parameters * e * share[3],
+        "gradients": parameters * e * share[2],
+        "optimizer": parameters * (8 if own_copy else 12) * share[1],
+        "optimizer step": parameters * (4 if own_copy else 8) * share[1],
+        "buckets": buffers + gathered,
+    }
+
+
+def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, prompt: int) -> Memory:
+    """A learner's rank in pretraining and SFT: `images` a pass, prompts of `prompt` tokens."""
+    tokens = images * (prompt + decoder.tokens)
+    return states_memory(decoder.parameters, learner) | {
+        "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
+        "logits": tokens * decoder.vocabulary * CROSS_ENTROPY,
+    }
+
+
+def grpo_memory(decoder: Decoder, learner: LearnerConfig, contexts: int, prompt: int) -> Memory:
+    """A learner's rank in GRPO: a group of so many contexts (a guided image has two) in one pass."""
+    tokens = contexts * (prompt + decoder.tokens)
+    return states_memory(decoder.parameters, learner) | {
+        "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
+        "log-probs": contexts * log_probs_peak(decoder),
+    }
+
+
+def log_probs_peak(decoder: Decoder) -> float:
+    """Peak of one context's visual log-probs."""
+    return decoder.tokens * decoder.vocabulary * 4 * LOG_PROBS_PEAK
+
+
+def reference_memory(decoder: Decoder, dtype: str, contexts: int, prompt: int) -> Memory:
+    """A frozen reference: one layer's activations at a time."""
+    return {
+        "weights": decoder.parameters * BYTES[dtype],
+        "activations": contexts * (prompt + decoder.tokens) * layer_activations(decoder, dtype),
+        "log-probs": contexts * log_probs_peak(decoder),
+    }
+
+
+def context_cache(decoder: Decoder, engine: EngineConfig) -> float:
+    """Key-value cache of one context at its full length, in whole blocks."""
+    tokens = ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK) * BLOCK
+    return tokens * 2 * decoder.layers * decoder.kv_heads * decoder.head_size * BYTES[engine.dtype]
+
+
+def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool) -> int:
+    """How many images an engine draws at a time: slots and cache; of each image's contexts it takes all or none.
+
+    Raises:
+        UserError: not even one guided image fits.
+    """
+    # vLLM keeps one block for itself.
+    block = context_cache(decoder, engine) / ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK)
+    contexts = min(engine.max_concurrent, int((engine.kv_cache_gib * GIB - block) // context_cache(decoder, engine)))
+    if contexts < 2:
+        raise UserError(
+            f"a guided image takes 2 contexts of {context_cache(decoder, engine) / GIB:.3f} GiB each; "
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} and rollout.engine.max_concurrent="
+            f"{engine.max_concurrent} have room for {contexts}: raise them"
+        )
+    return contexts // 2 if guided else contexts
+
+
+def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
+    """A vLLM engine."""
+    e = BYTES[engine.dtype]
+    drawing = engine.max_concurrent * (4 * decoder.vocabulary + DRAWING * decoder.codes)
+    return {
+        "weights": decoder.parameters * e,
+        "KV cache": engine.kv_cache_gib * GIB,
+        "activations": PREFILL * e * (4 * decoder.hidden + 3 * decoder.ffn),
+        "logits": drawing,
+    }
+
+
+def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str]]:
+    """A reward actor: visual tokenizer and reward networks, and the names of those whose size is not known."""
+    known = [model for model in models if model.model in CLIP]
+    passes = [BYTES[m.dtype] * m.batch_size * 12 * CLIP[m.model][1] for m in known]  # one layer's MLP and attention
+    memory = {model.name: float(BYTES[model.dtype] * CLIP[model.model][0]) for model in known} | {
+        "features": float(max(passes, default=0)),
+        "visual tokenizer": COSMOS_WEIGHTS,
+        "pixels": float(COSMOS_PER_PIXEL * PIXELS_PER_PASS),
+    }
+    return memory, [model.name for model in models if model not in known]
+
+
+@dataclass
+class Node:
+    """A machine, and what of it is still free."""
+
+    cpus: float
+    gpus: int
+    gpu_memory: float | None = None  # bytes of each GPU, if known
+    free_cpus: float = field(init=False)
+    free_gpus: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free_cpus, self.free_gpus = self.cpus, [1.0] * self.gpus
+
+    def take(self, config: ActorsConfig) -> list[int] | None:
+        """Numbers of the GPUs that an actor gets here; None if there is no room for it."""
+        enough = 1e-9  # fractions are sums of floats
+        whole = config.gpus >= 1
+        share = 1.0 if whole else config.gpus
+        having = [i for i, free in enumerate(self.free_gpus) if free > share - enough]
+        having.sort(key=lambda i: self.free_gpus[i])  # stable; GPUs that are shared already come first
+        number = int(config.gpus) if whole else int(config.gpus > 0)
+        if self.free_cpus < config.cpus - enough or len(having) < number:
+            return None
+        self.free_cpus -= config.cpus
+        for i in having[:number]:
+            self.free_gpus[i] -= share
+        return having[:number]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor goes."""
+
+    role: str
+    node: int
+    gpus: list[int]
+
+
+def place(roles: dict[str, ActorsConfig], nodes: list[Node]) -> list[Place]:
+    """A place for every actor, on few nodes, the largest first (Ray's strategy PACK may choose another one).
+
+    Raises:
+        UserError: an actor is left over; names the keys to change.
+    """
+    for role, config in roles.items():
+        if config.gpus > 1 and config.gpus % 1:
+            raise UserError(f"{role}.gpus ({config.gpus:g}): Ray reserves fractions below 1 and whole numbers")
+    actors = [(role, config) for role, config in roles.items() for _ in range(config.count)]
+    actors.sort(key=lambda actor: (-actor[1].gpus, -actor[1].cpus))
+    places = []
+    for role, config in actors:
+        taken = ((i, node.take(config)) for i, node in enumerate(nodes))
+        found = next(((i, gpus) for i, gpus in taken if gpus is not None), None)
+        if not found:
+            rows = ", ".join(f"{r} {c.count} x ({c.gpus:g} GPUs, {c.cpus:g} CPUs)" for r, c in roles.items())
+            have = ", ".join(f"{node.gpus} GPUs and {node.cpus:g} CPUs" for node in nodes)
+            keys = ", ".join(f"{r}.{key}" for r in roles for key in ("count", "gpus", "cpus"))
+            raise UserError(
+                f"no node has room for {role}-{sum(p.role == role for p in places)}: the actors ask for {rows}; "
+                f"the nodes have {have}. Lower {keys}, or add nodes"
+            )
+        places.append(Place(role, *found))
+    return places
