@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, Qwen2Config
+from transformers import AutoConfig
 
 from actors.placement import cluster_nodes
 from simplear_rl import plan
@@ -49,7 +49,7 @@ def plan_supervised(config: SupervisedConfig) -> None:
         policy,
         f"steps    {config.steps:,} of {images:,} images = {config.steps * images:,} images; a step has "
         f"{images * decoder.tokens:,} visual tokens and up to {images * data.max_prompt_tokens:,} of prompts,",
-        f"         in {config.passes} passes of {data.micro_batch} images on each of {learner.actors.count} ranks",
+        f"         in {config.passes} x {data.micro_batch} images on each of {learner.actors.count} ranks",
     ]
     _report(config, lines, {"learner.actors": Role(learner.actors, memory, keys)})
 
@@ -82,7 +82,7 @@ def plan_grpo(config: GrpoConfig) -> None:
         policy,
         f"steps    {config.steps:,} of {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} = {images} "
         f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
-        f"         {rollout.prompts_per_step // learner.actors.count} groups on each of {learner.actors.count} ranks",
+        f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
         f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
         f"{engine.kv_cache_gib:g} GiB of cache, {plan.context_cache(decoder, engine) / GIB:.3f} GiB a context",
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
@@ -117,6 +117,8 @@ def _policy(config: StageConfig) -> tuple[Decoder, str]:
 
 
 def _world_policy() -> Decoder:
+    from transformers import Qwen2Config
+
     from simplear_rl.shapes import prepare
     from simplear_rl.tokenizers.fsq import FsqTokenizer
 
@@ -139,7 +141,7 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
     return [Node(os.cpu_count() or 1, gpus, memory)], "this machine"
 
 
-def _report(config: StageConfig, lines: list[str], roles: dict[str, Role]) -> None:
+def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict[str, Role]) -> None:
     """Print everything. Raises UserError if an actor has no place, or the actors of a GPU not enough memory."""
     nodes, source = _hardware(config)
     print(*lines, sep="\n")

@@ -248,7 +248,7 @@ def place(roles: dict[str, ActorsConfig], nodes: list[Node]) -> list[Place]:
             raise UserError(f"{role}.gpus ({config.gpus:g}): Ray reserves fractions below 1 and whole numbers")
     actors = [(role, config) for role, config in roles.items() for _ in range(config.count)]
     actors.sort(key=lambda actor: (-actor[1].gpus, -actor[1].cpus))
-    places = []
+    places: list[Place] = []
     for role, config in actors:
         taken = ((i, node.take(config)) for i, node in enumerate(nodes))
         found = next(((i, gpus) for i, gpus in taken if gpus is not None), None)

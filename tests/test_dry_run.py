@@ -1,0 +1,145 @@
+"""--dry-run of every configuration, on a machine that has neither their inputs nor their GPUs."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simplear_rl.config import CONFIGS, GrpoConfig, SupervisedConfig, load_config
+from simplear_rl.dry_run import plan_grpo, plan_supervised
+from simplear_rl.errors import UserError
+
+STAGES = {
+    "pretrain": (SupervisedConfig, plan_supervised),
+    "sft": (SupervisedConfig, plan_supervised),
+    "grpo": (GrpoConfig, plan_grpo),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def dry_run(folder, stage, *overrides):
+    schema, plan = STAGES[stage]
+    plan(load_config(schema, CONFIGS / folder / f"{stage}.yaml", overrides))
+
+
+@pytest.mark.parametrize("folder", ["simplear_0.5b", "simplear_1.5b"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_size_plans(folder, stage, tmp_path, capsys):
+    start = time.monotonic()
+    dry_run(folder, stage, f"root={tmp_path / 'nowhere'}")
+    assert time.monotonic() - start < 20
+    shown = capsys.readouterr().out
+    tokens = "1,024" if stage == "pretrain" else "4,096"
+    assert f"{tokens} tokens an image; assumed: {folder.replace('_', '-')} at" in shown
+    assert "4 x (8 GPUs of 80 GiB, 64 CPUs); assumed (plan)" in shown
+    assert "fetched  nvidia/Cosmos-1.0-Tokenizer-DV8x16x16" in shown
+    assert f"missing: {tmp_path}/nowhere/data/{'prompts.txt' if stage == 'grpo' else ''}" in shown
+    on_first = "7 learner.actors, 1 rollout.engine.actors" if stage == "grpo" else "8 learner.actors"
+    assert f"node 0   {on_first}; 0 GPUs idle" in shown
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "paper"),
+    [
+        ("pretrain", {"rate": 1e-4, "images": 256, "seen": 43_000_064}),
+        ("sft", {"rate": 2e-5, "images": 256, "seen": 5_400_064}),
+        ("grpo", {"rate": 1e-5, "images": 28, "seen": 1572 * 28}),
+    ],
+)
+@pytest.mark.parametrize("folder", ["simplear_0.5b", "simplear_1.5b"])
+def test_hyper_parameters_are_the_papers(folder, stage, paper):
+    config = load_config(STAGES[stage][0], CONFIGS / folder / f"{stage}.yaml")
+    optimizer = config.learner.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (paper["rate"], "constant", 0)
+    assert optimizer.weight_decay == 0.01
+    if stage == "grpo":
+        images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    else:
+        images = config.data.batch_size
+    assert (images, config.steps * images) == (paper["images"], paper["seen"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "message"),
+    [
+        ("pretrain", "plan.gpu_memory_gib=40", r"40 GiB, 90% .* learner.actors .*29.6 logits.*lower data.micro_batch"),
+        ("sft", "plan.nodes=3", r"no node has room for learner.actors-24: .* Lower learner.actors.count"),
+        ("grpo", "plan.cpus_per_node=12", r"no node has room for reward.actors-0|no node has room for reference-0"),
+        ("grpo", "rollout.samples_per_prompt=128", r"does not hold 1 x learner.actors .* rollout.samples_per_prompt"),
+        ("grpo", "rollout.engine.kv_cache_gib=100", r"lower rollout.engine.kv_cache_gib"),
+        ("grpo", "rollout.engine.kv_cache_gib=0.05", r"kv_cache_gib=0.05 .* have room for 1: raise"),
+        ("grpo", "rollout.engine.actors.gpus=0.5", r"rollout.engine.actors.gpus is 0.5.* set it to 1"),
+        ("grpo", "plan=null", "simplear_0.5b/sft/final: no policy there; .* `plan`, which is not set"),
+    ],
+)
+def test_what_cannot_fit_is_refused(stage, override, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        dry_run("simplear_0.5b", stage, f"root={tmp_path}/simplear_0.5b", override)
+
+
+def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
+    shared = ["reward.actors.gpus=0.5", "reference.gpus=0.5", f"root={tmp_path}"]
+    dry_run("simplear_0.5b", "grpo", *shared)
+    assert "node 1   6 rollout.engine.actors, 1 reward.actors, 1 reference; 1 GPUs idle" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"1 x reward.actors .* and 1 x reference .*raise reward.actors.gpus, refer"):
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=16")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_miniature_world_before_anything_is_made(stage, tmp_path, capsys):
+    # As many CPUs as its actors ask for, whatever this machine has.
+    dry_run("shapes", stage, f"root={tmp_path}", "learner.actors={count: 1, cpus: 0.1}")
+    shown = capsys.readouterr().out
+    assert "64 tokens an image; assumed: the embedded world's" in shown
+    assert "this machine" in shown
+    assert "learner.actors: without a GPU, not planned" in shown
+
+
+def test_a_policy_that_is_there_is_read_and_inputs_are_checked(policy, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    overrides = [f"start={policy}", f"prompts={prompts}", f"root={tmp_path}", "learner.actors.cpus=0.1"]
+    dry_run("shapes", "grpo", *overrides)
+    assert f"16 tokens an image; {policy}" in capsys.readouterr().out
+    prompts.write_text("a red circle\n\n")
+    with pytest.raises(UserError, match=r"prompts.txt, line 2: empty prompt"):
+        dry_run("shapes", "grpo", *overrides)
+
+
+def test_the_world_is_planned_with_the_size_that_it_is_made_with(world, capsys):
+    for overrides in [f"root={world}"], [f"root={world}", f"start={world}/not-made"]:
+        dry_run("shapes", "pretrain", *overrides, "learner.actors.cpus=0.1")
+    made, assumed = (line for line in capsys.readouterr().out.splitlines() if line.startswith("policy"))
+    assert made.split(";")[0] == assumed.split(";")[0]
+
+
+def test_a_ray_cluster_comes_first(ray_cluster, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the fixture's, which this process has joined already
+    dry_run("shapes", "pretrain", f"root={tmp_path}")
+    assert "1 x (0 GPUs, 8 CPUs); Ray cluster auto" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no node has room for learner.actors-0"):
+        dry_run("simplear_0.5b", "pretrain", f"root={tmp_path}")
+
+
+def test_the_command_starts_nothing(tmp_path):
+    command = [sys.executable, "-m", "simplear_rl.sft", "--config", "configs/simplear_0.5b/sft.yaml", "--dry-run"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    shown = subprocess.run(
+        [*command, f"root={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        timeout=120,
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "8 learner.actors" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
