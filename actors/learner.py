@@ -10,6 +10,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from actors.broadcast import GroupMember
 from actors.monitor import Monitored
 from actors.placement import Stage
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
@@ -17,7 +18,7 @@ from simplear_rl.learning.weights import Weights
 
 
 @ray.remote
-class LearnerActor(Monitored):
+class LearnerActor(Monitored, GroupMember):
     """One rank of the Learner. The three stages use the same class."""
 
     def __init__(self, name: str, rank: int):
@@ -73,6 +74,15 @@ class LearnerActor(Monitored):
         """Rank 0: the whole policy, to broadcast."""
         with self.phase("broadcast", self.learner.step, images=0):
             return self.learner.weights()
+
+    def send_weights(self) -> None:
+        """Rank 0: broadcast the policy over the group; the others take part in the gathering."""
+        with self.phase("broadcast", self.learner.step, images=0):
+            if self.rank:
+                self.learner.send_weights(None)
+                return
+            with self.transfer() as group:
+                self.learner.send_weights(group)
 
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
         """See Learner.sample."""

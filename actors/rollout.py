@@ -6,6 +6,7 @@ from pathlib import Path
 import ray
 from ray.actor import ActorHandle
 
+from actors.broadcast import GroupMember
 from actors.monitor import Monitored
 from simplear_rl.config import EngineConfig
 from simplear_rl.learning.weights import Weights
@@ -14,7 +15,7 @@ from simplear_rl.rollout.types import Prompt, Rollout
 
 
 @ray.remote
-class RolloutActor(Monitored):
+class RolloutActor(Monitored, GroupMember):
     """A RolloutEngine in an actor of its own."""
 
     def __init__(self, name: str, index: int, policy: Path, config: EngineConfig):
@@ -38,6 +39,12 @@ class RolloutActor(Monitored):
             self.engine.load_weights(weights)
         return self.engine.version
 
+    def receive_weights(self) -> int:
+        """Take part in the group's broadcast, see RolloutEngine.receive_weights; returns the version."""
+        with self.phase("load weights", self.engine.version + 1, images=0), self.transfer() as group:
+            self.engine.receive_weights(group)
+        return self.engine.version
+
 
 def stream(
     engines: list[ActorHandle], step: int, prompts: list[Prompt], samples: int, seed: int, sampling: Sampling
@@ -56,9 +63,3 @@ def stream(
             del streams[ready]
             continue
         yield next(streams[ready]).index, reference
-
-
-def broadcast(weights: ray.ObjectRef, engines: list[ActorHandle]) -> dict[str, float]:
-    """Load one set of weights into every engine; each verifies the checksum of what it then holds, or raises."""
-    versions = ray.get([engine.load_weights.remote(weights) for engine in engines])
-    return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}

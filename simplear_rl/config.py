@@ -178,6 +178,10 @@ class RolloutConfig(Section):
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
     temperature: Positive = 1.0
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
+    broadcast: Literal["object_store", "collective"] = Field(
+        "object_store",
+        description="weights to the engines: object_store: through the host; collective: device to device (NCCL, gloo)",
+    )
 
 
 class RewardModelConfig(Section):
@@ -296,6 +300,23 @@ class GrpoConfig(StageConfig):
             raise ValueError(
                 f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of "
                 f"learner.actors.count ({self.learner.actors.count}): a group is never split between ranks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_the_engines(self) -> "GrpoConfig":
+        learner, engine = self.learner, self.rollout.engine
+        if learner.dtype != engine.dtype:
+            raise ValueError(
+                f"rollout.engine.dtype ({engine.dtype}) must be learner.dtype ({learner.dtype}): "
+                "engines hold the learner's weights bit for bit"
+            )
+        gpus = learner.actors.gpus, engine.actors.gpus
+        if self.rollout.broadcast == "collective" and any(gpus) and not all(n and n == int(n) for n in gpus):
+            raise ValueError(
+                "rollout.broadcast=collective: NCCL needs a GPU of its own in every learner and engine, found "
+                f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
+                "reserve whole ones for both, or set rollout.broadcast=object_store"
             )
         return self
 

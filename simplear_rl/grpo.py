@@ -9,11 +9,12 @@ from time import monotonic
 
 import ray
 
+from actors.broadcast import Broadcast
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.reference import ReferenceActor
 from actors.reward import RewardActor, save_grid
-from actors.rollout import RolloutActor, broadcast, stream
+from actors.rollout import RolloutActor, stream
 from simplear_rl.cli import run_command
 from simplear_rl.config import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
@@ -48,7 +49,8 @@ def train(config: GrpoConfig) -> None:
             print(warning)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
-        broadcast(learner.weights(), engines)
+        broadcast = Broadcast(rollout.broadcast, learner, engines)
+        broadcast()
 
         scorers, frozen = cycle(rewards), cycle(references)
         for step in run.steps():
@@ -62,7 +64,7 @@ def train(config: GrpoConfig) -> None:
             in_order = [groups[index] for index in range(len(batch))]
             metrics = learner.update(step, in_order, algorithm)
             updated = monotonic()
-            metrics |= broadcast(learner.weights(), engines)
+            metrics |= broadcast()
             metrics |= reward_metrics(ray.get([scores for _, scores, _ in in_order]))
             metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
             metrics |= {"broadcast_seconds": monotonic() - updated}

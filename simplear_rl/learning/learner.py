@@ -1,7 +1,7 @@
 """The learner: a policy under DeepSpeed that takes supervised and GRPO steps. One instance is one rank."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.device import default_device
 from simplear_rl.learning.flops import ModelSize, peak_flops
-from simplear_rl.learning.weights import Weights, checksum
+from simplear_rl.learning.weight_group import WeightGroup
+from simplear_rl.learning.weights import BUCKET_BYTES, Weights, checksum, in_buckets
 from simplear_rl.policy.log_probs import in_chunks, rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
 from simplear_rl.policy.vocabulary import ImageLayout
@@ -180,8 +181,36 @@ class Learner:
 
     def weights(self) -> Weights | None:
         """The whole policy on rank 0, None on the others. Every rank must call it: ZeRO-3 gathers here."""
-        tensors = self._state_dict()
-        return Weights(self.step, tensors, checksum(tensors.items())) if self.rank == 0 else None
+        tensors: dict[str, torch.Tensor] = {}
+        sums: dict[str, str] = {}
+        for bucket in self.weight_buckets():
+            if self.rank == 0:
+                sums |= checksum(bucket.items())
+                tensors |= {name: tensor.to("cpu", copy=True) for name, tensor in bucket.items()}
+        return Weights(self.step, tensors, sums) if self.rank == 0 else None
+
+    def send_weights(self, group: WeightGroup | None) -> None:
+        """Broadcast the whole policy from rank 0; the others have no group. Every rank must call it."""
+        buckets = self.weight_buckets()
+        try:
+            if group:
+                group.send(buckets, self.step)
+        finally:
+            for _ in buckets:  # also where sending failed: the other ranks gather all of them
+                pass
+
+    def weight_buckets(self, limit: int = BUCKET_BYTES) -> Iterator[dict[str, torch.Tensor]]:
+        """All weights, on this rank's device, a bucket of at most `limit` bytes at a time (or one larger tensor).
+
+        ZeRO-3 gathers a bucket for as long as it is the current one, so every rank must go through all of them.
+        """
+        sharded = self.engine.zero_optimization_stage() == 3
+        parameters = dict(self.model.named_parameters())
+        sizes = {n: (p.ds_numel if sharded else p.numel()) * p.element_size() for n, p in parameters.items()}
+        for names in in_buckets(sizes, limit):
+            bucket = {name: parameters[name] for name in names}
+            with deepspeed.zero.GatheredParameters(list(bucket.values()), enabled=sharded):
+                yield {name: parameter.detach() for name, parameter in bucket.items()}
 
     @torch.no_grad()
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
@@ -193,19 +222,12 @@ class Learner:
         self.model.train()
         return codes_BT.cpu().numpy().astype(np.uint16).reshape(len(captions), images, -1)
 
-    def _state_dict(self) -> dict[str, torch.Tensor]:
-        parameters = dict(self.model.named_parameters())
-        with deepspeed.zero.GatheredParameters(
-            list(parameters.values()), enabled=self.engine.zero_optimization_stage() == 3
-        ):
-            return {name: p.detach().cpu().clone() for name, p in parameters.items()} if self.rank == 0 else {}
-
     def save(self, folder: Path) -> None:
         """Write `folder/model` (Hugging Face format) and `folder/learner` (DeepSpeed state); every rank calls it."""
         self.engine.save_checkpoint(str(folder / "learner"), tag="state", client_state={"learner_step": self.step})
-        weights = self._state_dict()
-        if self.rank == 0:
-            save_policy(folder / "model", self.model, self.encode.tokenizer, weights)
+        weights = self.weights()
+        if weights:
+            save_policy(folder / "model", self.model, self.encode.tokenizer, weights.tensors)
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote."""

@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from simplear_rl.config import EngineConfig
 from simplear_rl.errors import UserError
+from simplear_rl.learning.weight_group import WeightGroup
 from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.pairing import PairScheduler
@@ -152,18 +153,33 @@ class RolloutEngine:
         Raises:
             RuntimeError: images are still being drawn, or the checksum differs from the sender's.
         """
+        self._check_idle()
+        self.llm.apply_model(lambda model: model.load_weights(weights.tensors.items()))
+        self._accept(weights.version, weights.checksum)
+
+    def receive_weights(self, group: WeightGroup) -> None:
+        """The same with what the first rank of `group` sends, a bucket at a time."""
+        self._check_idle()
+        ((version, sent),) = self.llm.apply_model(lambda model: group.receive(model.load_weights))
+        self._accept(version, sent)
+
+    def _check_idle(self) -> None:
         if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("weights cannot change while images are being drawn")
-        self.llm.apply_model(lambda model: model.load_weights(weights.tensors.items()))
+
+    def _accept(self, version: int, sent: dict[str, str]) -> None:
         self.llm.apply_model(lambda model: model.pack())
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache of the old weights could not be emptied")
         held = self.checksum()
-        if held != weights.checksum:
-            raise RuntimeError(f"weights of version {weights.version}: sent {weights.checksum}, engine holds {held}")
-        self.version = weights.version
+        if held != sent:
+            first = next(name for name in sorted(held | sent) if held.get(name) != sent.get(name))
+            raise RuntimeError(
+                f"weights of version {version}: {first} differs: sent {sent.get(first)}, engine holds {held.get(first)}"
+            )
+        self.version = version
 
-    def checksum(self) -> str:
+    def checksum(self) -> dict[str, str]:
         """Checksum of the weights in the engine, comparable with the learner's."""
         return self.llm.apply_model(lambda model: checksum(model.named_weights()))[0]
 

@@ -124,7 +124,7 @@ def test_damaged_broadcast_is_refused(engine, weights):
     damaged = dict(weights.tensors)
     damaged[name] = damaged[name].clone()
     damaged[name][0, 0] += 1e-3
-    with pytest.raises(RuntimeError, match="version 9: sent"):
+    with pytest.raises(RuntimeError, match="version 9: model.layers.1.mlp.down_proj.weight differs"):
         engine.load_weights(dataclasses.replace(weights, version=9, tensors=damaged))
     engine.load_weights(weights)
 

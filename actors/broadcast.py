@@ -1,0 +1,113 @@
+"""Weight broadcast: from the learner's first rank to every engine, through Ray's object store or a process group."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+if TYPE_CHECKING:
+    from actors.learner import LearnerGroup
+    from simplear_rl.learning.weight_group import WeightGroup
+
+TIMEOUT = 300.0  # seconds
+GRACE = 5.0  # seconds in which a death that explains another actor's error comes to light
+
+
+class GroupMember:
+    """Base of the actors that a process group of weights can have as members."""
+
+    weight_group: "WeightGroup | None" = None
+
+    def join_group(self, rendezvous: str, rank: int, size: int) -> None:
+        """See WeightGroup; leaves the group before."""
+        from simplear_rl.learning.weight_group import WeightGroup
+
+        self.weight_group = None
+        self.weight_group = WeightGroup(rendezvous, rank, size)
+
+    def in_group(self) -> bool:
+        """False before `join_group`, and after a failure or a restart."""
+        return self.weight_group is not None
+
+    @contextmanager
+    def transfer(self) -> Iterator["WeightGroup"]:
+        """Around a broadcast. One that fails leaves the group: the other members see it go instead of waiting."""
+        group, self.weight_group = self.weight_group, None
+        if group is None:
+            raise RuntimeError(f"{self} is in no weight group; it has to join one first")
+        yield group
+        self.weight_group = group
+
+
+class Broadcast:
+    """Call it after each update: every engine then holds the learner's weights and has verified their checksum.
+
+    `object_store` copies the weights to the host and through Ray's store: works wherever Ray does. `collective` goes
+    from device to device in a group that all of them join before the first transfer, and once more when one of them is
+    no longer in it: an engine that was restarted is back with the next call.
+
+    Raises:
+        RayActorError: an actor has died.
+        RayTaskError: an engine or the learner failed; with the type and the message of its error.
+        RuntimeError: some did not answer in time; says which.
+    """
+
+    def __init__(
+        self, transport: Literal["object_store", "collective"], learner: "LearnerGroup", engines: list[ActorHandle]
+    ):
+        self.transport, self.learner, self.engines = transport, learner, engines
+
+    def __call__(self) -> dict[str, float]:
+        """Returns the version that the engines hold and their number."""
+        versions = self._object_store() if self.transport == "object_store" else self._collective()
+        return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}
+
+    def _object_store(self) -> list[int]:
+        weights = self.learner.weights()
+        return finish(self._of_engines([engine.load_weights.remote(weights) for engine in self.engines]))
+
+    def _collective(self) -> list[int]:
+        first, *others = self.learner.ranks
+        members = [first, *self.engines]
+        if not all(ray.get([member.in_group.remote() for member in members])):
+            rendezvous = ray.get(first.rendezvous.remote())
+            joining = [member.join_group.remote(rendezvous, i, len(members)) for i, member in enumerate(members)]
+            finish({"learner-0": joining[0]} | self._of_engines(joining[1:]))
+        sending = {f"learner-{i}": rank.send_weights.remote() for i, rank in enumerate((first, *others))}
+        receiving = self._of_engines([engine.receive_weights.remote() for engine in self.engines])
+        return finish(sending | receiving)[len(sending) :]
+
+    @staticmethod
+    def _of_engines(calls: list[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
+        return {f"rollout.engine-{i}": call for i, call in enumerate(calls)}
+
+
+def finish(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[Any]:
+    """Results of calls to actors that work together, in order; does not wait for the others of one that failed."""
+    waiting, deadline = list(calls.values()), monotonic() + timeout
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - monotonic()))
+        if not done:
+            late = [name for name, call in calls.items() if call in waiting]
+            raise RuntimeError(f"weight broadcast: no answer within {timeout:g} s from {', '.join(late)}")
+        try:
+            ray.get(done)
+        except RayTaskError:
+            _raise_death(waiting)
+            raise
+    return ray.get(list(calls.values()))
+
+
+def _raise_death(calls: list[ray.ObjectRef]) -> None:
+    """One that dies takes the others out of a collective: raise its RayActorError, if there is one."""
+    for call in ray.wait(calls, num_returns=len(calls), timeout=GRACE)[0] if calls else []:
+        try:
+            ray.get(call)
+        except RayActorError:
+            raise
+        except RayTaskError:
+            continue
