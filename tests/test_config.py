@@ -69,7 +69,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("root=3", "root: .* found 3"),
         ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),
         (
-            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",
+            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",  # noqa: E501
             "NCCL needs a GPU of its own .* learner.actors.gpus 0, rollout.engine.actors.gpus 0.5",
         ),
     ],
