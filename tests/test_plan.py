@@ -1,10 +1,8 @@
-"""The plan's arithmetic against real layers, real losses and a real DeepSpeed learner."""
+"""The plan's arithmetic against real layers and losses; tests/learning/test_memory.py has the learner."""
 
-import socket
 import weakref
 
 import pytest
-import ray
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -13,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from simplear_rl import plan
 from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.errors import UserError
-from simplear_rl.learning.learner import Learner, summed_cross_entropy
+from simplear_rl.learning.learner import summed_cross_entropy
 from simplear_rl.plan import GIB, Decoder, Node, place
 
 CONFIG = Qwen2Config(
@@ -104,38 +102,6 @@ def test_peak_of_a_supervised_pass(dtype, checkpointing, layers, vocabulary):
     parts = plan.supervised_memory(decoder, config, images, prompt)
     planned = parts["activations"] + parts["logits"]
     assert memory.peak <= planned <= 1.2 * memory.peak
-
-
-def states(policy, config, rank, rendezvous):
-    """Bytes of weights and of AdamW's tensors that a rank holds after a step."""
-    one = Learner(config, policy, 1, 1, rank, config.actors.count, rendezvous)
-    ids = torch.zeros(1, 8, dtype=torch.int64)
-    one._backward(one.engine(summed_cross_entropy, ids, ids))
-    parameters = list(one.model.parameters())
-    own = {p.untyped_storage()._cdata for p in parameters}
-    weights = [getattr(p, "ds_tensor", p) for p in parameters]
-    optimizer = one.engine.basic_optimizer
-    held = [p for group in optimizer.param_groups for p in group["params"] if p.untyped_storage()._cdata not in own]
-    held += [t for state in optimizer.state.values() for t in state.values() if t.numel() > 1]
-    return [sum(t.numel() * t.element_size() for t in tensors) for tensors in (weights, held)]
-
-
-@pytest.mark.parametrize(
-    ("stage", "dtype", "ranks"),
-    [(0, "float32", 1), (1, "bfloat16", 2), pytest.param(3, "bfloat16", 2, marks=pytest.mark.slow)],
-)
-def test_a_rank_holds_what_the_plan_says(policy, ray_cluster, stage, dtype, ranks):
-    """Up to 2 %, since DeepSpeed pads the parts of small tensors."""
-    config = learner(zero_stage=stage, dtype=dtype, actors=ActorsConfig(count=ranks))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        rendezvous = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    task = ray.remote(max_calls=1)(states)
-    weights, optimizer = ray.get([task.remote(policy, config, rank, rendezvous) for rank in range(ranks)])[0]
-    model = Qwen2ForCausalLM.from_pretrained(policy)
-    planned = plan.states_memory(sum(p.numel() for p in model.parameters()), config)
-    assert weights == pytest.approx(planned["weights"], rel=0.02)
-    assert optimizer == pytest.approx(planned["optimizer"], rel=0.02)
 
 
 def test_zero_shares_states_then_gradients_then_weights():
