@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from actors.placement import check_fits, connect
 from simplear_rl.cli import run_command
-from simplear_rl.config import ActorsConfig, TokenizeConfig
+from simplear_rl.config import TokenizeConfig
 from simplear_rl.data.images import BatchTokenizer
 from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.sources import Part, divide, find_files, read_batches
@@ -48,12 +48,19 @@ def tokenize(config: TokenizeConfig) -> None:
 
 def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> None:
     connect()
-    check_fits({"actors": config.actors, "reading": ActorsConfig()}, ray.cluster_resources())
+    resources, actors = ray.cluster_resources(), config.actors
+    check_fits({"actors": actors}, resources)
+    if resources["CPU"] - actors.count * actors.cpus < 1:
+        raise UserError(
+            f"actors.count x actors.cpus ({actors.count} x {actors.cpus:g}) leave no CPU for reading: the cluster has "
+            f"{resources['CPU']:g}"
+        )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # By default a task that kills its process is repeated forever; max_retries has no place yet that is not deprecated.
     warnings.simplefilter("ignore", RayDeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     context.target_max_block_size = 1  # a block is a row, so that a batch goes to an actor as soon as it is read
     batches = (
         ray.data.from_items(missing)
@@ -74,8 +81,8 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
         for batch in batches.iter_rows():
             good, bad = shards.add(batch)
             images, rejected = images + good, rejected + bad
+            bar.set_postfix_str(f"{rejected} rejected", refresh=False)
             bar.update(good + bad)
-            bar.set_postfix_str(f"{len(missing)} shards to do, {rejected} rejected")
     print(f"{images / (time.monotonic() - start):.1f} images/s with the actors' start")
 
 

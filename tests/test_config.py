@@ -2,11 +2,25 @@ from pathlib import Path
 
 import pytest
 
-from simplear_rl.config import CONFIGS, EvaluateConfig, GrpoConfig, SupervisedConfig, known_keys, load_config
+from simplear_rl.config import (
+    CONFIGS,
+    EvaluateConfig,
+    GrpoConfig,
+    SupervisedConfig,
+    TokenizeConfig,
+    known_keys,
+    load_config,
+)
 from simplear_rl.errors import UserError
 
 GRPO = CONFIGS / "shapes" / "grpo.yaml"
-SCHEMAS = {"pretrain": SupervisedConfig, "sft": SupervisedConfig, "grpo": GrpoConfig, "evaluate": EvaluateConfig}
+SCHEMAS = {
+    "tokenize": TokenizeConfig,
+    "pretrain": SupervisedConfig,
+    "sft": SupervisedConfig,
+    "grpo": GrpoConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

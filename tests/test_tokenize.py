@@ -194,7 +194,19 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path, tokenizer)
 def test_too_small_a_cluster_is_refused(ray_cluster, tmp_path, tokenizer):
     pictures.write("jsonl", tmp_path / "in", 2, bad_every=10)
     with pytest.raises(UserError, match="the actors ask for 9 CPUs"):
+        tokenize(config(tmp_path, tokenizer, "actors.count=9"))
+    with pytest.raises(UserError, match=r"\(8 x 1\) leave no CPU for reading: the cluster has 8"):
         tokenize(config(tmp_path, tokenizer, "actors.count=8"))
+
+
+def test_what_the_actors_refuse_is_a_user_error(ray_cluster, tmp_path, tokenizer):
+    pictures.write("jsonl", tmp_path / "in", 2, bad_every=10)
+    (tmp_path / "other").mkdir()
+    for name in "encoder.jit", "decoder.jit":
+        (tmp_path / "other" / name).write_bytes((tokenizer / name).read_bytes())
+    (tmp_path / "other" / "config.json").write_text('{"levels": [5, 5, 4], "patch": 4}')
+    with pytest.raises(UserError, match=r"encoder.jit gives \[1, 1, 4, 4\], expected \[1, 1, 8, 8\]"):
+        tokenize(config(tmp_path, tmp_path / "other"))
 
 
 def test_help_has_examples_and_keys():
