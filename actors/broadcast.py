@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from actors.learner import LearnerGroup
     from simplear_rl.learning.weight_group import WeightGroup
 
-TIMEOUT = 300.0  # seconds
+TIMEOUT = 300.0  # seconds; less than the group's own, so that who is late is named
 GRACE = 5.0  # seconds in which a death that explains another actor's error comes to light
 
 
@@ -35,7 +35,11 @@ class GroupMember:
 
     @contextmanager
     def transfer(self) -> Iterator["WeightGroup"]:
-        """Around a broadcast. One that fails leaves the group: the other members see it go instead of waiting."""
+        """Around a broadcast. One that fails leaves the group.
+
+        Over gloo the other members see it go at once; over NCCL those in the middle of a transfer wait until it times
+        out, while the driver raises the error without waiting for them.
+        """
         group, self.weight_group = self.weight_group, None
         if group is None:
             raise RuntimeError(f"{self} is in no weight group; it has to join one first")

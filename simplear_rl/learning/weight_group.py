@@ -17,7 +17,7 @@ from torch import distributed
 from simplear_rl.device import default_device
 from simplear_rl.learning.weights import checksum
 
-TIMEOUT = timedelta(minutes=5)
+TIMEOUT = timedelta(minutes=10)
 
 
 class WeightGroup:
