@@ -31,11 +31,13 @@ class LearnerActor(Monitored, GroupMember):
             free.bind(("", 0))
             return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
-    def start(self, rendezvous: str, config: LearnerConfig, start: Path, steps: int, micro_batches: int) -> None:
+    def start(
+        self, rendezvous: str, config: LearnerConfig, start: Path, steps: int, micro_batches: int, run: Path
+    ) -> None:
         """Load the policy and join the other ranks."""
         from simplear_rl.learning.learner import Learner
 
-        self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous)
+        self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run)
 
     def open_data(self, config: TokenDataConfig, seed: int) -> None:
         """Open the token shards."""
@@ -102,10 +104,10 @@ class LearnerActor(Monitored, GroupMember):
 class LearnerGroup:
     """All ranks, driven as one learner."""
 
-    def __init__(self, stage: Stage, config: LearnerConfig, start: Path, steps: int, micro_batches: int):
+    def __init__(self, stage: Stage, config: LearnerConfig, start: Path, steps: int, micro_batches: int, run: Path):
         self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor)
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
-        self._all("start", rendezvous, config, start, steps, micro_batches)
+        self._all("start", rendezvous, config, start, steps, micro_batches, run)
 
     def open_data(self, config: TokenDataConfig, seed: int) -> None:
         """Open the token shards on every rank."""

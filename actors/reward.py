@@ -18,12 +18,12 @@ from simplear_rl.rollout.types import Rollout
 class RewardActor(Monitored):
     """A RewardScorer in an actor of its own. Restarts freely: it holds nothing but models."""
 
-    def __init__(self, name: str, index: int, config: RewardConfig, tokenizer: Path, layout: ImageLayout):
+    def __init__(self, name: str, index: int, config: RewardConfig, tokenizer: Path, layout: ImageLayout, run: Path):
         super().__init__(name, ("score",))
         from simplear_rl.rewards.scorer import RewardScorer
 
         with self.building():
-            self.scorer = RewardScorer(config, tokenizer, layout)
+            self.scorer = RewardScorer(config, tokenizer, layout, run)
 
     def check(self, prompts: list[str]) -> list[str]:
         """See RewardScorer.check."""

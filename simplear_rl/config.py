@@ -90,6 +90,13 @@ class PlanConfig(Section):
     resolution: Annotated[int, Field(ge=16, multiple_of=16)] = Field(description="pixels along each side of an image")
 
 
+class BestConfig(Section):
+    """Which checkpoint is the best: by the mean of a metric over the steps that led to it."""
+
+    metric: str = Field(description="name in metrics.jsonl")
+    prefer: Literal["highest", "lowest"] = "highest"
+
+
 class StageConfig(CommandConfig):
     """What every training stage has."""
 
@@ -98,6 +105,8 @@ class StageConfig(CommandConfig):
     steps: Count
     checkpoint_every: Count = Field(description="steps between checkpoints; the last step always has one")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
+    keep_every: Count | None = Field(None, description="checkpoints of these steps' multiples stay as well")
+    keep_best: BestConfig | None = Field(None, description="the best checkpoint so far stays as well")
     wandb: bool = Field(True, description="log to Weights & Biases: offline unless WANDB_API_KEY is set")
     learner: LearnerConfig
     plan: PlanConfig | None = Field(None, description="hardware and policy that --dry-run assumes where there are none")
@@ -269,6 +278,14 @@ class AlgorithmConfig(Section):
     kl: KlConfig = KlConfig()
 
 
+class GuardsConfig(Section):
+    """When a GRPO run warns. What is not finite stops it, whatever stands here."""
+
+    kl_warning: Positive = Field(1.0, description="KL to the reference per token, nats")
+    mismatch_warning: Positive = Field(1.0, description="mismatch_max: rollout and learner log-probs differ, nats")
+    collapsed_groups_warning: Count = Field(3, description="steps in a row in which no group has unequal rewards")
+
+
 class GrpoConfig(StageConfig):
     """Group-relative policy optimisation with image rewards."""
 
@@ -277,6 +294,7 @@ class GrpoConfig(StageConfig):
     reward: RewardConfig
     reference: ActorsConfig = ActorsConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    guards: GuardsConfig = GuardsConfig()
     samples_every: Count = Field(10, description="steps between sample grids")
 
     @property

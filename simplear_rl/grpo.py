@@ -20,6 +20,7 @@ from simplear_rl.config import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
 from simplear_rl.dry_run import plan_grpo
 from simplear_rl.inputs import require
+from simplear_rl.learning.guards import Warnings
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.metrics import reward_metrics
 from simplear_rl.rollout.sampling import Sampling
@@ -39,11 +40,11 @@ def train(config: GrpoConfig) -> None:
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     with Run("grpo", config) as run, Stage("grpo", config.roles) as stage:
         engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
-        rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout)
+        rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
         references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
-        learner = LearnerGroup(stage, config.learner, config.start, updates, micro_batches=groups_per_rank)
+        learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run)
         stage.ready()
         for warning in ray.get(rewards[0].check.remote(sorted(set(prompts)))):
             print(warning)
@@ -52,7 +53,7 @@ def train(config: GrpoConfig) -> None:
         broadcast = Broadcast(rollout.broadcast, learner, engines)
         broadcast()
 
-        scorers, frozen = cycle(rewards), cycle(references)
+        scorers, frozen, warnings = cycle(rewards), cycle(references), Warnings(config.guards)
         for step in run.steps():
             start = monotonic()
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
@@ -69,6 +70,8 @@ def train(config: GrpoConfig) -> None:
             metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
             metrics |= {"broadcast_seconds": monotonic() - updated}
             run.log(step, metrics, show=("reward", "kl"))
+            for warning in warnings.check(step, metrics):
+                print(warning)
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
             if step % config.samples_every == 0:

@@ -1,5 +1,6 @@
 """What a command reads must be there before it starts: found, made by the embedded world, or refused."""
 
+import os
 from pathlib import Path
 
 from simplear_rl.config import CommandConfig
@@ -25,3 +26,15 @@ def require(config: CommandConfig, *paths: Path) -> None:
                 prepare.make(path, config)
                 continue
         raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it")
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raise UserError unless `folder` is, or can become, a folder that files can be written to; touches nothing.
+
+    `key` is where the user named it.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: {existing} cannot be written to; choose another `{key}`, or change its rights")

@@ -23,7 +23,7 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
     layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
     with Run(name, config) as run, Stage(name, config.roles) as stage:
-        learner = LearnerGroup(stage, config.learner, config.start, config.steps, micro_batches=config.passes)
+        learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run)
         learner.open_data(config.data, config.seed)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)

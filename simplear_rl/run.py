@@ -11,56 +11,71 @@ import wandb
 import yaml
 from tqdm import tqdm
 
+from simplear_rl.checkpoints import (
+    checkpoints,
+    expired,
+    newest_intact,
+    remove,
+    require_space,
+    step_of,
+    write_checkpoint,
+)
 from simplear_rl.config import StageConfig
+from simplear_rl.errors import UserError
+from simplear_rl.inputs import require_writable
 
 
 def finished(config: StageConfig) -> bool:
-    """Whether the run has done all its steps already; says so if it has."""
+    """Whether the run has done all its steps already; says so if it has.
+
+    Raises:
+        UserError: it has not, and its folder cannot be written to.
+    """
     done = checkpoints(config.run)
-    if not done or _step(done[-1]) < config.steps:
+    if not done or step_of(done[-1]) < config.steps or newest_intact(config.run) != done[-1]:
+        require_writable(config.run, "run")
         return False
     print(f"{config.run}: all {config.steps} steps are done; more `steps` or another `run` goes on")
     return True
 
 
 class Run:
-    """The folder `config.run`.
+    """The folder `config.run`. Nothing is written to it before the first step begins.
 
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
-    checkpoints/step-N/  `model` (Hugging Face format) and `learner` (optimizer state)
+    checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
     final                link to the last step's model, once the run is finished
     samples/             pictures of samples
+    failed-step-N/       what a step was refused for, if one was
+
+    Raises:
+        UserError: there is no room for a checkpoint, a file of the folder is damaged, or the learner's settings exclude
+            that the last checkpoint is loaded.
     """
 
     def __init__(self, stage: str, config: StageConfig):
         self.stage, self.config = stage, config
         self.folder = config.run
         self.samples = self.folder / "samples"
-        self.samples.mkdir(parents=True, exist_ok=True)
-        done = checkpoints(self.folder)
-        self.last_checkpoint = done[-1] if done else None
-        self.step = _step(done[-1]) if done else 0
-        self._write_config(config.model_dump(mode="json"))
-        self._keep_metrics_before(self.step)
-        mode = _wandb_mode(config)
-        self.wandb = wandb.init(
-            project="simplear-rl",
-            name=f"{stage}-{self.folder.name}",
-            dir=self.folder,
-            config=config.model_dump(mode="json"),
-            mode=mode,
-            settings=wandb.Settings(silent=mode != "online"),
-        )
+        self.last_checkpoint = newest_intact(self.folder)
+        self.step = step_of(self.last_checkpoint) if self.last_checkpoint else 0
+        self.wandb: Any = None
+        self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
+        self.before = _read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
+        _require_same_learner(self.before, config)
+        require_space(self.folder, config.start)
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wandb.finish()
+        if self.wandb:
+            self.wandb.finish()
 
     def steps(self) -> Iterator[int]:
         """The steps still to do, from 1 to config.steps, with a progress bar."""
+        self._begin()
         with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
             while self.step < self.config.steps:
                 yield self.step + 1
@@ -68,6 +83,9 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
         """Record the metrics of a finished step; `show` names those that the progress bar displays."""
+        best = self.config.keep_best
+        if best and best.metric not in metrics:
+            raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(sorted(metrics))}")
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | metrics) + "\n")
         self.wandb.log(metrics, step=step)
@@ -80,54 +98,106 @@ class Run:
         return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
 
     def checkpoint(self, save: Callable[[Path], None]) -> None:
-        """Write a checkpoint of the step just logged, under a temporary name first: a partial one is never found."""
+        """Write a checkpoint of the step just logged, remove those that no rule keeps, and see that one more fits.
+
+        Raises:
+            UserError: the disk is full or cannot be written to; the checkpoints before are untouched.
+        """
+        require_space(self.folder, self.config.start)
         folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        partial.rename(folder)
-        for old in checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
+        write_checkpoint(folder, save)
+        for old in expired(self.folder, self.config, read_metrics(self.folder / "metrics.jsonl")):
+            remove(old)
         if self.step == self.config.steps:
             link = self.folder / "final.partial"
             link.unlink(missing_ok=True)
             link.symlink_to(Path("checkpoints") / folder.name / "model")
             link.rename(self.folder / "final")
+        else:
+            require_space(self.folder, self.config.start)  # now, while nothing would be lost
+
+    def _begin(self) -> None:
+        """Write what a run begins with."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        values = self.config.model_dump(mode="json")
+        for partial in (self.folder / "checkpoints").glob("*.partial"):
+            shutil.rmtree(partial)
+        self._write_config(values)
+        self._write_metrics()
+        mode = _wandb_mode(self.config)
+        self.wandb = wandb.init(
+            project="simplear-rl",
+            name=f"{self.stage}-{self.folder.name}",
+            dir=self.folder,
+            config=values,
+            mode=mode,
+            settings=wandb.Settings(silent=mode != "online"),
+        )
 
     def _write_config(self, values: dict[str, Any]) -> None:
         """Write config.yaml; when the run continues, say which sections of it have changed."""
         file = self.folder / "config.yaml"
-        if self.last_checkpoint and file.exists():
-            before = yaml.safe_load(file.read_text())
-            for key in (key for key in values if values[key] != before.get(key)):
-                print(f"{file}: the run continues with another `{key}`: {before.get(key)} -> {values[key]}")
+        for key in (key for key in values if self.before and values[key] != self.before.get(key)):
+            print(f"{file}: the run continues with another `{key}`: {self.before.get(key)} -> {values[key]}")
         file.write_text(yaml.safe_dump(values, sort_keys=False))
 
-    def _keep_metrics_before(self, step: int) -> None:
-        """Drop the rows after the checkpoint that the run continues from: those steps are done again."""
+    def _write_metrics(self) -> None:
+        """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
         file = self.folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(file) if row["step"] <= step]
         partial = file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         partial.rename(file)
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.suffix != ".partial")
-
-
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Rows of a metrics file; none if there is no file. A last line that was cut off is left out."""
+    """Rows of a metrics file; none if there is no file. A last line that was cut off is left out.
+
+    Raises:
+        UserError: another line is no row of metrics; names it.
+    """
     if not file.exists():
         return []
-    lines = file.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}, line {number}: expected the metrics of a step, found {line[:60]!r}: mend or remove the line"
+            ) from error
+        rows.append(row)
+    return rows
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def _read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run that is to be continued; empty if the file is gone."""
+    try:
+        values = yaml.safe_load(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a readable YAML file; without it the run continues as well: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(values).__name__}: remove it and continue")
+    return values
+
+
+def _require_same_learner(before: dict[str, Any], config: StageConfig) -> None:
+    """Raise UserError if the optimizer state of the last checkpoint does not fit what the learner would be now."""
+    learner = config.learner
+    now = {"zero_stage": learner.zero_stage, "dtype": learner.dtype, "actors.count": learner.actors.count}
+    if not learner.zero_stage:
+        now.pop("actors.count")  # every rank has the whole state
+    for key, value in now.items():
+        then: Any = before.get("learner")
+        for part in key.split("."):
+            then = then.get(part) if isinstance(then, dict) else None
+        if then is not None and then != value:
+            raise UserError(
+                f"learner.{key}: {value}, but the checkpoints of {config.run} were written with {then} and cannot be "
+                f"loaded otherwise: set learner.{key}={then}, or choose another `run`"
+            )
 
 
 def _wandb_mode(config: StageConfig) -> Literal["disabled", "online", "offline"]:

@@ -9,8 +9,8 @@ from simplear_rl.run import Run, checkpoints, finished, read_metrics
 
 
 @pytest.fixture
-def config(tmp_path):
-    overrides = [f"root={tmp_path}", "steps=6", "checkpoint_every=2", "wandb=false"]
+def config(tmp_path, policy):
+    overrides = [f"root={tmp_path}", f"start={policy}", "steps=6", "checkpoint_every=2", "wandb=false"]
     return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.device import default_device
 from simplear_rl.learning.flops import ModelSize, peak_flops
+from simplear_rl.learning.guards import Sample, group_sample, refusal
 from simplear_rl.learning.weight_group import WeightGroup
 from simplear_rl.learning.weights import BUCKET_BYTES, Weights, checksum, in_buckets
 from simplear_rl.policy.log_probs import in_chunks, rollout_log_probs
@@ -55,6 +57,11 @@ class Learner:
         steps: optimizer steps of the whole run, for the schedule.
         micro_batches: forward passes of this rank per optimizer step.
         rank, ranks, rendezvous: place in the process group, and its `tcp://host:port`.
+        run: folder of the run, for the samples of a step that is refused.
+
+    Raises:
+        UserError: in a step whose loss, gradients or what they are made from are not finite; no weight has changed
+            then.
     """
 
     def __init__(
@@ -66,8 +73,10 @@ class Learner:
         rank: int = 0,
         ranks: int = 1,
         rendezvous: str = "tcp://127.0.0.1:29500",
+        run: Path | None = None,
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
+        self.run = run
         self.step = 0
         self.grad_norm = 0.0
         device = default_device()
@@ -95,6 +104,9 @@ class Learner:
             betas=config.optimizer.betas,
             weight_decay=config.optimizer.weight_decay,
         )
+        self.finite = torch.tensor(True, device=device)  # the gradients of a pass, on this rank
+        for parameter in model.parameters():
+            parameter.register_hook(self._watch)
         computation = Computation(model.to(device).train())
         self.engine, *_ = deepspeed.initialize(
             model=computation,
@@ -128,7 +140,7 @@ class Learner:
             ids_BL, labels_BL = batch.padded(rows, self.engine.device)
             summed = self.engine(summed_cross_entropy, ids_BL, labels_BL)
             # DeepSpeed averages over passes and ranks; the mean over tokens is taken over the whole batch.
-            self._backward(summed * (self.micro_batches * self.ranks / total))
+            self._backward(summed * (self.micro_batches * self.ranks / total), partial(self._of_tokens, batch, rows))
             loss += summed.item() / total
         return {"loss": loss, **self._finished_step()}
 
@@ -137,6 +149,15 @@ class Learner:
 
         `groups` are this rank's groups. Advantages, ratios and KL are computed here, where the log-probs are.
         """
+        for group in groups:
+            for name, values in (
+                ("the reward", group.rewards),
+                ("the behaviour log-prob", group.rollout.log_probs),
+                ("the reference log-prob", group.reference_log_probs),
+            ):
+                if not np.isfinite(values).all():
+                    quantity = f"{name} {values[~np.isfinite(values)][0]}"
+                    raise refusal(self.run, self.step + 1, quantity, _of_group(group))
         old_GT = (
             [self._log_probs(g.rollout, config, no_grad=True) for g in groups] if config.updates_per_batch > 1 else []
         )
@@ -159,7 +180,7 @@ class Learner:
                     group_metrics |= {"mismatch_max": difference_GT.max(), "mismatch_mean": difference_GT.mean()}
                     group_metrics |= {"entropy_estimate": -log_probs_GT.detach().mean()}
                     metrics.append(group_metrics)
-                self._backward(loss)
+                self._backward(loss, partial(_of_group, group, log_probs_GT))
         clip_fraction = float(torch.stack(clip_fractions).mean())
         return _reduce(metrics) | {"clip_fraction": clip_fraction} | self._finished_step()
 
@@ -167,12 +188,37 @@ class Learner:
         with torch.set_grad_enabled(not no_grad):
             return self.engine(rollout_log_probs, rollout, self.layout, config.unconditional_gradient)
 
-    def _backward(self, loss: torch.Tensor) -> None:
+    def _backward(self, loss: torch.Tensor, sample: Callable[[], Sample]) -> None:
+        """One pass of a step, and its optimizer step with the last one; `sample` is asked if something is not finite.
+
+        Where one rank refuses, the others wait for it or refuse as well: none takes the step.
+        """
+        if not loss.isfinite():
+            raise refusal(self.run, self.step + 1, f"the loss {loss.item()}", sample())
+        self.finite.fill_(True)
         self.engine.backward(loss)
-        if self.engine.zero_optimization_stage() == 0 and self.engine.is_gradient_accumulation_boundary():
-            # DeepSpeed reports the norm of sharded gradients only.
+        if not self.finite:
+            raise refusal(self.run, self.step + 1, "a gradient that is infinite or nan", sample())
+        last, sharded = self.engine.is_gradient_accumulation_boundary(), self.engine.zero_optimization_stage() > 0
+        if last and not sharded:
+            # DeepSpeed reports the norm of sharded gradients only, and of those refuses one that is not finite itself.
             self.grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
-        self.engine.step()  # updates the weights on the last pass of a batch only
+        finite = sharded or np.isfinite(self.grad_norm)
+        if finite:
+            self.engine.step()  # updates the weights on the last pass of a batch only
+        if last and not (finite and self.engine.was_step_applied()):
+            raise refusal(self.run, self.step + 1, "the gradients' norm, summed over passes and ranks,", sample())
+
+    def _watch(self, gradient: torch.Tensor) -> None:
+        """Sees a parameter's gradient of one pass whole, under every ZeRO stage; does not wait for the device."""
+        self.finite.logical_and_(gradient.isfinite().all())
+
+    def _of_tokens(self, batch: TokenBatch, rows: np.ndarray) -> Sample:
+        ids = [batch.ids[row] for row in rows]
+        prompts = [self.encode.tokenizer.decode(row[row < self.layout.visual_offset]) for row in ids]
+        about = f"the {len(ids)} rows that begin with {prompts[0]!r}"
+        arrays = {"prompt": prompts, "lengths": [len(row) for row in ids], "ids": np.concatenate(ids)}
+        return Sample(about, f"rank-{self.rank}", arrays)
 
     def _finished_step(self) -> dict[str, float]:
         self.step += 1
@@ -245,6 +291,17 @@ def summed_cross_entropy(model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_B
 
     parts = in_chunks(of_rows, model.config.vocab_size, hidden_BLH.flatten(0, 1), labels_BL[:, 1:].flatten())
     return torch.stack(parts).sum()
+
+
+def _of_group(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Sample:
+    values = {
+        "rewards": group.rewards,
+        "behaviour_log_probs": group.rollout.log_probs,
+        "reference_log_probs": group.reference_log_probs,
+    }
+    if log_probs_GT is not None:
+        values["log_probs"] = log_probs_GT.detach().cpu().numpy()
+    return group_sample(group.rollout, **values)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:

@@ -6,7 +6,7 @@ import numpy as np
 
 from simplear_rl.config import RewardConfig
 from simplear_rl.device import default_device
-from simplear_rl.errors import UserError
+from simplear_rl.learning.guards import group_sample, refusal
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
@@ -17,12 +17,15 @@ REWARDS = {"clip": ClipReward, "hpsv2": HpsV2Reward}
 
 
 class RewardScorer:
-    """The visual tokenizer of folder `tokenizer` and the configured reward models."""
+    """The visual tokenizer of folder `tokenizer` and the configured reward models.
 
-    def __init__(self, config: RewardConfig, tokenizer: Path, layout: ImageLayout):
+    A group whose reward is not finite is saved in the folder `run`, if there is one.
+    """
+
+    def __init__(self, config: RewardConfig, tokenizer: Path, layout: ImageLayout, run: Path | None = None):
         device = default_device()
         self.tokenizer = CosmosTokenizer(tokenizer, device)
-        self.layout = layout
+        self.layout, self.run = layout, run
         self.models = {model.name: (model.weight, REWARDS[model.type](model, device)) for model in config.models}
 
     def check(self, prompts: list[str]) -> list[str]:
@@ -54,11 +57,8 @@ class RewardScorer:
         rewards = {name: model.score(images, texts) for name, (_, model) in self.models.items()}
         for name, values in rewards.items():
             if not np.isfinite(values).all():
-                sample = int(np.flatnonzero(~np.isfinite(values))[0])
-                raise UserError(
-                    f"reward {name} of prompt {rollout.prompt.text!r}, sample {sample} is {values[sample]}: "
-                    "expected a finite number"
-                )
+                quantity = f"reward {name} {values[~np.isfinite(values)][0]}"
+                raise refusal(self.run, rollout.seed[1], quantity, group_sample(rollout, **rewards))
         total = np.stack([self.models[name][0] * values for name, values in rewards.items()]).sum(axis=0)
         cut = any(model.too_long([rollout.prompt.text])[0] for _, model in self.models.values())
         truncated = np.full(len(images), cut, np.float32)

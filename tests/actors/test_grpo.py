@@ -186,7 +186,7 @@ def test_too_few_cpus_says_what_was_asked_and_which_keys_to_change(ray_cluster, 
 def test_actor_that_cannot_be_built_says_why(ray_cluster, world, policy):
     models = RewardConfig.model_validate({"models": [{"type": "hpsv2", "model": "x", "weights": "y"}]})
     with Stage("broken", {"reward": ActorsConfig()}) as stage, pytest.raises(UserError, match="no such folder"):
-        stage.launch("reward", RewardActor, models, world / "no such folder", read_layout(policy))
+        stage.launch("reward", RewardActor, models, world / "no such folder", read_layout(policy), world)
         stage.ready()
 
 
@@ -219,6 +219,6 @@ def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster
     weights = load_file(broken / "open_clip_model.safetensors")
     weights["visual.proj"].fill_(float("nan"))
     save_file(weights, broken / "open_clip_model.safetensors")
-    with pytest.raises(UserError, match="is nan: expected a finite number"):
+    with pytest.raises(UserError, match="nan of prompt .*, sample 0: expected a finite number"):
         grpo.train(grpo_config(world, run, f"reward.models=[{{type: clip, model: 'local-dir:{broken}'}}]"))
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1]

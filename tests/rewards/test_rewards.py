@@ -225,7 +225,7 @@ def test_reward_that_is_not_finite_is_refused(folders):
     ((_, model),) = scorer.models.values()
     with torch.no_grad():
         model.model.visual.proj.fill_(torch.nan)
-    with pytest.raises(UserError, match="of prompt 'a red circle', sample 0 is nan: expected a finite number"):
+    with pytest.raises(UserError, match="nan of prompt 'a red circle', sample 0: expected a finite number"):
         scorer.score(rollout())
 
 

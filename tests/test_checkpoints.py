@@ -1,0 +1,290 @@
+"""Checkpoints that are damaged, killed in the middle, or for which there is no room; and which of them stay."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from simplear_rl import checkpoints as module
+from simplear_rl.checkpoints import checkpoints, count_weights, damage, newest_intact, size, write_checkpoint
+from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.errors import UserError
+from simplear_rl.policy.model import load_policy
+from simplear_rl.run import Run, finished, read_metrics
+
+
+@pytest.fixture
+def make_config(tmp_path, policy):
+    """Six steps with a checkpoint after every second, and overrides."""
+
+    def make_config(*overrides):
+        values = [f"root={tmp_path}", f"start={policy}", "steps=6", "checkpoint_every=2", "wandb=false", *overrides]
+        return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", values)
+
+    return make_config
+
+
+def save(folder):
+    (folder / "model").mkdir()
+    (folder / "model" / "weights").write_bytes(b"w" * 5000)
+    (folder / "state").write_bytes(b"s" * 3000)
+
+
+def work(config, until=99, save=save, loss=lambda step: 1 / step):
+    """Run the steps up to `until`; returns those that were done."""
+    done = []
+    with Run("pretrain", config) as run:
+        for step in run.steps():
+            if step > until:
+                break
+            run.log(step, {"loss": loss(step)}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(save)
+            done.append(step)
+    return done
+
+
+def names(config):
+    return [folder.name for folder in checkpoints(config.run)]
+
+
+DAMAGES = {
+    "a changed byte": lambda f: (f / "state").write_bytes(b"s" * 2999 + b"x"),
+    "a file cut short": lambda f: (f / "model" / "weights").write_bytes(b"w" * 4000),
+    "an empty file": lambda f: (f / "state").write_bytes(b""),
+    "a file gone": lambda f: (f / "model" / "weights").unlink(),
+    "a file too many": lambda f: (f / "model" / "more").write_text("x"),
+    "no checksums": lambda f: (f / "checksums.json").unlink(),
+    "checksums cut short": lambda f: (f / "checksums.json").write_text("{"),
+    "checksums of another kind": lambda f: (f / "checksums.json").write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_it_used(make_config, capsys, how):
+    config = make_config()
+    work(config, until=4)
+    newest = config.run / "checkpoints" / "step-000004"
+    DAMAGES[how](newest)
+    before = {file.name: file.stat().st_size for file in newest.rglob("*")}
+    assert work(config) == [3, 4, 5, 6]
+    assert f"{newest}: damaged: " in capsys.readouterr().out
+    aside = newest.with_name("step-000004.damaged")
+    assert {file.name: file.stat().st_size for file in aside.rglob("*")} == before
+    assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(make_config):
+    config = make_config()
+    work(config)
+    assert finished(config)
+    DAMAGES["a changed byte"](config.run / "checkpoints" / "step-000006")
+    assert not finished(config)
+    assert work(config) == [5, 6]
+    assert finished(config)
+    assert (config.run / "final" / "weights").exists()
+
+
+def test_several_damaged_checkpoints_are_all_set_aside(make_config):
+    config = make_config()
+    work(config)
+    for folder in checkpoints(config.run):
+        DAMAGES["an empty file"](folder)
+    assert newest_intact(config.run) is None
+    assert work(config, until=4) == [1, 2, 3, 4]
+    DAMAGES["an empty file"](config.run / "checkpoints" / "step-000004")
+    assert newest_intact(config.run).name == "step-000002"
+    kept = sorted(path.name for path in (config.run / "checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000004.damaged", "step-000004.damaged-2", "step-000006.damaged"]
+
+
+def test_checksums_are_those_of_sha256sum(make_config):
+    config = make_config()
+    work(config, until=2)
+    folder = config.run / "checkpoints" / "step-000002"
+    sums = json.loads((folder / "checksums.json").read_text())
+    assert sums.keys() == {"model/weights", "state"}
+    told = subprocess.run(["sha256sum", *sums], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in told.splitlines()] == list(sums.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["keep_checkpoints=1"], [12]),
+        (["keep_checkpoints=2"], [10, 12]),
+        (["keep_checkpoints=1", "keep_every=4"], [4, 8, 12]),
+        (["keep_checkpoints=1", "keep_best={metric: loss, prefer: lowest}"], [6, 12]),
+        (["keep_checkpoints=2", "keep_best={metric: loss, prefer: highest}"], [2, 10, 12]),
+        (["keep_checkpoints=1", "keep_every=10", "keep_best={metric: loss, prefer: lowest}"], [6, 10, 12]),
+    ],
+)
+def test_last_best_and_every_nth_checkpoint_stay(make_config, overrides, kept):
+    config = make_config("steps=12", *overrides)
+    # Means over the two steps of a checkpoint; step 9 alone is lower than any of them.
+    losses = [9, 9, 5, 5, 2, 2, 4, 4, 1, 8, 6, 6]
+    work(config, loss=lambda step: float(losses[step - 1]))
+    assert names(config) == [f"step-{step:06d}" for step in kept]
+
+
+def test_a_metric_that_is_not_logged_is_named_at_the_first_step(make_config):
+    with pytest.raises(UserError, match=r"keep_best.metric: 'reward' is not logged; there are loss"):
+        work(make_config("keep_best={metric: reward}"))
+
+
+def disk(monkeypatch, free):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free()))
+
+
+def test_no_room_for_a_checkpoint_is_said_before_the_run_begins(make_config, policy, monkeypatch):
+    config = make_config()
+    disk(monkeypatch, lambda: 10_000)
+    needed = 16 * sum(parameter.numel() for parameter in load_policy(policy)[0].parameters())
+    with pytest.raises(UserError) as error:
+        work(config)
+    assert f"{config.run}: a checkpoint takes about {needed:,} bytes, 10,000 are free" in str(error.value)
+    assert not config.run.exists()
+
+
+def test_room_is_looked_for_as_soon_as_a_checkpoint_is_written(make_config, monkeypatch):
+    """The error comes while nothing would be lost, and makes no demand that the last checkpoint does not."""
+    config = make_config()
+    done = lambda: len(read_metrics(config.run / "metrics.jsonl"))  # noqa: E731
+    disk(monkeypatch, lambda: 10**12 if done() < 4 or not (config.run / "checkpoints/step-000004").exists() else 100)
+    with pytest.raises(UserError, match=r"a checkpoint takes about 8,\d\d\d bytes, 100 are free"):
+        work(config)
+    assert (done(), names(config)) == (4, ["step-000002", "step-000004"])
+    monkeypatch.undo()
+    assert work(config) == [5, 6]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_refuses_leaves_the_checkpoint_before_and_no_partial_one(make_config, number):
+    config = make_config()
+
+    def fail(folder):
+        if folder.name.startswith("step-000004"):
+            (folder / "half").write_bytes(b"x" * 1000)
+            raise OSError(number, os.strerror(number))
+        save(folder)
+
+    with pytest.raises(UserError, match=rf"step-000004: the checkpoint cannot be written: .*{os.strerror(number)}"):
+        work(config, save=fail)
+    assert [path.name for path in (config.run / "checkpoints").iterdir()] == ["step-000002"]
+    assert work(config) == [3, 4, 5, 6]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system takes rights that this user does not have")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_is_really_full_is_named_whatever_the_writer_raises(small_disk):
+    target = small_disk / "checkpoints" / "step-000002"
+    write_checkpoint(target.with_name("step-000001"), save)
+    with pytest.raises(UserError, match=r"step-000002: the checkpoint cannot be written") as error:
+        write_checkpoint(target, lambda folder: torch.save(torch.zeros(2_000_000), folder / "state.pt"))
+    assert isinstance(error.value.__cause__, RuntimeError)  # torch's, without an error number
+    assert [path.name for path in target.parent.iterdir()] == ["step-000001"]
+    assert damage(target.with_name("step-000001")) is None
+
+
+def test_weights_are_counted_from_headers_alone(policy):
+    assert count_weights(policy) == sum(parameter.numel() for parameter in load_policy(policy)[0].parameters())
+
+
+def test_size_is_that_of_all_files(tmp_path):
+    save(tmp_path)
+    assert size(tmp_path) == 8000
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ("learner.zero_stage=0", "learner.zero_stage=2", "learner.zero_stage: 2, but .* were written with 0"),
+        ("learner.dtype=float32", "learner.dtype=bfloat16", "learner.dtype: bfloat16, but .* written with float32"),
+        ("learner.actors.count=1", "learner.actors.count=2", "learner.actors.count: 2, but .* were written with 1"),
+    ],
+)
+def test_a_learner_that_cannot_load_the_last_checkpoint_is_refused(make_config, before, now, message):
+    stage = ["data.micro_batch=32", *(["learner.zero_stage=1"] if "zero_stage" not in before else [])]
+    config = make_config(*stage, before)
+    work(config, until=2)
+    written = {file: file.read_bytes() for file in config.run.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=message):
+        work(make_config(*stage, now))
+    assert {file: file.read_bytes() for file in config.run.rglob("*") if file.is_file()} == written
+
+
+WRITER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from simplear_rl.checkpoints import checkpoints, damage, newest_intact, step_of
+from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.run import Run
+
+config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", sys.argv[2:])
+
+def save(step, folder):
+    (folder / "model").mkdir()
+    for i in range(6):
+        (folder / "model" / str(i)).write_bytes((step * 10 + i).to_bytes(4, "big") * 125_000)
+
+def work():
+    with Run("pretrain", config) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            run.checkpoint(lambda folder: save(step, folder))
+
+random.seed(0)
+newest, partial, seconds = 0, 0, 0.0
+for kill in range(int(sys.argv[1]) + 1):
+    child = os.fork()
+    if not child:
+        sys.stderr = open(os.devnull, "w")
+        work()
+        os._exit(0)
+    if not kill:  # how long three checkpoints take
+        start = time.monotonic()
+        while not checkpoints(config.run) or step_of(checkpoints(config.run)[-1]) < 3:
+            time.sleep(0.001)
+        seconds = time.monotonic() - start
+    time.sleep(random.random() * seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = os.listdir(config.run / "checkpoints")
+    partial += any(name.endswith(".partial") for name in left)
+    last = newest_intact(config.run)
+    assert not any("damaged" in name for name in os.listdir(config.run / "checkpoints")), left
+    step = step_of(last) if last else 0
+    assert step >= newest, (step, newest)
+    newest = step
+    for i in range(6) if last else ():
+        assert (last / "model" / str(i)).read_bytes() == (step * 10 + i).to_bytes(4, "big") * 125_000
+print(newest, partial)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_has_a_whole_newest_checkpoint(tmp_path, policy):
+    """Checkpoints of 3 MB, and 60 kills (SIGKILL) at random moments."""
+    overrides = [f"root={tmp_path}", f"start={policy}", "steps=100000", "checkpoint_every=1", "wandb=false"]
+    command = [sys.executable, "-c", WRITER, "60", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    newest, partial = map(int, done.stdout.splitlines()[-1].split())
+    assert newest > 20
+    assert partial > 10  # that many kills hit a checkpoint that was being written or removed
