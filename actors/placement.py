@@ -1,6 +1,8 @@
 """Where actors run: the cluster, one placement group per stage, telling names."""
 
 import logging
+import os
+import socket
 from typing import Any
 
 import ray
@@ -15,10 +17,29 @@ from simplear_rl.errors import UserError
 def connect() -> None:
     """Join the Ray cluster of RAY_ADDRESS or of this machine; start a local one if there is none."""
     if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS", "")
+        _require_answer(address)
         # An actor without GPUs must not see any.
         env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
         # What actors print stays in their own logs, in the dashboard: the terminal belongs to the progress bars.
-        ray.init(runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster can be joined there: {error}") from error
+
+
+def _require_answer(address: str) -> None:
+    """Raise UserError if nothing listens at host:port of `address`: Ray itself would try for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("", "auto", "local"):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); expected host:port of a running one, or "
+            "unset it for a cluster on this machine"
+        ) from error
 
 
 def cluster_nodes() -> list[tuple[float, int]]:

@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from math import inf, prod
+from math import inf
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from simplear_rl.config import StageConfig
 from simplear_rl.errors import UserError
+from simplear_rl.files import count_weights
 
 CHECKSUMS = "checksums.json"  # inside every checkpoint: file -> SHA-256
 # Of one weight, in either precision: the model as it is published, the learner's copy, and AdamW's three values in
@@ -128,26 +127,6 @@ def require_space(run: Path, start: Path) -> None:
             f"{run}: a checkpoint takes about {needed:,} bytes, {free:,} are free there: make room, or choose another "
             "`run`"
         )
-
-
-def count_weights(policy: Path) -> int:
-    """Weights in a policy folder, from the headers of its safetensors files.
-
-    Raises:
-        UserError: there are none, or one is damaged.
-    """
-    files = sorted(policy.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{policy}: no weights there (*.safetensors)")
-    count = 0
-    for file in files:
-        try:
-            with safe_open(file, "pt") as weights:
-                shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {error}") from error
-        count += sum(prod(shape) for shape in shapes)
-    return count
 
 
 def size(folder: Path) -> int:

@@ -19,11 +19,19 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 # Published on the Hugging Face hub in xswu/HPSv2.
 HPSV2_WEIGHTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
-# Absolute, since actors have working directories of their own.
-Location = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-LocationOrHubId = Annotated[
-    Path, AfterValidator(lambda path: path if is_hub_id(path) else path.expanduser().absolute())
-]
+
+def _absolute(path: Path) -> Path:
+    """Absolute, since actors have working directories of their own."""
+    if not str(path).isprintable():
+        raise ValueError(f"control characters in the path {str(path)!r}")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+Location = Annotated[Path, AfterValidator(_absolute)]
+LocationOrHubId = Annotated[Path, AfterValidator(lambda path: path if is_hub_id(path) else _absolute(path))]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -33,7 +41,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ActorsConfig(Section):
@@ -391,20 +399,24 @@ def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ())
     """
     try:
         values = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
         raise UserError(f"{file}: not a readable YAML file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    if isinstance(values.get("root"), str):
-        values["root"] = str(Path(values["root"]).expanduser().absolute())
-        values = _with_root(values, values["root"])
     try:
+        if isinstance(values.get("root"), str):
+            values["root"] = str(_absolute(Path(values["root"])))
+            values = _with_root(values, values["root"])
         return schema.model_validate(values)
     except ValidationError as error:
         problems = [_explain(schema, problem) for problem in error.errors()]
         raise UserError("\n".join([f"{file}{' with overrides' if overrides else ''}:", *problems])) from None
+    except RecursionError as error:
+        raise UserError(f"{file}: a value contains itself") from error
+    except ValueError as error:
+        raise UserError(f"{file}: root: {error}") from error
 
 
 def _with_root(value: Any, root: str) -> Any:
@@ -422,7 +434,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{override!r}: an override is written key=value, for example learner.zero_stage=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{override!r}: the value is not YAML: {error}") from error
     *sections, last = key.split(".")
     for depth, name in enumerate(sections):

@@ -18,8 +18,9 @@ from simplear_rl.benchmarks.geneval import confidence_intervals, scores
 from simplear_rl.benchmarks.scorer import PROMPTS
 from simplear_rl.cli import run_command
 from simplear_rl.config import EvaluateConfig
-from simplear_rl.inputs import require
-from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.files import count_weights
+from simplear_rl.inputs import require, require_writable
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt
 from simplear_rl.tokenizers.cosmos import read_geometry
@@ -27,9 +28,12 @@ from simplear_rl.tokenizers.cosmos import read_geometry
 
 def evaluate(config: EvaluateConfig) -> dict:
     """Draw, score and write everything; returns what scores.json holds."""
+    require_writable(config.output, "output")
     require(config, config.tokenizer, config.policy)
     layout = read_layout(config.policy)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    read_encoder(config.policy, config.engine.max_prompt_tokens)
+    count_weights(config.policy)  # opens their files
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
     metadata = PROMPTS[config.benchmark]()
     prompts = [Prompt(i, entry["prompt"]) for i, entry in enumerate(metadata)]

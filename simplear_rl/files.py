@@ -3,10 +3,12 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
 
 from simplear_rl.errors import UserError
 
@@ -36,7 +38,27 @@ def resolve(source: Path, files: Sequence[str]) -> Path:
         return source
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(files)))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: of a broken proxy setting
         raise UserError(
             f"{source}: no folder of that name, and the Hugging Face Hub does not give it: {error}"
         ) from error
+
+
+def count_weights(folder: Path) -> int:
+    """Weights in a model folder, from the headers of its safetensors files.
+
+    Raises:
+        UserError: there are none, or one is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no weights there (*.safetensors)")
+    count = 0
+    for file in files:
+        try:
+            with safe_open(file, "pt") as weights:
+                shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: not a readable safetensors file: {error}") from error
+        count += sum(prod(shape) for shape in shapes)
+    return count

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -17,6 +18,7 @@ from simplear_rl.config import EngineConfig
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
+from simplear_rl.inputs import require_writable
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
@@ -66,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def generate(options: argparse.Namespace) -> None:
     """Draw the images, write each as a PNG file that says how it came about, and all of them as a contact sheet."""
     _check(options)
+    require_writable(options.output, "--output")
     layout, encode = read_layout(options.model), read_encoder(options.model)
     tokenizer = CosmosTokenizer(options.tokenizer, DEVICE)
     layout.check_codebook(tokenizer.codebook_size, str(options.tokenizer))
@@ -97,10 +100,12 @@ def _texts(prompts: str, encode: PromptEncoder) -> list[str]:
 def _check(options: argparse.Namespace) -> None:
     limits = {"guidance_scale": 0, "temperature": 0, "top_k": 0, "seed": 0, "num_images": 1, "batch_size": 1}
     for name, least in limits.items():
-        if getattr(options, name) < least:
+        if not least <= getattr(options, name) < inf:  # which nan is not, either
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, found {getattr(options, name)}")
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p: expected a share above 0 and at most 1, found {options.top_p}")
+    if not 0 < options.kv_cache_gib < inf:
+        raise UserError(f"--kv-cache-gib: expected more than 0, found {options.kv_cache_gib}")
     if options.negative_prompt and options.guidance_scale == 1:
         raise UserError("--negative-prompt: has no effect without guidance; set --guidance-scale")
 

@@ -23,6 +23,7 @@ from simplear_rl.inputs import require
 from simplear_rl.learning.guards import Warnings
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.metrics import reward_metrics
+from simplear_rl.rewards.files import check_files
 from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import read_geometry
@@ -35,6 +36,7 @@ def train(config: GrpoConfig) -> None:
     require(config, *config.inputs)
     layout = read_layout(config.start)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    check_files(config.reward)
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)

@@ -7,9 +7,10 @@ from actors.learner import LearnerGroup
 from actors.placement import Stage
 from simplear_rl.cli import run_command
 from simplear_rl.config import SupervisedConfig
+from simplear_rl.data.shards import TokenShards
 from simplear_rl.dry_run import plan_supervised
 from simplear_rl.inputs import require
-from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
 from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
@@ -22,6 +23,9 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     require(config, *config.inputs)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
     layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
+    read_encoder(config.start)
+    for folder in config.data.folders:
+        TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts
     with Run(name, config) as run, Stage(name, config.roles) as stage:
         learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run)
         learner.open_data(config.data, config.seed)

@@ -125,14 +125,17 @@ class Run:
         self._write_config(values)
         self._write_metrics()
         mode = _wandb_mode(self.config)
-        self.wandb = wandb.init(
-            project="simplear-rl",
-            name=f"{self.stage}-{self.folder.name}",
-            dir=self.folder,
-            config=values,
-            mode=mode,
-            settings=wandb.Settings(silent=mode != "online"),
-        )
+        try:
+            self.wandb = wandb.init(
+                project="simplear-rl",
+                name=f"{self.stage}-{self.folder.name}",
+                dir=self.folder,
+                config=values,
+                mode=mode,
+                settings=wandb.Settings(silent=mode != "online"),
+            )
+        except wandb.Error as error:
+            raise UserError(f"Weights & Biases: {error}: without WANDB_API_KEY a run is offline") from error
 
     def _write_config(self, values: dict[str, Any]) -> None:
         """Write config.yaml; when the run continues, say which sections of it have changed."""

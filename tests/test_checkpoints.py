@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from simplear_rl import checkpoints as module
-from simplear_rl.checkpoints import checkpoints, count_weights, damage, newest_intact, size, write_checkpoint
+from simplear_rl.checkpoints import checkpoints, damage, newest_intact, size, write_checkpoint
 from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
 from simplear_rl.errors import UserError
+from simplear_rl.files import count_weights
 from simplear_rl.policy.model import load_policy
 from simplear_rl.run import Run, finished, read_metrics
 

@@ -18,6 +18,7 @@ from simplear_rl.algorithms.grpo_loss import grpo_loss
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.device import default_device
+from simplear_rl.errors import UserError
 from simplear_rl.learning.flops import ModelSize, peak_flops
 from simplear_rl.learning.guards import Sample, group_sample, refusal
 from simplear_rl.learning.weight_group import WeightGroup
@@ -276,8 +277,11 @@ class Learner:
             save_policy(folder / "model", self.model, self.encode.tokenizer, weights.tensors)
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that `save` wrote."""
-        _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
+        """Continue from a folder that `save` wrote. Raises UserError if it is of a policy of another size."""
+        try:
+            _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
+        except RuntimeError as error:
+            raise UserError(f"{folder}: not a checkpoint of a policy like `start`: {error}") from error
         self.step = client_state["learner_step"]
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from simplear_rl.errors import UserError
 from simplear_rl.files import new_folder, resolve
+from simplear_rl.inputs import require_writable
 from simplear_rl.policy.model import save_policy
 from simplear_rl.policy.vocabulary import DEFAULT_PREFIX, SPECIAL_TOKENS, ImageLayout, read_layout, read_tokenizer
 from simplear_rl.tokenizers.cosmos import TokenizerGeometry
@@ -78,6 +79,7 @@ def convert(
     """
     if output.exists():
         raise UserError(f"{output}: exists already; a policy is written to a new folder")
+    require_writable(output.parent, "--output")
     if resolution < 1 or resolution % geometry.patch:
         raise UserError(f"resolution {resolution}: expected a multiple of {geometry.patch}, the pixels of a code")
     folder = resolve(source, FILES)

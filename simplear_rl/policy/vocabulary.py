@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from simplear_rl.errors import UserError
@@ -50,6 +51,12 @@ class ImageLayout:
             layout = cls(**stored)
         except TypeError as error:
             raise UserError(f"{config.name_or_path}/config.json: `image_layout` {stored}: {error}") from error
+        sizes = layout.visual_offset, layout.codebook_size, layout.rows, layout.columns
+        if not all(isinstance(n, int) and n > 0 for n in sizes) or not isinstance(layout.prompt_prefix, str):
+            raise UserError(
+                f"{config.name_or_path}/config.json: `image_layout` {stored}: expected positive integers and a "
+                "prompt_prefix"
+            )
         if layout.vocabulary_size > config.vocab_size:
             raise UserError(
                 f"{config.name_or_path}/config.json: visual ids end at {layout.vocabulary_size} (offset "
@@ -76,7 +83,7 @@ def _read_config(policy: Path) -> PreTrainedConfig:
         raise UserError(f"{policy}: no policy there (config.json is missing)")
     try:
         return AutoConfig.from_pretrained(policy)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"{policy}/config.json: not a readable model configuration: {error}") from error
 
 

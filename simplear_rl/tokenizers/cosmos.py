@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -49,11 +50,18 @@ def read_geometry(source: Path) -> TokenizerGeometry:
             raise UserError(
                 f"{folder / name}: not found; a visual tokenizer is a folder with encoder.jit and decoder.jit"
             )
+        if not is_zipfile(folder / name):
+            raise UserError(f"{folder / name}: not a readable TorchScript file: damaged, or of another kind")
     config = folder / "config.json"
     try:
         values = json.loads(config.read_text()) if config.is_file() else {}
-        return TokenizerGeometry(values["levels"], values["patch"]) if values.keys() & {"levels", "patch"} else OFFICIAL
-    except (ValueError, KeyError, AttributeError) as error:
+        if not values.keys() & {"levels", "patch"}:
+            return OFFICIAL
+        levels, patch = values["levels"], values["patch"]
+        if not all(isinstance(n, int) and n > 0 for n in (*levels, patch)):
+            raise ValueError(f"levels {levels} and patch {patch} must be positive integers")
+        return TokenizerGeometry(levels, patch)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{config}: expected the keys levels and patch: {error}") from error
 
 
@@ -153,5 +161,5 @@ def _stack(images: Sequence[Image.Image]) -> np.ndarray:
 def _load(file: Path, device: str) -> torch.jit.ScriptModule:
     try:
         return torch.jit.load(file, map_location=device).eval()
-    except RuntimeError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{file}: not a readable TorchScript file: {str(error).splitlines()[0]}") from error
