@@ -18,6 +18,7 @@ from simplear_rl.config import EngineConfig
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
+from simplear_rl.files import count_weights
 from simplear_rl.inputs import require_writable
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
@@ -70,6 +71,7 @@ def generate(options: argparse.Namespace) -> None:
     _check(options)
     require_writable(options.output, "--output")
     layout, encode = read_layout(options.model), read_encoder(options.model)
+    count_weights(options.model)  # opens their files
     tokenizer = CosmosTokenizer(options.tokenizer, DEVICE)
     layout.check_codebook(tokenizer.codebook_size, str(options.tokenizer))
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(options.prompts, encode))]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from safetensors.torch import save_file
 
 from actors.placement import _check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
+from simplear_rl.checkpoints import write_checkpoint
 from simplear_rl.cli import exit_on_user_error, run_command
 from simplear_rl.config import ActorsConfig, EvaluateConfig, GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 from simplear_rl.tokenizers.fsq import FsqTokenizer, export
 
 REPOSITORY = Path(__file__).parents[1]
@@ -158,7 +161,7 @@ CASES = [
     ("evaluate", lambda r: edit(r / "policy/config.json", hidden_size="x"), [], "config.json: not a readable model"),
     ("pretrain", lambda r: cut(r / "policy/model.safetensors"), [], "model.safetensors: not a readable safetensors"),
     ("evaluate", lambda r: cut(r / "policy/model.safetensors"), [], "model.safetensors: not a readable safetensors"),
-    ("generate", lambda r: cut(r / "policy/model.safetensors"), [], "policy: the weights cannot be loaded"),
+    ("generate", lambda r: cut(r / "policy/model.safetensors"), [], "model.safetensors: not a readable safetensors"),
     ("grpo", lambda r: (r / "policy/model.safetensors").unlink(), [], "policy: no weights there"),
     (
         "grpo",
@@ -224,7 +227,7 @@ def test_bad_input_is_named_at_once_and_touches_nothing(
         call(command, [*arguments(command, root), *(part.replace("{root}", str(root)) for part in line)], monkeypatch)
     said = capsys.readouterr().err + (stopped.value.code if isinstance(stopped.value.code, str) else "")
     assert stopped.value.code not in (0, None)
-    assert _matches(message, said), said
+    assert re.search(message, said, re.DOTALL), said
     assert "Traceback" not in said
     assert tree(tmp_path) == before
 
@@ -232,12 +235,6 @@ def test_bad_input_is_named_at_once_and_touches_nothing(
 def _access_without_rights(access):
     """As for a user that may not write to /proc: root may, and finds out later."""
     return lambda path, mode: str(path) != "/proc" and access(path, mode)
-
-
-def _matches(pattern, text):
-    import re
-
-    return re.search(pattern, text, re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +247,6 @@ def _matches(pattern, text):
     ],
 )
 def test_a_run_folder_with_a_damaged_file_is_left_as_it_is(template, tmp_path, monkeypatch, name, content, message):
-    from simplear_rl.checkpoints import write_checkpoint
-
     root = tmp_path / "root"
     shutil.copytree(template, root)
     (root / "run").mkdir()
@@ -268,7 +263,7 @@ def test_a_run_folder_with_a_damaged_file_is_left_as_it_is(template, tmp_path, m
     [
         ("127.0.0.1:9", "no Ray cluster answers there .*Connection refused"),
         ("ray://127.0.0.1:9", "no Ray cluster answers there .*Connection refused"),
-        ("nonsense", "expected host:port of a running one"),
+        ("nonsense", "no Ray cluster .* expected host:port of a running one"),
         ("127.0.0.1:99999", "no Ray cluster answers there"),
     ],
 )
@@ -318,7 +313,5 @@ def test_a_broken_proxy_ends_a_download_with_the_name_of_what_was_wanted(tmp_pat
     ],
 )
 def test_images_of_another_kind_are_refused(template, images, message):
-    from simplear_rl.tokenizers.cosmos import CosmosTokenizer
-
     with pytest.raises(UserError, match=message):
         CosmosTokenizer(template / "tokenizer").encode(images)

@@ -1,7 +1,6 @@
 """Random damage: whatever a file holds, its reader returns what is right or raises a UserError."""
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from simplear_rl.policy.vocabulary import read_encoder, read_layout
 
 GRPO = CONFIGS / "shapes" / "grpo.yaml"
 quick = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -80,21 +79,18 @@ def test_configuration_files_that_contain_themselves_or_nest_deeply(tmp_path, co
 
 @quick
 @given(content=st.binary(max_size=80) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
-def test_prompt_files_of_anything(tmp_path, policy, content):
+def test_prompt_files_of_anything(tmp_path, encode, content):
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
-    encode = _encoder(policy)
     with contextlib.suppress(UserError):
         prompts = read_prompts(file, encode)
         assert len(prompts) == len(content.removesuffix(b"\n").split(b"\n"))  # none is dropped
         assert all(len(encode(prompt)) <= 40 for prompt in prompts)
 
 
-ENCODERS = {}
-
-
-def _encoder(policy: Path):
-    return ENCODERS.setdefault(policy, read_encoder(policy, max_tokens=40) if policy not in ENCODERS else None)
+@pytest.fixture(scope="module")
+def encode(policy):
+    return read_encoder(policy, max_tokens=40)
 
 
 def read_all(folder, layout):

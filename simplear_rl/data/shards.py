@@ -80,7 +80,7 @@ def _row_groups(file: Path, layout: ImageLayout) -> list[RowGroup]:
     try:
         with parquet.ParquetFile(file) as shard:
             schema, metadata = shard.schema_arrow, shard.metadata
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable shard: {error}") from error
     for name, expected, fits in (
         ("caption", "string", _is_string),
@@ -121,7 +121,10 @@ def _is_suspect(group: parquet.RowGroupMetaData, layout: ImageLayout) -> bool:
             continue
         if name == "codes" and (statistics.min < 0 or statistics.max >= layout.codebook_size):
             return True
-        if name in ("caption", "short_caption") and not statistics.min.strip():
+        try:
+            if name in ("caption", "short_caption") and not statistics.min.strip():
+                return True
+        except UnicodeDecodeError:  # damaged, or cut within a character by its writer: the rows will tell
             return True
     return False
 
@@ -131,7 +134,8 @@ def _read(group: RowGroup, layout: ImageLayout) -> tuple[list[str], list[str | N
     try:
         with parquet.ParquetFile(group.file) as shard:
             table = shard.read_row_group(group.number, columns=["caption", "short_caption", "codes"])
-    except (OSError, pa.ArrowException) as error:
+        table.validate(full=True)  # captions are UTF-8, for one
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{group.file}: rows {group.rows[0]} to {group.rows[-1]} cannot be read: {error}") from error
     codes = _checked_codes(table["codes"], group, layout)
     captions = table["caption"].to_pylist()

@@ -68,6 +68,7 @@ def test_damaged_files_are_named(tmp_path, folder):
     (tmp_path / "decoder.jit").write_bytes(b"no archive")
     with pytest.raises(UserError, match="decoder.jit: not a readable TorchScript file"):
         CosmosTokenizer(tmp_path)
+    (tmp_path / "decoder.jit").write_bytes((folder / "decoder.jit").read_bytes())
     (tmp_path / "config.json").write_text('{"levels": [8]}')
     with pytest.raises(UserError, match="config.json: expected the keys levels and patch"):
         read_geometry(tmp_path)
