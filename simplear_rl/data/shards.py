@@ -93,7 +93,11 @@ def _row_groups(file: Path, layout: ImageLayout) -> list[RowGroup]:
     groups, first = [], 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        groups.append(RowGroup(file, number, range(first, first + group.num_rows), _is_suspect(group, layout)))
+        try:
+            suspect = _is_suspect(group, layout)
+        except UnicodeDecodeError as error:  # in the name of a column
+            raise UserError(f"{file}: not a readable shard: {error}") from error
+        groups.append(RowGroup(file, number, range(first, first + group.num_rows), suspect))
         first += group.num_rows
     return groups
 
