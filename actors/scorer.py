@@ -1,10 +1,10 @@
-"""Scorer actors: benchmark verdicts on drawn images."""
-
-from pathlib import Path
+"""Scorer actors: benchmark verdicts on images."""
 
 import ray
 
 from actors.monitor import Monitored
+from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.config import EvaluateConfig
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.types import Rollout
 
@@ -13,14 +13,20 @@ from simplear_rl.rollout.types import Rollout
 class ScorerActor(Monitored):
     """A BenchmarkScorer in an actor of its own. Restarts freely: it holds nothing but models."""
 
-    def __init__(self, name: str, index: int, benchmark: str, tokenizer: Path, layout: ImageLayout):
+    def __init__(self, name: str, index: int, config: EvaluateConfig, benchmark: Benchmark, layout: ImageLayout | None):
         super().__init__(name, ("judge",))
         from simplear_rl.benchmarks.scorer import BenchmarkScorer
 
         with self.building():
-            self.scorer = BenchmarkScorer(benchmark, tokenizer, layout)
+            self.scorer = BenchmarkScorer(config, benchmark, layout)
+            self.number = config.images_per_prompt
 
-    def judge(self, rollout: Rollout, metadata: dict, folder: Path) -> list[dict]:
-        """See BenchmarkScorer.judge."""
+    def draw(self, rollout: Rollout) -> int:
+        """See BenchmarkScorer.draw."""
         with self.phase("judge", rollout.seed[1], images=len(rollout.codes)):
-            return self.scorer.judge(rollout, metadata, folder)
+            return self.scorer.draw(rollout)
+
+    def judge(self, index: int) -> int:
+        """See BenchmarkScorer.judge."""
+        with self.phase("judge", 0, images=self.number):
+            return self.scorer.judge(index)

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from simplear_rl.config import CONFIGS, Schema, known_keys, load_config
@@ -20,13 +20,15 @@ def run_command(
     schema: type[Schema],
     name: str,
     examples: str = EXAMPLES,
+    benchmarks: Sequence[str] = ("shapes",),
     dry_run: Callable[[Schema], object] | None = None,
 ) -> None:
     """Parse the command line, run `command` on its configuration, and turn user errors into one message.
 
-    With `--dry-run`, `dry_run` runs instead.
+    Where there are several `benchmarks`, each has a configuration of its own and --benchmark chooses. With `--dry-run`,
+    `dry_run` runs instead.
     """
-    default = CONFIGS / "shapes" / f"{name}.yaml"
+    default = f"configs/{'BENCHMARK' if len(benchmarks) > 1 else benchmarks[0]}/{name}.yaml"
     parser = argparse.ArgumentParser(
         prog=f"python -m simplear_rl.{name}",
         description=sys.modules["__main__"].__doc__,
@@ -37,13 +39,17 @@ def run_command(
 
 keys: {", ".join(known_keys(schema))}""",
     )
-    parser.add_argument("--config", type=Path, default=default, help=f"YAML file (default: configs/shapes/{name}.yaml)")
+    configuration = parser.add_mutually_exclusive_group()
+    if len(benchmarks) > 1:
+        configuration.add_argument("--benchmark", choices=benchmarks, help=f"(default: {benchmarks[0]})")
+    configuration.add_argument("--config", type=Path, help=f"YAML file (default: {default})")
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="check and print what the run takes, start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     arguments = parser.parse_intermixed_args()
+    file = arguments.config or CONFIGS / (vars(arguments).get("benchmark") or benchmarks[0]) / f"{name}.yaml"
     chosen = dry_run if dry_run and arguments.dry_run else command
-    exit_on_user_error(name, lambda: chosen(load_config(schema, arguments.config, arguments.overrides)))
+    exit_on_user_error(name, lambda: chosen(load_config(schema, file, arguments.overrides)))
 
 
 def exit_on_user_error(name: str, command: Callable[[], object]) -> None:

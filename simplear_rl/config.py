@@ -355,17 +355,58 @@ class DemoConfig(Section):
     fresh: bool = Field(False, description="delete `root` first")
 
 
-class EvaluateConfig(CommandConfig):
-    """Images for a benchmark's prompts, and their scores."""
+class DetectorConfig(Section):
+    """GenEval's detector: the models that find objects and name their colours."""
 
-    benchmark: Literal["shapes"] = "shapes"
-    policy: Location = Field(description="policy folder to evaluate")
-    output: Location = Field(description="folder for results.jsonl, scores.json and the images")
+    model: LocationOrHubId = Field(
+        Path("facebook/mask2former-swin-small-coco-instance"),
+        description="Mask2Former for COCO instances: folder or Hugging Face id",
+    )
+    # The weights were trained with QuickGELU, which open_clip's plain ViT-L-14 does not have.
+    clip: str = Field("ViT-L-14-quickgelu", description="open_clip name, hf-hub:NAME or local-dir:FOLDER")
+    clip_weights: str | None = Field("openai", description="open_clip tag or file; null with hf-hub: and local-dir:")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: Count = Field(4, description="images per forward pass")
+
+
+class EvaluateConfig(CommandConfig):
+    """Images for a benchmark's prompts, or images that others made, and their scores."""
+
+    benchmark: Literal["shapes", "geneval"] = "shapes"
+    prompts: Location | None = Field(None, description="geneval: its evaluation_metadata.jsonl")
+    policy: Location | None = Field(None, description="policy folder to evaluate")
+    score_only: Location | None = Field(
+        None, description="folder of images in the benchmark's own layout: they are scored, nothing is drawn"
+    )
+    allow_missing: bool = Field(False, description="score_only: score what is there, and say what is not")
+    output: Location = Field(description="folder for results.jsonl, scores.json, index.html and the images")
     images_per_prompt: Count = 1
     temperature: NonNegative = Field(1.0, description="0 is greedy")
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
     engine: EngineConfig = EngineConfig()
     scorer: ActorsConfig = ActorsConfig()
+    detector: DetectorConfig = DetectorConfig()
+
+    @model_validator(mode="after")
+    def _has_all_it_needs(self) -> "EvaluateConfig":
+        if not (self.policy or self.score_only):
+            raise ValueError("either `policy` is needed, to draw images, or `score_only`, a folder of them")
+        if self.allow_missing and not self.score_only:
+            raise ValueError("`allow_missing` is for `score_only`: images that are drawn are never missing")
+        if not self.prompts and self.benchmark != "shapes":
+            raise ValueError(f"`prompts` is needed: the file of {self.benchmark}'s prompts")
+        return self
+
+    @property
+    def images(self) -> Path:
+        """Folder of the images, in the benchmark's layout."""
+        return self.score_only or self.output / "images"
+
+    @property
+    def prompts_file(self) -> Path:
+        """`prompts`, of a benchmark that needs it."""
+        assert self.prompts, "the schema asks for it"
+        return self.prompts
 
 
 class TokenizeConfig(CommandConfig):

@@ -1,10 +1,10 @@
-"""Evaluation: draw images for a benchmark's prompts and score them by its rules.
+"""Evaluation: draw images for a benchmark's prompts, judge them by its rules, and show them with their verdicts.
 
-Writes results.jsonl (one line per image), scores.json (accuracy per tag with 95 % confidence intervals) and the images,
-in the folder layout of GenEval, below `output`.
+Everything goes below `output`: images/ in the benchmark's own layout, results.jsonl (a row for each image), scores.json
+(with 95 % confidence intervals) and index.html (each prompt's images, what was required, what was found). The same
+command continues an evaluation that was stopped. With `score_only=FOLDER` the images of others are judged.
 """
 
-import json
 from itertools import cycle
 from pathlib import Path
 
@@ -14,62 +14,111 @@ from tqdm import tqdm
 from actors.placement import Stage
 from actors.rollout import RolloutActor, stream
 from actors.scorer import ScorerActor
-from simplear_rl.benchmarks.geneval import confidence_intervals, scores
-from simplear_rl.benchmarks.scorer import PROMPTS
+from simplear_rl.benchmarks.benchmark import Benchmark, inspect
+from simplear_rl.benchmarks.output import begin, finish, unfinished
+from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.cli import run_command
 from simplear_rl.config import EvaluateConfig
+from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.inputs import require, require_writable
-from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.report.evaluation import write_page
 from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 def evaluate(config: EvaluateConfig) -> dict:
-    """Draw, score and write everything; returns what scores.json holds."""
+    """Draw, judge and write everything; returns what scores.json holds."""
     require_writable(config.output, "output")
-    require(config, config.tokenizer, config.policy)
-    layout = read_layout(config.policy)
-    layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
-    read_encoder(config.policy, config.engine.max_prompt_tokens)
-    count_weights(config.policy)  # opens their files
-    sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
-    metadata = PROMPTS[config.benchmark]()
-    prompts = [Prompt(i, entry["prompt"]) for i, entry in enumerate(metadata)]
-    with Stage("evaluate", {"engine.actors": config.engine.actors, "scorer": config.scorer}) as stage:
-        engines = stage.launch("engine.actors", RolloutActor, config.policy, config.engine)
-        scorers = cycle(stage.launch("scorer", ScorerActor, config.benchmark, config.tokenizer, layout))
-        stage.ready()
-        verdicts: dict[int, ray.ObjectRef] = {}
-        drawn = stream(engines, 0, prompts, config.images_per_prompt, config.seed, sampling)
-        for i, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt"):
-            verdicts[i] = next(scorers).judge.remote(rollout, metadata[i], config.output / f"{i:05d}")
-        results = [row for i in range(len(prompts)) for row in ray.get(verdicts[i])]
-    return _write(config.output, results)
-
-
-def _write(output: Path, results: list[dict]) -> dict:
-    summary = {
-        "images": len(results),
-        "scores": scores(results),
-        "confidence_intervals": confidence_intervals(results, seed=0),
-    }
-    (output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
-    partial = output / "scores.json.partial"
-    partial.write_text(json.dumps(summary, indent=1))
-    partial.rename(output / "scores.json")
+    benchmark = BENCHMARKS[config.benchmark](config)
+    if config.score_only:
+        checksums = _inspect(config, benchmark, config.score_only)
+        begin(config, benchmark)
+        _judge(config, benchmark, unfinished(config, benchmark, checksums))
+    elif config.policy:
+        layout = _check(config, benchmark, config.policy)
+        begin(config, benchmark)
+        _draw(config, benchmark, unfinished(config, benchmark), config.policy, layout)
+    summary = finish(config, benchmark)
+    write_page(config, benchmark, summary)
     return summary
+
+
+def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageLayout:
+    """The policy's layout, once policy, tokenizer and prompts are known to fit each other. Raises UserError."""
+    require(config, config.tokenizer, policy)
+    layout = read_layout(policy)
+    layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    encode = read_encoder(policy, config.engine.max_prompt_tokens)
+    for text in benchmark.texts:
+        encode(text)
+    count_weights(policy)  # opens their files
+    return layout
+
+
+def _inspect(config: EvaluateConfig, benchmark: Benchmark, folder: Path) -> dict[int, list[int]]:
+    """Checksums of the images that others made; raises UserError if some are missing, unless that is allowed."""
+    checksums, problems = inspect(benchmark, folder, config.images_per_prompt)
+    lines = "\n".join([f"{folder}: {len(problems)} problems", *problems])
+    if problems and not config.allow_missing:
+        raise UserError(f"{lines}\nwith allow_missing=true the good images are scored and the others counted")
+    if problems:
+        print(lines)
+    return checksums
+
+
+def _draw(config: EvaluateConfig, benchmark: Benchmark, todo: list[int], policy: Path, layout: ImageLayout) -> None:
+    """Draw and judge the images of the prompts `todo`. Their seeds do not depend on what else is drawn."""
+    if not todo:
+        return
+    prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
+    sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
+    with Stage("evaluate", {"engine.actors": config.engine.actors, "scorer": config.scorer}) as stage:
+        engines = stage.launch("engine.actors", RolloutActor, policy, config.engine)
+        scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, layout))
+        stage.ready()
+        pending: list[ray.ObjectRef] = []
+        drawn = stream(engines, 0, prompts, config.images_per_prompt, config.seed, sampling)
+        for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt"):
+            pending = _unfinished([*pending, next(scorers).draw.remote(rollout)])
+        ray.get(pending)
+
+
+def _judge(config: EvaluateConfig, benchmark: Benchmark, todo: list[int]) -> None:
+    """Judge the images of the prompts `todo`, which are there already."""
+    if not todo:
+        return
+    with Stage("evaluate", {"scorer": config.scorer}) as stage:
+        scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, None))
+        stage.ready()
+        for verdict in tqdm([next(scorers).judge.remote(i) for i in todo], desc="evaluate", unit="prompt"):
+            ray.get(verdict)
+
+
+def _unfinished(verdicts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Those that are not there yet; raises the error of one that failed."""
+    there, pending = ray.wait(verdicts, num_returns=len(verdicts), timeout=0)
+    ray.get(there)
+    return pending
 
 
 def report(config: EvaluateConfig) -> None:
     """Evaluate and print the table."""
     summary = evaluate(config)
-    for tag, score in summary["scores"].items():
-        low, high = summary["confidence_intervals"][tag]
-        print(f"{tag:14s} {score:.3f}  [{low:.3f}, {high:.3f}]")
-    print(f"{summary['images']} images; {config.output}")
+    for name, score in summary["scores"].items():
+        low, high = summary["confidence_intervals"][name]
+        print(f"{name:24s} {score:7.3f}  [{low:.3f}, {high:.3f}]")
+    print(f"{summary['images']} images, {summary['left_out']} left out; {config.output / 'index.html'}")
 
+
+EXAMPLES = """\
+  python -m simplear_rl.evaluate policy=runs/demo/sft/final output=runs/scores tokenizer=runs/demo/tokenizer
+  python -m simplear_rl.evaluate --benchmark geneval policy=policies/published output=runs/geneval \\
+      prompts=evaluation_metadata.jsonl
+  python -m simplear_rl.evaluate --benchmark geneval score_only=images_of_others output=runs/theirs \\
+      prompts=evaluation_metadata.jsonl"""
 
 if __name__ == "__main__":
-    run_command(report, EvaluateConfig, "evaluate")
+    run_command(report, EvaluateConfig, "evaluate", EXAMPLES, list(BENCHMARKS))

@@ -8,12 +8,14 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config import ActorsConfig, DetectorConfig, EngineConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.policy.model import create_policy, word_tokenizer
 
 torch.set_num_threads(1)
@@ -38,6 +40,11 @@ WORDS = [
 ]
 GRID = (4, 4)
 CODES = 100
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
 
 
 def make_policy(folder: Path, seed: int = 0) -> Path:
@@ -103,3 +110,47 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for made in "tokenizer", "clip", "policy", "data/pretrain", "data/prompts.txt":
             require(config, root / made)
     return root
+
+
+@pytest.fixture(scope="session")
+def detector_config(tmp_path_factory: pytest.TempPathFactory) -> DetectorConfig:
+    """GenEval's detector in small: Mask2Former and CLIP with random weights, in the folders that the real ones have."""
+    from open_clip import create_model
+    from open_clip.factory import add_model_config
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    from simplear_rl.benchmarks.coco_classes import CLASSES
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("detector")
+    swin = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=10,
+        id2label=dict(enumerate(CLASSES)),
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "mask2former")
+    Mask2FormerImageProcessor(size={"height": 384, "width": 384}).save_pretrained(folder / "mask2former")
+    (folder / "clip").mkdir()
+    (folder / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": {}}))
+    (folder / "tiny.json").write_text(json.dumps(CLIP))
+    add_model_config(folder / "tiny.json")
+    torch.save(create_model("tiny").state_dict(), folder / "clip" / "open_clip_pytorch_model.bin")
+    return DetectorConfig(
+        model=folder / "mask2former", clip=f"local-dir:{folder / 'clip'}", clip_weights=None, batch_size=2
+    )
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    shapes = [(48, 48), (48, 48), (48, 48), (48, 64)]
+    return [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]

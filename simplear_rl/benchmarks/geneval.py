@@ -4,7 +4,7 @@ A prompt's metadata states what its image must hold: `include` and `exclude` lis
 `color` and `position` ([relation, index of the target requirement]). A detector says what the image holds.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,8 +29,8 @@ class Detection:
 class Detector(Protocol):
     """What finds the objects in an image and names the colour of one."""
 
-    def detect(self, images: np.ndarray) -> list[list[Detection]]:
-        """All detections of each image (uint8 [B, H, W, 3]), of any confidence."""
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """All detections of each image (uint8 [H, W, 3]), of any confidence."""
 
     def colour(self, image: np.ndarray, detection: Detection) -> str:
         """Colour name of a detected object."""
@@ -38,10 +38,11 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an image shows what was asked, and what it lacks."""
+    """Whether an image shows what was asked, what it lacks, and the objects that counted, by class."""
 
     correct: bool
     reasons: list[str]
+    objects: dict[str, list[Detection]]
 
 
 def judge(metadata: dict, detections: Iterable[Detection], colour_of: Callable[[Detection], str]) -> Verdict:
@@ -68,7 +69,7 @@ def judge(metadata: dict, detections: Iterable[Detection], colour_of: Callable[[
         number = len(found.get(excluded["class"], []))
         if number >= excluded["count"]:
             reasons.append(f"expected {excluded['class']}<{excluded['count']}, found {number}")
-    return Verdict(not reasons, reasons)
+    return Verdict(not reasons, reasons, found)
 
 
 def _by_class(detections: Iterable[Detection], threshold: float) -> dict[str, list[Detection]]:
@@ -133,12 +134,17 @@ def scores(results: list[dict]) -> dict[str, float]:
 
 
 def confidence_intervals(results: list[dict], seed: int, resamples: int = 2000) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals of `scores`: images are resampled within their tag."""
+    """95 % bootstrap intervals of `scores`: prompts (`index`) are resampled within their tag, with all their images."""
     random = np.random.default_rng(seed)
     samples = {}
     for tag in TAGS:
-        outcomes = np.array([row["correct"] for row in results if row["tag"] == tag], float)
-        samples[tag] = random.choice(outcomes, (resamples, len(outcomes))).mean(axis=1)
+        outcomes: dict[int, list[bool]] = {}
+        for row in results:
+            if row["tag"] == tag:
+                outcomes.setdefault(row["index"], []).append(row["correct"])
+        prompts = np.array([(sum(images), len(images)) for images in outcomes.values()], float)
+        correct, number = random.choice(prompts, (resamples, len(prompts))).sum(axis=1).T
+        samples[tag] = correct / number
     samples["overall"] = np.mean(list(samples.values()), axis=0)
     bounds = {name: np.quantile(values, [0.025, 0.975]) for name, values in samples.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}

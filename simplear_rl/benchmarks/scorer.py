@@ -1,48 +1,61 @@
-"""A benchmark's verdict on rollouts: decode, detect, judge."""
+"""The benchmarks by name, with the models that judge, and what a scorer actor does with a prompt's images."""
 
-import json
+import os
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from typing import Any
 
-from PIL import Image
-
-from simplear_rl.benchmarks.geneval import Detector, judge
+from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.benchmarks.coco_detector import CocoDetector
+from simplear_rl.benchmarks.geneval_files import GenEval
+from simplear_rl.benchmarks.geneval_metadata import read_metadata
+from simplear_rl.benchmarks.output import write_verdict
+from simplear_rl.config import EvaluateConfig
 from simplear_rl.device import default_device
+from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.types import Rollout
 from simplear_rl.shapes.detector import ShapesDetector
 from simplear_rl.shapes.world import evaluation_prompts
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
-PROMPTS: dict[str, Callable[[], list[dict]]] = {"shapes": evaluation_prompts}
-DETECTORS: dict[str, Callable[[], Detector]] = {"shapes": ShapesDetector}
+BENCHMARKS: dict[str, Callable[[EvaluateConfig], Benchmark]] = {
+    "shapes": lambda config: GenEval(evaluation_prompts()),
+    "geneval": lambda config: GenEval(read_metadata(config.prompts_file)),
+}
+MODELS: dict[str, Callable[[EvaluateConfig, str], Any]] = {
+    "shapes": lambda config, device: ShapesDetector(),
+    "geneval": lambda config, device: CocoDetector(config.detector, device),
+}
 
 
 class BenchmarkScorer:
-    """The visual tokenizer and the benchmark's detector."""
+    """The visual tokenizer, where images come as codes of `layout`, and the benchmark's model."""
 
-    def __init__(self, benchmark: str, tokenizer: Path, layout: ImageLayout):
-        self.tokenizer = CosmosTokenizer(tokenizer, default_device())
-        self.layout = layout
-        self.detector = DETECTORS[benchmark]()
+    def __init__(self, config: EvaluateConfig, benchmark: Benchmark, layout: ImageLayout | None):
+        self.config, self.benchmark, self.layout = config, benchmark, layout
+        device = default_device()
+        self.tokenizer = CosmosTokenizer(config.tokenizer, device) if layout else None
+        self.model = MODELS[config.benchmark](config, device)
 
-    def judge(self, rollout: Rollout, metadata: dict, folder: Path) -> list[dict]:
-        """Verdicts on a prompt's images, one row each; writes the images to `folder` in GenEval's layout."""
+    def draw(self, rollout: Rollout) -> int:
+        """Write the images of a rollout in the benchmark's layout and judge them; returns their number."""
+        assert self.tokenizer and self.layout
         images = self.tokenizer.decode(rollout.codes, self.layout.rows, self.layout.columns)
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        (folder / "metadata.jsonl").write_text(json.dumps(metadata) + "\n")
-        rows = []
-        for k, (image, detections) in enumerate(zip(images, self.detector.detect(images), strict=True)):
-            Image.fromarray(image).save(folder / "samples" / f"{k:05d}.png")
-            verdict = judge(metadata, detections, partial(self.detector.colour, image))
-            rows.append(
-                {
-                    "filename": f"{folder.name}/samples/{k:05d}.png",
-                    "tag": metadata["tag"],
-                    "prompt": metadata["prompt"],
-                    "correct": verdict.correct,
-                    "reasons": verdict.reasons,
-                }
-            )
-        return rows
+        self.benchmark.write(self.config.images, rollout.prompt.index, images)
+        return self.judge(rollout.prompt.index)
+
+    def judge(self, index: int) -> int:
+        """Judge the images of a prompt and write the verdict; returns their number.
+
+        Raises UserError if they are not all there and `allow_missing` is false.
+        """
+        samples, problems = self.benchmark.load(self.config.images, index, self.config.images_per_prompt)
+        if problems and not self.config.allow_missing:
+            raise UserError("\n".join(problems))
+        rows = self.benchmark.judge(index, samples, self.model) if samples else []
+        for row, sample in zip(rows, samples, strict=True):
+            height, width, _ = sample.pixels.shape
+            row["filename"] = os.path.relpath(self.config.images / sample.name, self.config.output)
+            row |= {"index": index, "width": width, "height": height, "checksum": sample.checksum}
+        write_verdict(self.config.output, index, rows)
+        return len(rows)

@@ -15,6 +15,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.rewards.preprocess import hpsv2_transform, open_clip_transform, simplear_transform
 
 CACHED_CAPTIONS = 4096
+LOAD_ERRORS = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError)
 PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 TRANSFORMS = {"clip": open_clip_transform, "hpsv2": hpsv2_transform, "simplear": simplear_transform}
 
@@ -33,7 +34,7 @@ class ClipReward:
         self.config, self.name, self.device = config, config.name, device
         try:
             self.model = self._load()
-        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        except LOAD_ERRORS as error:
             weights = f" with weights {config.weights}" if config.weights else ""
             raise UserError(f"reward {self.name}: cannot load {config.model}{weights}: {error}") from error
         self.model.eval()

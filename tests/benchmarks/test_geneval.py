@@ -87,6 +87,44 @@ def test_every_pair_must_stand_in_the_relation():
     assert not verdict("position", include, [thing("cat", 80), thing("cat", 5), thing("dog", 20)]).correct
 
 
+def test_a_target_of_the_wrong_colour_fails_the_relation():
+    include = [{"class": "cat", "count": 1, "color": "red"}, {"class": "dog", "count": 1, "position": ["left of", 0]}]
+    failed = verdict("position", include, [thing("cat", 80), thing("dog", 20)], colours=["blue", "blue"])
+    assert failed.reasons == ["expected red cat>=1, found blue", "expected dog left of a target that was not found"]
+
+
+def test_as_many_objects_as_required_must_have_the_colour():
+    include = [{"class": "dog", "count": 2, "color": "red"}]
+    detections = [thing("dog", confidence=0.9), thing("dog", confidence=0.8), thing("dog", confidence=0.7)]
+    assert verdict("colors", include, detections, colours=["red", "red", "blue"]).correct
+    assert not verdict("colors", include, detections, colours=["red", "blue", "red"]).correct
+
+
+def test_excluded_objects_fail_from_their_count_on():
+    include, exclude = [{"class": "dog", "count": 1}], [{"class": "cat", "count": 2}]
+    assert verdict("two_object", include, [thing("dog"), thing("cat")], exclude).correct
+    failed = verdict("two_object", include, [thing("dog"), thing("cat"), thing("cat")], exclude)
+    assert failed.reasons == ["expected cat<2, found 2"]
+
+
+@pytest.mark.parametrize(
+    ("relation", "axis", "sign"), [("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1)]
+)
+def test_a_direction_counts_beyond_half_of_the_offset(relation, axis, sign):
+    """Boxes of side 10 take 2 off each axis: along (4, 0) exactly half is left."""
+    include = [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": [relation, 0]}]
+    for offset, correct in ((4, False), (4.01, True), (-4.01, False)):
+        place = [50, 50]
+        place[axis] += sign * offset
+        assert verdict("position", include, [thing("cat"), thing("dog", *place)]).correct is correct
+
+
+def test_objects_that_counted_are_reported_the_most_confident_first():
+    detections = [thing("dog", confidence=c) for c in (0.2, 0.5, 0.9)]
+    assert [d.confidence for d in verdict("colors", [], detections).objects["dog"]] == [0.9, 0.5]
+    assert len(verdict("colors", [], [thing("dog")] * 20).objects["dog"]) == 16
+
+
 def test_at_most_sixteen_objects_of_a_class_count():
     exclude = [{"class": "dog", "count": 17}]
     assert verdict("two_object", [], [thing("dog")] * 20, exclude).correct
@@ -101,9 +139,14 @@ def test_overall_is_the_mean_of_the_tags():
 
 
 def test_confidence_intervals_are_those_of_a_proportion():
-    rows = [{"tag": tag, "correct": i % 5 == 0} for tag in TAGS for i in range(200)]
+    rows = [{"index": i, "tag": tag, "correct": i % 5 == 0} for tag in TAGS for i in range(200)]
     low, high = confidence_intervals(rows, seed=0)["counting"]
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.2 * 0.8 / 200), rel=0.15)
+    # Four images of one prompt that always agree are no more evidence than one.
+    assert confidence_intervals(rows * 4, seed=0)["counting"] == (low, high)
+    # Images of one prompt that differ are: here every prompt has one correct image of five.
+    rows = [row | {"index": row["index"] // 5} for row in rows]
+    assert confidence_intervals(rows, seed=0)["counting"] == (0.2, 0.2)
 
 
 @pytest.mark.skipif(not METADATA.exists(), reason=f"{METADATA} is missing")

@@ -1,0 +1,108 @@
+"""The folder of an evaluation.
+
+config.yaml          what it was made with
+images/              the images, in the benchmark's own layout
+verdicts/NNNNN.json  the rows of a prompt, written when all its images are judged: what an interrupted evaluation keeps
+results.jsonl        all rows, in the order of the prompts
+scores.json          scores and their 95 % confidence intervals
+index.html           every prompt with its images, what was required and what was found
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.config import EvaluateConfig
+from simplear_rl.errors import UserError
+
+# What may change when an evaluation goes on: it changes neither images nor verdicts.
+FREE = ("root", "world", "prompts", "allow_missing", "scorer")
+DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engine")  # no matter for score_only
+FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
+
+
+def begin(config: EvaluateConfig, benchmark: Benchmark) -> None:
+    """Write config.yaml, or make sure that the folder was begun with the same settings and prompts.
+
+    Raises:
+        UserError: it was not; names the keys with both values.
+    """
+    values = config.model_dump(mode="json", exclude=set(DRAWING) if config.score_only else None)
+    if config.policy and not config.score_only:
+        values["policy"] = str(config.policy.resolve())  # `final` links to the newest checkpoint
+    asked = [(text, benchmark.requirements(i)) for i, text in enumerate(benchmark.texts)]
+    values["prompts_sha256"] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    file = config.output / "config.yaml"
+    if file.exists():
+        before, now = _flat(yaml.safe_load(file.read_text())), _flat(values)
+        changed = [key for key in now if now[key] != before.get(key) and not _free(key)]
+        if changed:
+            lines = [f"  {key}: {before.get(key)} -> {now[key]}" for key in changed]
+            raise UserError(
+                "\n".join([f"{config.output}: was begun with other settings; choose another `output`, or:", *lines])
+            )
+    _write(file, yaml.safe_dump(values, sort_keys=False))
+
+
+def write_verdict(output: Path, index: int, rows: Sequence[dict]) -> None:
+    """Write the rows of a prompt; they appear all at once."""
+    _write(_verdict(output, index), json.dumps(list(rows)))
+
+
+def unfinished(
+    config: EvaluateConfig, benchmark: Benchmark, checksums: dict[int, list[int]] | None = None
+) -> list[int]:
+    """The prompts that have no verdict, or one on other images than those of the checksums, where they are given."""
+    todo = []
+    for index in range(len(benchmark.texts)):
+        rows = read_verdict(config.output, index)
+        if rows is None or (checksums and [row["checksum"] for row in rows] != checksums[index]):
+            todo.append(index)
+    return todo
+
+
+def read_verdict(output: Path, index: int) -> list[dict] | None:
+    """The rows of a prompt, None if it is not judged."""
+    file = _verdict(output, index)
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def finish(config: EvaluateConfig, benchmark: Benchmark) -> dict:
+    """Write results.jsonl and scores.json from the verdicts; returns what scores.json holds."""
+    rows = [row for index in range(len(benchmark.texts)) for row in read_verdict(config.output, index) or []]
+    left_out = len(benchmark.texts) * config.images_per_prompt - len(rows)
+    try:
+        summary = {"images": len(rows), "left_out": left_out} | benchmark.summary(rows)
+    except ValueError as error:
+        raise UserError(f"{config.images}: no score: {error}") from error
+    _write(config.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _write(config.output / "scores.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def _verdict(output: Path, index: int) -> Path:
+    return output / "verdicts" / f"{index:05d}.json"
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text)
+    partial.rename(file)
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE + FREE_OF_ENGINE)
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested keys with dots."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

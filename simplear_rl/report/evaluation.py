@@ -1,0 +1,33 @@
+"""The page of an evaluation: every prompt with its images, what was required, what was found and what is missing."""
+
+from importlib import resources
+
+import jinja2
+
+from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.benchmarks.output import read_verdict
+from simplear_rl.config import EvaluateConfig
+
+
+def write_page(config: EvaluateConfig, benchmark: Benchmark, summary: dict) -> None:
+    """Write `output`/index.html. It refers to the images where they are."""
+    sections: dict[str, list[dict]] = {}
+    for index, text in enumerate(benchmark.texts):
+        figures: dict[str, dict] = {}
+        for row in read_verdict(config.output, index) or []:
+            file, _, part = row["filename"].partition("#")
+            figure = figures.setdefault(file, {"file": file, "row": row, "boxes": [], "verdicts": []})
+            well, verdict, reasons, boxes = benchmark.outcome(row)
+            figure["boxes"] += boxes
+            figure["verdicts"].append({"part": part, "well": well, "verdict": verdict, "reasons": reasons})
+        prompt = {
+            "index": index,
+            "text": text,
+            "requirements": benchmark.requirements(index),
+            "figures": list(figures.values()),
+            "well": all(verdict["well"] for figure in figures.values() for verdict in figure["verdicts"]),
+        }
+        sections.setdefault(benchmark.section(index), []).append(prompt)
+    source = resources.files(__package__).joinpath("evaluation.html.jinja").read_text()
+    page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    (config.output / "index.html").write_text(page.render(config=config, summary=summary, sections=sections))
