@@ -25,7 +25,7 @@ def root(tmp_path):
         for i, tag in enumerate(tag for tag in TAGS for _ in range(4)):
             (output / f"{i:05d}" / "samples").mkdir(parents=True)
             Image.fromarray(np.full((64, 64, 3), 40 * i % 256, np.uint8)).save(output / f"{i:05d}/samples/00000.png")
-            outcome = {"tag": tag, "correct": i % 4 <= s, "prompt": f"<{tag}> {i}", "reasons": []}
+            outcome = {"index": i, "tag": tag, "correct": i % 4 <= s, "prompt": f"<{tag}> {i}", "reasons": []}
             results.append(outcome | {"filename": f"{i:05d}/samples/00000.png"})
         (output / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in results))
         values = {"images": 24, "scores": scores(results), "confidence_intervals": confidence_intervals(results, 0)}
