@@ -369,16 +369,34 @@ class DetectorConfig(Section):
     batch_size: Count = Field(4, description="images per forward pass")
 
 
+class JudgeConfig(Section):
+    """DPG-Bench's visual judge. Scores of different judges do not compare."""
+
+    type: Literal["transformers", "mplug"] = Field(
+        "transformers", description="mplug: the judge of the published scores, through ModelScope"
+    )
+    model: LocationOrHubId | None = Field(
+        None, description="folder or id; null: Qwen/Qwen2.5-VL-7B-Instruct, or mPLUG large"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of a Transformers judge")
+    batch_size: Count = Field(16, description="questions per forward pass of a Transformers judge")
+
+
 class EvaluateConfig(CommandConfig):
     """Images for a benchmark's prompts, or images that others made, and their scores."""
 
-    benchmark: Literal["shapes", "geneval"] = "shapes"
-    prompts: Location | None = Field(None, description="geneval: its evaluation_metadata.jsonl")
+    benchmark: Literal["shapes", "geneval", "dpg"] = "shapes"
+    prompts: Location | None = Field(
+        None, description="geneval: its evaluation_metadata.jsonl; dpg: JSON Lines of item_id, text"
+    )
+    questions: Location | None = Field(None, description="dpg: its dpg_bench.csv")
+    rules: Literal["corrected", "official"] = Field("corrected", description="dpg: official has the script's quirks")
     policy: Location | None = Field(None, description="policy folder to evaluate")
     score_only: Location | None = Field(
         None, description="folder of images in the benchmark's own layout: they are scored, nothing is drawn"
     )
     allow_missing: bool = Field(False, description="score_only: score what is there, and say what is not")
+    image_size: Count | None = Field(None, description="score_only with dpg: side of one image of a grid, pixels")
     output: Location = Field(description="folder for results.jsonl, scores.json, index.html and the images")
     images_per_prompt: Count = 1
     temperature: NonNegative = Field(1.0, description="0 is greedy")
@@ -386,6 +404,7 @@ class EvaluateConfig(CommandConfig):
     engine: EngineConfig = EngineConfig()
     scorer: ActorsConfig = ActorsConfig()
     detector: DetectorConfig = DetectorConfig()
+    judge: JudgeConfig = JudgeConfig()
 
     @model_validator(mode="after")
     def _has_all_it_needs(self) -> "EvaluateConfig":
@@ -395,18 +414,19 @@ class EvaluateConfig(CommandConfig):
             raise ValueError("`allow_missing` is for `score_only`: images that are drawn are never missing")
         if not self.prompts and self.benchmark != "shapes":
             raise ValueError(f"`prompts` is needed: the file of {self.benchmark}'s prompts")
+        if self.benchmark == "dpg":
+            if not self.questions:
+                raise ValueError("`questions` is needed: the file of dpg's questions")
+            if self.images_per_prompt != 4:
+                raise ValueError(f"images_per_prompt: dpg's grids hold 4 images, found {self.images_per_prompt}")
+            if self.score_only and not self.image_size:
+                raise ValueError("`image_size` is needed: grids with padding cannot be told from others without it")
         return self
 
     @property
     def images(self) -> Path:
         """Folder of the images, in the benchmark's layout."""
         return self.score_only or self.output / "images"
-
-    @property
-    def prompts_file(self) -> Path:
-        """`prompts`, of a benchmark that needs it."""
-        assert self.prompts, "the schema asks for it"
-        return self.prompts
 
 
 class TokenizeConfig(CommandConfig):

@@ -118,7 +118,9 @@ EXAMPLES = """\
   python -m simplear_rl.evaluate --benchmark geneval policy=policies/published output=runs/geneval \\
       prompts=evaluation_metadata.jsonl
   python -m simplear_rl.evaluate --benchmark geneval score_only=images_of_others output=runs/theirs \\
-      prompts=evaluation_metadata.jsonl"""
+      prompts=evaluation_metadata.jsonl
+  python -m simplear_rl.evaluate --benchmark dpg policy=policies/published output=runs/dpg \\
+      prompts=dpg_prompts.jsonl questions=dpg_bench.csv"""
 
 if __name__ == "__main__":
     run_command(report, EvaluateConfig, "evaluate", EXAMPLES, list(BENCHMARKS))

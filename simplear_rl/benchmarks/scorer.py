@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.coco_detector import CocoDetector
+from simplear_rl.benchmarks.dpg import read_prompts, read_questions
+from simplear_rl.benchmarks.dpg_files import DpgBench
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.geneval_metadata import read_metadata
 from simplear_rl.benchmarks.output import write_verdict
+from simplear_rl.benchmarks.vqa import DEFAULT_MODEL, MPLUG_MODEL, MplugJudge, TransformersJudge, VisualJudge
 from simplear_rl.config import EvaluateConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
@@ -18,13 +22,40 @@ from simplear_rl.shapes.detector import ShapesDetector
 from simplear_rl.shapes.world import evaluation_prompts
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
+JUDGES = {"transformers": DEFAULT_MODEL, "mplug": MPLUG_MODEL}  # their own models
+
+
+def _geneval(config: EvaluateConfig) -> Benchmark:
+    assert config.prompts, "the schema asks for it"
+    return GenEval(read_metadata(config.prompts))
+
+
+def _dpg(config: EvaluateConfig) -> Benchmark:
+    assert config.prompts and config.questions, "the schema asks for them"
+    prompts = read_prompts(config.prompts)
+    questions = read_questions(config.questions, prompts, config.rules)
+    return DpgBench(prompts, questions, config.rules, _judge_name(config), config.image_size)
+
+
+def _judge(config: EvaluateConfig, device: str) -> VisualJudge:
+    if config.judge.type == "mplug":
+        return MplugJudge(_judge_name(config), device)
+    return TransformersJudge(Path(_judge_name(config)), config.judge.batch_size, config.judge.dtype, device)
+
+
+def _judge_name(config: EvaluateConfig) -> str:
+    return str(config.judge.model or JUDGES[config.judge.type])
+
+
 BENCHMARKS: dict[str, Callable[[EvaluateConfig], Benchmark]] = {
     "shapes": lambda config: GenEval(evaluation_prompts()),
-    "geneval": lambda config: GenEval(read_metadata(config.prompts_file)),
+    "geneval": _geneval,
+    "dpg": _dpg,
 }
 MODELS: dict[str, Callable[[EvaluateConfig, str], Any]] = {
     "shapes": lambda config, device: ShapesDetector(),
     "geneval": lambda config, device: CocoDetector(config.detector, device),
+    "dpg": _judge,
 }
 
 

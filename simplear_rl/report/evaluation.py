@@ -1,5 +1,6 @@
 """The page of an evaluation: every prompt with its images, what was required, what was found and what is missing."""
 
+import re
 from importlib import resources
 
 import jinja2
@@ -8,6 +9,8 @@ from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.output import read_verdict
 from simplear_rl.config import EvaluateConfig
 
+FILE_AND_PART = re.compile(r"(.*?)(?:#(\d+))?")
+
 
 def write_page(config: EvaluateConfig, benchmark: Benchmark, summary: dict) -> None:
     """Write `output`/index.html. It refers to the images where they are."""
@@ -15,7 +18,7 @@ def write_page(config: EvaluateConfig, benchmark: Benchmark, summary: dict) -> N
     for index, text in enumerate(benchmark.texts):
         figures: dict[str, dict] = {}
         for row in read_verdict(config.output, index) or []:
-            file, _, part = row["filename"].partition("#")
+            file, part = FILE_AND_PART.fullmatch(row["filename"]).groups()  # type: ignore[union-attr]
             figure = figures.setdefault(file, {"file": file, "row": row, "boxes": [], "verdicts": []})
             well, verdict, reasons, boxes = benchmark.outcome(row)
             figure["boxes"] += boxes

@@ -1,0 +1,94 @@
+"""DPG-Bench as a Benchmark: its folder of 2x2 grids, one per prompt, named by item_id, and its rows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
+from simplear_rl.benchmarks.dpg import Question, Rules, grid, judge, split_grid, summary
+from simplear_rl.benchmarks.vqa import VisualJudge
+from simplear_rl.errors import UserError
+
+
+class DpgBench:
+    """Implements Benchmark.
+
+    Args:
+        prompts: by item_id.
+        questions: of each prompt.
+        rules: see `dpg`.
+        judge_name: what the answers come from.
+        size: side of one image in pixels; None where the grids were written here.
+
+    Raises:
+        UserError: an item_id cannot be the name of a file.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, str],
+        questions: Mapping[str, list[Question]],
+        rules: Rules,
+        judge_name: str,
+        size: int | None,
+    ):
+        self.items, self.texts = list(prompts), list(prompts.values())
+        self.questions, self.rules, self.judge_name, self.size = questions, rules, judge_name, size
+        if bad := [item for item in self.items if Path(item).name != item]:
+            raise UserError(f"item_id {bad[0]!r}: cannot be the name of a file")
+
+    def write(self, folder: Path, index: int, images: np.ndarray) -> None:
+        """See Benchmark; four images."""
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid(images)).save(self._file(folder, index))
+
+    def load(self, folder: Path, index: int, number: int) -> tuple[list[Sample], list[str]]:
+        """See Benchmark; `number` is 4."""
+        file = self._file(folder, index)
+        if not file.exists():
+            return [], [f"{file}: missing (prompt {self.texts[index][:60]!r})"]
+        try:
+            pixels = read_image(file)
+            images = split_grid(Image.fromarray(pixels), self.size or len(pixels) // 2)
+        except UserError as error:
+            return [], [str(error) if str(file) in str(error) else f"{file}: {error}"]
+        return [Sample(f"{file.name}#{k}", image) for k, image in enumerate(images, start=1)], []
+
+    def extra(self, folder: Path) -> list[str]:
+        """See Benchmark."""
+        expected = {self._file(folder, index) for index in range(len(self.items))}
+        return [f"{path}: belongs to no prompt" for path in sorted(folder.iterdir()) if path not in expected]
+
+    def judge(self, index: int, samples: Sequence[Sample], model: VisualJudge) -> list[dict]:
+        """See Benchmark."""
+        item = self.items[index]
+        images = {sample.name: sample.pixels for sample in samples}
+        return judge(item, self.texts[index], self.questions[item], images, model)
+
+    def summary(self, rows: Sequence[dict]) -> dict:
+        """See Benchmark."""
+        return summary(rows, self.judge_name, seed=0, rules=self.rules)
+
+    def section(self, index: int) -> str:
+        """See Benchmark."""
+        return "prompts"
+
+    def requirements(self, index: int) -> list[str]:
+        """See Benchmark."""
+        return [question.text for question in self.questions[self.items[index]]]
+
+    def outcome(self, row: dict) -> tuple[bool, str, list[str], list[Box]]:
+        """See Benchmark."""
+        if row["score"] is None:
+            return False, "left out", [row["dropped"]], []
+        reasons = [
+            f"{answer['question']} {answer['answer']}" + (", but not what it depends on" if answer["zeroed"] else "")
+            for answer in row["answers"]
+            if answer["answer"] != "yes" or answer["zeroed"]
+        ]
+        return row["score"] == 1, f"{100 * row['score']:.0f} of 100", reasons, []
+
+    def _file(self, folder: Path, index: int) -> Path:
+        return folder / f"{self.items[index]}.png"
