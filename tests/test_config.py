@@ -28,6 +28,25 @@ def test_every_file_is_an_instance_of_its_schema(name):
     assert load_config(SCHEMAS[name], CONFIGS / "shapes" / f"{name}.yaml").world == "shapes"
 
 
+@pytest.mark.parametrize("benchmark", ["geneval", "dpg"])
+def test_every_benchmark_has_its_file(benchmark):
+    config = load_config(EvaluateConfig, CONFIGS / benchmark / "evaluate.yaml")
+    assert (config.benchmark, config.images_per_prompt, config.guidance_scale) == (benchmark, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("questions=null", "`questions` is needed"),
+        ("images_per_prompt=2", "grids hold 4 images, found 2"),
+        ("score_only=/images", "`image_size` is needed"),
+    ],
+)
+def test_dpg_needs_questions_and_grids_of_four(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(EvaluateConfig, CONFIGS / "dpg" / "evaluate.yaml", [override])
+
+
 def test_overrides_are_yaml_and_root_is_filled_in(tmp_path):
     config = load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "algorithm.kl.beta=0.5", "reward.actors={count: 3}"])
     assert config.start == tmp_path / "sft" / "final"
