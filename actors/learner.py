@@ -3,21 +3,23 @@
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 
 from actors.broadcast import GroupMember
-from actors.monitor import Monitored
+from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
 from simplear_rl.learning.weights import Weights
 
 
-@ray.remote
+@ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
 class LearnerActor(Monitored, GroupMember):
     """One rank of the Learner. The three stages use the same class."""
 
@@ -102,10 +104,10 @@ class LearnerActor(Monitored, GroupMember):
 
 
 class LearnerGroup:
-    """All ranks, driven as one learner."""
+    """All ranks, driven as one learner. A rank is not restarted alone: the stage goes on from its last checkpoint."""
 
     def __init__(self, stage: Stage, config: LearnerConfig, start: Path, steps: int, micro_batches: int, run: Path):
-        self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor)
+        self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor, max_restarts=0)
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
         self._all("start", rendezvous, config, start, steps, micro_batches, run)
 
@@ -128,7 +130,7 @@ class LearnerGroup:
     ) -> dict[str, float]:
         """One GRPO batch; groups are dealt out to the ranks in turn."""
         ranks = len(self.ranks)
-        shares = ray.get([actor.update.remote(step, groups[i::ranks], config) for i, actor in enumerate(self.ranks)])
+        shares = _together([actor.update.remote(step, groups[i::ranks], config) for i, actor in enumerate(self.ranks)])
         extremes = {"_min": np.min, "_max": np.max}
         return {name: float(extremes.get(name[-4:], np.mean)([s[name] for s in shares])) for name in shares[0]}
 
@@ -150,4 +152,15 @@ class LearnerGroup:
         self._all("load", folder)
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        return ray.get([getattr(actor, method).remote(*args) for actor in self.ranks])
+        return _together([getattr(actor, method).remote(*args) for actor in self.ranks])
+
+
+def _together(calls: list[ray.ObjectRef]) -> list[Any]:
+    """What the ranks return. A rank that dies takes the others out of a collective: its death is what is raised."""
+    try:
+        return ray.get(calls)
+    except RayTaskError:
+        for call in ray.wait(calls, num_returns=len(calls), timeout=10)[0]:
+            with suppress(RayTaskError):  # raised below, unless a death explains it
+                ray.get(call)
+        raise

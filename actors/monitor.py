@@ -1,13 +1,18 @@
 """What every actor reports: whether it could start, its step, phase and throughput as Ray metrics, its log lines."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import ray
 from ray.util.metrics import Gauge
 
 from simplear_rl.errors import UserError
+
+# Every actor answers `beat` on a thread of its own, whatever it computes.
+CONCURRENCY_GROUPS = {"heartbeat": 1}
 
 
 class Monitored:
@@ -41,6 +46,13 @@ class Monitored:
         """Return once the actor is built; raise the UserError that kept it from being."""
         if self.refusal:
             raise self.refusal
+
+    @ray.method(concurrency_group="heartbeat", max_task_retries=0)
+    def beat(self, seconds: float) -> str:
+        """Take `seconds`, then say where this actor lives."""
+        time.sleep(seconds)
+        log = os.readlink("/proc/self/fd/2")
+        return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}, log {log}"
 
     @contextmanager
     def phase(self, phase: str, step: int, images: int) -> Iterator[None]:

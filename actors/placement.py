@@ -7,10 +7,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorClass, ActorHandle
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from simplear_rl.config import ActorsConfig
+from actors.supervision import ActorLostError, Heartbeat, loss
+from simplear_rl.config import ActorsConfig, FaultsConfig
 from simplear_rl.errors import UserError
 
 
@@ -55,16 +57,19 @@ class Stage:
     Args:
         name: of the stage; actors are called "<name>/<role>-<i>" in the dashboard and in the logs.
         roles: how many actors of each role and what they occupy, by configuration key.
+        faults: how often actors may be restarted, and their heartbeat.
 
     Raises:
         UserError: the cluster is too small; says what was asked, what there is and which keys to change.
+        ActorLostError: on leaving, when an actor or an object that Ray does not bring back was the reason.
     """
 
-    def __init__(self, name: str, roles: dict[str, ActorsConfig]):
+    def __init__(self, name: str, roles: dict[str, ActorsConfig], faults: FaultsConfig | None = None):
         connect()
         check_fits(roles, ray.cluster_resources())
-        self.name, self.roles = name, roles
-        self.actors: list[ActorHandle] = []
+        self.name, self.roles, self.faults = name, roles, faults or FaultsConfig()
+        self.actors: dict[str, ActorHandle] = {}
+        self.heartbeat = Heartbeat(self.faults.heartbeat_seconds)
         bundles: list[dict[str, float]] = []
         self.bundles_of_role: dict[str, range] = {}
         for role, config in roles.items():
@@ -75,8 +80,11 @@ class Stage:
             free = {resource: ray.available_resources().get(resource, 0) for resource in ("CPU", "GPU")}
             print(f"{name}: waiting for {bundles}; the cluster has {free} free at the moment", flush=True)
 
-    def launch(self, role: str, actor: ActorClass, *args: Any, **options: Any) -> list[ActorHandle]:
-        """Start all actors of `role`; each gets its name and index, then `args`. `options` go to Ray."""
+    def launch(self, role: str, actor: ActorClass, *args: Any, max_restarts: int | None = None) -> list[ActorHandle]:
+        """Start all actors of `role`; each gets its name and index, then `args`.
+
+        Ray restarts one that dies, where it was or on another node, `max_restarts` times (faults.max_restarts).
+        """
         config = self.roles[role]
         started = []
         for i, bundle in enumerate(self.bundles_of_role[role]):
@@ -88,23 +96,33 @@ class Stage:
                 num_gpus=config.gpus,
                 scheduling_strategy=strategy,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
-                **options,
+                max_restarts=self.faults.max_restarts if max_restarts is None else max_restarts,
             ).remote(name, i, *args)
+            self.actors[name] = handle
+            self.heartbeat.watch(handle, name)
             started.append(handle)
-        self.actors += started
         return started
 
     def ready(self) -> None:
         """Wait until every actor launched so far is built. Raises the UserError of one that cannot be."""
-        ray.get([actor.ready.remote() for actor in self.actors])
+        ray.get([actor.ready.remote() for actor in self.actors.values()])
 
     def __enter__(self) -> "Stage":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for actor in self.actors:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.heartbeat.stop()
+        for actor in self.actors.values():
             ray.kill(actor)
         remove_placement_group(self.placement)
+        if lost := loss(error):
+            raise self._explain(lost) from error
+
+    def _explain(self, lost: RayActorError | ObjectLostError) -> ActorLostError:
+        for name, actor in self.actors.items():
+            if isinstance(lost, RayActorError) and lost.actor_id == actor._actor_id.hex():
+                return ActorLostError(f"{self.heartbeat.place(name)} is lost: {lost}", "/learner-" in name)
+        return ActorLostError(f"an object is lost with the node that held it: {lost}", learner=True)
 
 
 def _bundle(config: ActorsConfig) -> dict[str, float]:

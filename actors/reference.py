@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from actors.monitor import Monitored
+from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from simplear_rl.rollout.types import Rollout
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
 class ReferenceActor(Monitored):
     """A ReferencePolicy in an actor of its own. Restarts freely: its policy never changes."""
 

@@ -7,14 +7,14 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from actors.monitor import Monitored
+from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from simplear_rl.config import RewardConfig
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.report.grids import grid_figure
 from simplear_rl.rollout.types import Rollout
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
 class RewardActor(Monitored):
     """A RewardScorer in an actor of its own. Restarts freely: it holds nothing but models."""
 

@@ -1,22 +1,23 @@
 """Rollout actors: vLLM engines that draw images for prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError
 
 from actors.broadcast import GroupMember
-from actors.monitor import Monitored
+from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from simplear_rl.config import EngineConfig
 from simplear_rl.learning.weights import Weights
 from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.types import Prompt, Rollout
 
 
-@ray.remote
+@ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
 class RolloutActor(Monitored, GroupMember):
-    """A RolloutEngine in an actor of its own."""
+    """A RolloutEngine in an actor of its own. A restarted one holds the weights of the policy folder, version 0."""
 
     def __init__(self, name: str, index: int, policy: Path, config: EngineConfig):
         super().__init__(name, ("decode", "load weights"))
@@ -25,11 +26,26 @@ class RolloutActor(Monitored, GroupMember):
         with self.building():
             self.engine = RolloutEngine(policy, config)
 
-    @ray.method(num_returns="streaming")
+    @ray.method(num_returns="streaming", max_task_retries=0)  # `stream` asks again, for the rest
     def generate(
-        self, step: int, prompts: list[Prompt], samples: int, seed: int, sampling: Sampling
+        self,
+        step: int,
+        prompts: list[Prompt],
+        samples: int,
+        seed: int,
+        sampling: Sampling,
+        version: int,
+        weights: Weights | None,
     ) -> Iterator[Rollout]:
-        """Stream one Rollout per prompt, in order, each as soon as its group is complete."""
+        """Stream one Rollout per prompt, in order, each as soon as its group is complete.
+
+        All are drawn with the weights of `version`, loaded first from `weights` if given. An engine that was restarted
+        since they were broadcast, and is not given them, yields nothing.
+        """
+        if weights:
+            self.load_weights(weights)
+        elif version != self.engine.version:
+            return
         with self.phase("decode", step, images=len(prompts) * samples):
             yield from self.engine.generate(prompts, samples, (seed, step), sampling)
 
@@ -47,19 +63,46 @@ class RolloutActor(Monitored, GroupMember):
 
 
 def stream(
-    engines: list[ActorHandle], step: int, prompts: list[Prompt], samples: int, seed: int, sampling: Sampling
+    engines: list[ActorHandle],
+    step: int,
+    prompts: list[Prompt],
+    samples: int,
+    seed: int,
+    sampling: Sampling,
+    version: int = 0,
+    weights: Callable[[], ray.ObjectRef] | None = None,
 ) -> Iterator[tuple[int, ray.ObjectRef]]:
-    """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete."""
-    shares = [prompts[i :: len(engines)] for i in range(len(engines))]
-    streams = {
-        engine.generate.remote(step, share, samples, seed, sampling): iter(share)
-        for engine, share in zip(engines, shares, strict=True)
-    }
+    """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete.
+
+    When an engine dies, Ray restarts it and it draws what it still owes: the same samples, since they depend on seed,
+    step, indices and weights alone.
+
+    All draw with the weights of `version`, 0 for those of the policy folder; `weights` fetches them for an engine that
+    was restarted.
+
+    Raises:
+        ActorDiedError: an engine has used up its restarts, see Stage.launch.
+    """
+    streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, list[Prompt], int]] = {}
+
+    def draw(engine: ActorHandle, share: list[Prompt], source: ray.ObjectRef | None = None) -> None:
+        call = engine.generate.remote(step, share, samples, seed, sampling, version, source)
+        streams[call] = engine, share, len(share)
+
+    for i, engine in enumerate(engines[: len(prompts)]):
+        draw(engine, prompts[i :: len(engines)])
     while streams:
         (ready,), _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
-        try:
-            reference = next(ready)
-        except StopIteration:
-            del streams[ready]
+        engine, share, asked = streams[ready]
+        reference = next(ready, None)
+        if reference and reference != ready.completed():
+            yield share.pop(0).index, reference
             continue
-        yield next(streams[ready]).index, reference
+        del streams[ready]
+        try:
+            ray.get(ready.completed())
+            restarted = len(share) == asked
+        except ActorUnavailableError:
+            restarted = True
+        if share and restarted:
+            draw(engine, share, weights() if weights else None)

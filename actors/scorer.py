@@ -2,14 +2,14 @@
 
 import ray
 
-from actors.monitor import Monitored
+from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.config import EvaluateConfig
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.types import Rollout
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
 class ScorerActor(Monitored):
     """A BenchmarkScorer in an actor of its own. Restarts freely: it holds nothing but models."""
 

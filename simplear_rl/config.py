@@ -53,6 +53,19 @@ class ActorsConfig(Section):
     threads: Count = Field(1, description="threads of each actor's CPU kernels")
 
 
+class FaultsConfig(Section):
+    """What happens when actors die or hang."""
+
+    max_restarts: Count = Field(
+        3,
+        description="how often an actor of a pool is restarted, and how often in a row, without a new checkpoint, "
+        "a stage that lost its learner starts again from the last one",
+    )
+    heartbeat_seconds: Positive = Field(
+        60, description="an actor that gives no sign of life for so long, not even from an idle thread, is killed"
+    )
+
+
 class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
@@ -85,6 +98,7 @@ class CommandConfig(Section):
     tokenizer: LocationOrHubId = Field(
         description="visual tokenizer: folder with encoder.jit and decoder.jit, or Hugging Face id"
     )
+    faults: FaultsConfig = FaultsConfig()
 
 
 class PlanConfig(Section):

@@ -75,7 +75,8 @@ def _draw(config: EvaluateConfig, benchmark: Benchmark, todo: list[int], policy:
         return
     prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
-    with Stage("evaluate", {"engine.actors": config.engine.actors, "scorer": config.scorer}) as stage:
+    roles = {"engine.actors": config.engine.actors, "scorer": config.scorer}
+    with Stage("evaluate", roles, config.faults) as stage:
         engines = stage.launch("engine.actors", RolloutActor, policy, config.engine)
         scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, layout))
         stage.ready()
@@ -90,7 +91,7 @@ def _judge(config: EvaluateConfig, benchmark: Benchmark, todo: list[int]) -> Non
     """Judge the images of the prompts `todo`, which are there already."""
     if not todo:
         return
-    with Stage("evaluate", {"scorer": config.scorer}) as stage:
+    with Stage("evaluate", {"scorer": config.scorer}, config.faults) as stage:
         scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, None))
         stage.ready()
         for verdict in tqdm([next(scorers).judge.remote(i) for i in todo], desc="evaluate", unit="prompt"):

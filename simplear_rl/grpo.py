@@ -15,6 +15,7 @@ from actors.placement import Stage
 from actors.reference import ReferenceActor
 from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor, stream
+from actors.supervision import restarting
 from simplear_rl.cli import run_command
 from simplear_rl.config import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
@@ -29,6 +30,7 @@ from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 
+@restarting
 def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
@@ -40,7 +42,7 @@ def train(config: GrpoConfig) -> None:
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
-    with Run("grpo", config) as run, Stage("grpo", config.roles) as stage:
+    with Run("grpo", config) as run, Stage("grpo", config.roles, config.faults) as stage:
         engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
         references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype)
@@ -60,7 +62,8 @@ def train(config: GrpoConfig) -> None:
             start = monotonic()
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
             groups = {}
-            for index, group in stream(engines, step, batch, rollout.samples_per_prompt, config.seed, sampling):
+            G, seed = rollout.samples_per_prompt, config.seed
+            for index, group in stream(engines, step, batch, G, seed, sampling, step - 1, learner.weights):
                 scores, log_probs = next(scorers).score.remote(group), next(frozen).log_probs.remote(group)
                 groups[index] = group, scores, log_probs
             decoded = monotonic()

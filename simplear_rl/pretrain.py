@@ -5,6 +5,7 @@ For each step: batch -> cross-entropy over text and visual ids -> update. SFT is
 
 from actors.learner import LearnerGroup
 from actors.placement import Stage
+from actors.supervision import restarting
 from simplear_rl.cli import run_command
 from simplear_rl.config import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
@@ -16,6 +17,7 @@ from simplear_rl.run import Run, finished
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
+@restarting
 def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
@@ -26,7 +28,7 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     read_encoder(config.start)
     for folder in config.data.folders:
         TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts
-    with Run(name, config) as run, Stage(name, config.roles) as stage:
+    with Run(name, config) as run, Stage(name, config.roles, config.faults) as stage:
         learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run)
         learner.open_data(config.data, config.seed)
         if run.last_checkpoint:

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +62,8 @@ class Run:
         self.folder = config.run
         self.samples = self.folder / "samples"
         self.last_checkpoint = newest_intact(self.folder)
-        self.step = step_of(self.last_checkpoint) if self.last_checkpoint else 0
+        self.step = self.saved = step_of(self.last_checkpoint) if self.last_checkpoint else 0
+        self.stopping = False
         self.wandb: Any = None
         self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
         self.before = _read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
@@ -71,15 +75,30 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         if self.wandb:
-            self.wandb.finish()
+            with self._wandb_may_be_gone():
+                self.wandb.finish()
 
     def steps(self) -> Iterator[int]:
-        """The steps still to do, from 1 to config.steps, with a progress bar."""
+        """The steps still to do, from 1 to config.steps, with a progress bar.
+
+        SIGTERM lets the step at hand finish, makes a checkpoint due after it and then ends the process with status 143.
+        """
+
+        def stop(*_: object) -> None:
+            self.stopping = True
+
         self._begin()
-        with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
-            while self.step < self.config.steps:
-                yield self.step + 1
-                self.bar.update()
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
+                while self.step < self.config.steps and not (self.stopping and self.saved == self.step):
+                    yield self.step + 1
+                    self.bar.update()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if self.stopping:
+            print(f"{self.folder}: stopped after step {self.step}; the same command continues", flush=True)
+            sys.exit(128 + signal.SIGTERM)
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
         """Record the metrics of a finished step; `show` names those that the progress bar displays."""
@@ -88,14 +107,23 @@ class Run:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(sorted(metrics))}")
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | metrics) + "\n")
-        self.wandb.log(metrics, step=step)
+        with self._wandb_may_be_gone():
+            self.wandb.log(metrics, step=step)
         self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show))
         self.step = step
+
+    @contextmanager
+    def _wandb_may_be_gone(self) -> Iterator[None]:
+        """Its process can be killed, and `ray job stop` signals that before the step at hand is finished."""
+        try:
+            yield
+        except ConnectionError as error:
+            print(f"{self.folder}: no more Weights & Biases ({error}); metrics.jsonl goes on", flush=True)
 
     @property
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint follows the step just logged."""
-        return self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+        return self.stopping or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
 
     def checkpoint(self, save: Callable[[Path], None]) -> None:
         """Write a checkpoint of the step just logged, remove those that no rule keeps, and see that one more fits.
@@ -106,6 +134,7 @@ class Run:
         require_space(self.folder, self.config.start)
         folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
         write_checkpoint(folder, save)
+        self.saved = self.step
         for old in expired(self.folder, self.config, read_metrics(self.folder / "metrics.jsonl")):
             remove(old)
         if self.step == self.config.steps:

@@ -17,7 +17,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from actors.placement import _check_fits
+from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
 from simplear_rl.checkpoints import write_checkpoint
 from simplear_rl.cli import exit_on_user_error, run_command
@@ -288,7 +288,7 @@ def test_a_ray_address_that_does_not_answer_is_named(template, tmp_path, monkeyp
 )
 def test_more_devices_than_there_are_is_said_with_the_keys_to_change(actors, message):
     with pytest.raises(UserError, match=f"{message}.*: lower learner.actors.count and learner.actors."):
-        _check_fits({"learner.actors": actors}, {"CPU": 8.0})
+        check_fits({"learner.actors": actors}, {"CPU": 8.0})
 
 
 @pytest.mark.parametrize("proxy", ["nonsense://proxy", "http://127.0.0.1:9"])

@@ -1,7 +1,11 @@
 """Run directories: metrics, checkpoints, resuming."""
 
 import json
+import os
+import signal
+import time
 
+import psutil
 import pytest
 
 from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
@@ -70,3 +74,30 @@ def test_failed_checkpoint_leaves_the_one_before(config):
                 run.checkpoint(fail)
     assert [path.name for path in checkpoints(config.run)] == ["step-000002"]
     assert json.loads((config.run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+
+
+def test_sigterm_finishes_the_step_and_makes_a_checkpoint(config):
+    with pytest.raises(SystemExit) as ended, Run("pretrain", config) as run:
+        for step in run.steps():
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: (folder / "state").write_text("x"))
+    assert ended.value.code == 143
+    assert checkpoints(config.run)[-1].name == "step-000003"
+    assert work(config, until=99) == [4, 5, 6]
+
+
+def test_run_goes_on_without_weights_and_biases(config, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    others = set(psutil.Process().children())
+    with Run("pretrain", config.model_copy(update={"wandb": True})) as run:
+        for step in run.steps():
+            if step == 2:
+                for process in set(psutil.Process().children()) - others:
+                    process.terminate()
+                time.sleep(1)
+            run.log(step, {"loss": 0.0}, show=("loss",))
+    assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert "no more Weights & Biases" in capsys.readouterr().out

@@ -1,0 +1,135 @@
+"""What happens when actors are lost.
+
+Ray restarts an actor of a pool (rollout, reward, reference, scorer) and calls it again; see Stage.launch. Here is the
+rest: a heartbeat that ends actors that hang, the message that says who was lost, and the continuation of a stage whose
+learner is gone from its last checkpoint.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from threading import Event, Thread
+from time import monotonic
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError
+
+from simplear_rl.config import StageConfig
+from simplear_rl.errors import UserError
+
+
+class ActorLostError(UserError):
+    """An actor or an object is gone and Ray does not bring it back. `learner`: it can be had from the checkpoint."""
+
+    def __init__(self, message: str, learner: bool):
+        super().__init__(message)
+        self.learner = learner
+
+
+@dataclass
+class Beat:
+    """One call of an actor's `beat` that has not been answered yet."""
+
+    actor: ActorHandle
+    name: str
+    age: float = 0.0  # seconds
+    built: bool = False  # the actor has answered before: it is not busy starting
+
+
+class Heartbeat(Thread):
+    """Asks every watched actor for a sign of life and kills those that owe one for `seconds`.
+
+    `beat` is answered by a thread of its own, so an actor may compute for as long as it likes. One that is still being
+    built owes nothing.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(name="heartbeat", daemon=True)
+        self.seconds, self.stopped = seconds, Event()
+        self.beats: dict[ray.ObjectRef, Beat] = {}
+        self.places: dict[str, str] = {}  # of every actor, as last heard
+
+    def watch(self, actor: ActorHandle, name: str) -> None:
+        """Begin to watch an actor."""
+        self._ask(Beat(actor, name))
+        if not self.is_alive():
+            self.start()
+
+    def place(self, name: str) -> str:
+        """The actor's name, node, process and log file, as far as known."""
+        return f"{name} ({self.places.get(name, 'not started yet; its log is in the dashboard')})"
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self.stopped.set()
+        if self.is_alive():
+            self.join()
+
+    def run(self) -> None:
+        """The thread."""
+        tick = self.seconds / 10
+        while not self.stopped.is_set() and self.beats:
+            before = monotonic()
+            done, _ = ray.wait(list(self.beats), timeout=tick)
+            # No more than a tick: when the driver itself was suspended, nobody else is to blame.
+            passed = min(monotonic() - before, tick)
+            for reference in done:
+                self._answered(reference, self.beats.pop(reference))
+            for beat in list(self.beats.values()):
+                beat.age += passed
+                if beat.built and beat.age > self.seconds:
+                    print(f"{self.place(beat.name)}: no heartbeat for {self.seconds:g} s, killing it", flush=True)
+                    beat.built = False
+                    ray.kill(beat.actor, no_restart=False)
+
+    def _answered(self, reference: ray.ObjectRef, beat: Beat) -> None:
+        try:
+            self.places[beat.name] = ray.get(reference)
+        except ActorDiedError:
+            return  # for good: whoever calls it learns that too
+        except RayActorError:
+            print(f"{self.place(beat.name)} died; Ray restarts it", flush=True)
+            self._ask(Beat(beat.actor, beat.name))
+        else:
+            self._ask(Beat(beat.actor, beat.name, built=True))
+
+    def _ask(self, beat: Beat) -> None:
+        # One question is always on its way, so that no death and restart goes unnoticed.
+        self.beats[beat.actor.beat.remote(self.seconds / 10)] = beat
+
+
+def loss(error: BaseException | None) -> RayActorError | ObjectLostError | None:
+    """The lost actor or object behind an error; every actor that it crossed has wrapped it once."""
+    while error is not None and not isinstance(error, RayActorError | ObjectLostError):
+        error = getattr(error, "cause", None)
+    return error
+
+
+def restarting(train: Callable[..., None]) -> Callable[..., None]:
+    """Let `train` go on from its last checkpoint when its learner, or an object that it needs, is lost.
+
+    At most `faults.max_restarts` times in a row without a new checkpoint; then, and when an actor of a pool has used up
+    its own restarts, the run ends with a UserError that says who was lost, where, after which step and why.
+    """
+    from simplear_rl.run import checkpoints, read_metrics  # brings wandb, which the actors can do without
+
+    @wraps(train)
+    def supervised(config: StageConfig, *args: Any, **options: Any) -> None:
+        restarts, last = 0, None
+        while True:
+            try:
+                return train(config, *args, **options)
+            except ActorLostError as lost:
+                newest = [path.name for path in checkpoints(config.run)][-1:]
+                restarts = restarts + 1 if newest == last else 1
+                last = newest
+                rows = read_metrics(config.run / "metrics.jsonl")
+                message = f"after step {rows[-1]['step'] if rows else 0}: {lost}"
+                if not lost.learner or restarts > config.faults.max_restarts:
+                    again = f"{config.run}: ended after faults.max_restarts={config.faults.max_restarts} restarts"
+                    raise UserError(f"{message}\n{again}; the same command continues") from lost
+                print(f"{message}\n{config.run}: starting again from {(newest or ['the beginning'])[0]}", flush=True)
+
+    return supervised
