@@ -1,5 +1,5 @@
 # make demo     the whole pipeline on the miniature world; continues where it stopped, FRESH=1 starts over
-# make test     all tests
+# make test     the tests that fit into a quarter of an hour on two cores; make test-slow the others
 # make lint     style and types
 # make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
 PYTHON ?= python3.11
@@ -7,13 +7,16 @@ VENV := .venv
 STAMP := $(VENV)/installed
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint install lock
+.PHONY: demo test test-slow lint install lock
 
 demo: install
 	$(RUN) -m simplear_rl.demo fresh=$(if $(FRESH),true,false)
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: install
+	$(RUN) -m pytest -m slow
 
 lint: install
 	$(VENV)/bin/ruff check .
