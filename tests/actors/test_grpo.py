@@ -63,7 +63,6 @@ def one_of_each(ray_cluster, world, tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
 def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp_path):
     grpo.train(grpo_config(world, tmp_path / "two", *TWO_OF_EACH))
     one, two = read_metrics(one_of_each / "metrics.jsonl"), read_metrics(tmp_path / "two" / "metrics.jsonl")

@@ -124,7 +124,6 @@ def test_every_engine_draws_what_two_caches_draw(engine, policy, sampling, negat
     assert transformers_images(policy, prompts, (3, 4), sampling, negative=negative) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(8, 8), (16, 16)])
 def test_greedy_on_many_prompts_and_long_images(tmp_path, grid):
     policy = make_policy(tmp_path / "policy", grid)
