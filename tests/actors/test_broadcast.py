@@ -65,7 +65,7 @@ def expected(other_policy):
 @pytest.fixture(scope="module")
 def engines(ray_cluster, policy, engine_config):
     with Stage("engines", {"engine": ActorsConfig(count=2, cpus=0.5)}) as stage:
-        engines = stage.launch("engine", RolloutActor, policy, engine_config, max_restarts=1, max_task_retries=-1)
+        engines = stage.launch("engine", RolloutActor, policy, engine_config, max_restarts=1)
         stage.ready()
         yield engines
 
