@@ -115,7 +115,7 @@ def report(config: EvaluateConfig) -> None:
 
 
 EXAMPLES = """\
-  python -m simplear_rl.evaluate policy=runs/demo/sft/final output=runs/scores tokenizer=runs/demo/tokenizer
+  python -m simplear_rl.evaluate seed=1 root=runs/demo policy=runs/demo/sft/final output=runs/scores
   python -m simplear_rl.evaluate --benchmark geneval policy=policies/published output=runs/geneval \\
       prompts=evaluation_metadata.jsonl
   python -m simplear_rl.evaluate --benchmark geneval score_only=images_of_others output=runs/theirs \\

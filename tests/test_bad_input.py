@@ -128,7 +128,7 @@ CASES = [
     ("grpo", None, ["guards.kl_waring=1"], "guards.kl_waring: unknown key; did you mean guards.kl_warning"),
     ("grpo", None, ["learner.actors.count=3"], "must be a multiple of learner.actors.count .3."),
     ("grpo", None, ["reward.models.0.weight=x"], "reward.models.0.weight=x.: reward.models is not a section"),
-    ("evaluate", None, ["benchmark=imagenet"], "benchmark: Input should be 'shapes', found 'imagenet'"),
+    ("evaluate", None, ["benchmark=imagenet"], "benchmark: Input should be 'shapes', 'geneval' or 'dpg', found"),
     ("evaluate", None, ["temperature=-1"], "temperature: .* greater than or equal to 0, found -1"),
     # Prompts.
     ("grpo", None, ["prompts={root}/none.txt"], "none.txt: not found"),
