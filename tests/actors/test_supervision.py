@@ -67,8 +67,15 @@ def test_actor_without_restarts_left_is_named_with_node_process_log_and_cause(ra
 
 
 @pytest.fixture
-def config(tmp_path):
-    overrides = [f"root={tmp_path}", "steps=6", "checkpoint_every=2", "wandb=false", "faults.max_restarts=2"]
+def config(tmp_path, policy):
+    overrides = [
+        f"root={tmp_path}",
+        f"start={policy}",
+        "steps=6",
+        "checkpoint_every=2",
+        "wandb=false",
+        "faults.max_restarts=2",
+    ]
     return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides)
 
 
