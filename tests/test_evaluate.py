@@ -54,6 +54,7 @@ def contents(folder):
     return {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*.png"))}
 
 
+@pytest.mark.slow
 def test_an_evaluation_continues_to_the_same_end_and_refuses_other_settings(settings, tmp_path):
     output = tmp_path / "out"
     summary = evaluate(settings())

@@ -74,6 +74,7 @@ def test_run_whose_driver_was_killed_continues_to_the_same_losses_and_weights(se
     assert checksum(ends[0].items()) == checksum(ends[1].items())
 
 
+@pytest.mark.slow
 def test_caption_that_is_too_long_ends_the_run_with_its_row(settings, world, tmp_path):
     (shard,) = (world / "data" / "pretrain").glob("*.parquet")
     captions = ["a circle"] * 7 + ["a circle" + " and a circle" * 20]
