@@ -172,6 +172,7 @@ def test_a_restarted_engine_is_back_with_the_next_broadcast_and_a_dead_one_is_an
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.slow
 def test_actors_that_do_not_answer_are_named(ray_cluster):
     sleep = ray.remote(num_cpus=0.1)(lambda seconds: time.sleep(seconds))
     quick, slow = sleep.remote(0), sleep.remote(60)

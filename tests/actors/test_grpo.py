@@ -85,6 +85,7 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp
         np.testing.assert_allclose(tensor, weights[1][name], atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_collective_broadcast_changes_nothing_but_the_time(one_of_each, world, tmp_path):
     grpo.train(grpo_config(world, tmp_path / "run", "rollout.broadcast=collective"))
     rows = [
@@ -197,6 +198,7 @@ def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_c
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
 
 
+@pytest.mark.slow
 def test_prompts_that_a_reward_cuts_by_choice_are_announced_and_counted(ray_cluster, world, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a circle\n" + "a red circle and " * 4 + "a cross\n")

@@ -16,7 +16,7 @@ def states(policy, config, rank, rendezvous):
     """Bytes of weights and of AdamW's tensors that a rank holds after a step."""
     one = Learner(config, policy, 1, 1, rank, config.actors.count, rendezvous)
     ids = torch.zeros(1, 8, dtype=torch.int64)
-    one._backward(one.engine(summed_cross_entropy, ids, ids))
+    one._backward(one.engine(summed_cross_entropy, ids, ids), dict)
     parameters = list(one.model.parameters())
     own = {p.untyped_storage()._cdata for p in parameters}
     weights = [getattr(p, "ds_tensor", p) for p in parameters]
