@@ -16,6 +16,7 @@ from threading import Thread
 import pytest
 import ray
 
+from actors.broadcast import Broadcast
 from actors.learner import LearnerGroup
 from simplear_rl import grpo, pretrain
 from simplear_rl.config import CONFIGS, GrpoConfig, SupervisedConfig, load_config
@@ -93,7 +94,7 @@ class Chaos:
 
     def __init__(self, plan, monkeypatch):
         self.plan, self.step, self.threads = dict(plan), 0, []
-        stream, broadcast = grpo.stream, grpo.broadcast
+        stream, broadcast = grpo.stream, Broadcast.__call__
         update, checkpoint = LearnerGroup.update, Run.checkpoint
 
         def disturbed_stream(engines, step, *args):
@@ -111,7 +112,7 @@ class Chaos:
             return call
 
         monkeypatch.setattr(grpo, "stream", disturbed_stream)
-        monkeypatch.setattr(grpo, "broadcast", disturbed("broadcast", broadcast))
+        monkeypatch.setattr(Broadcast, "__call__", disturbed("broadcast", broadcast))
         monkeypatch.setattr(LearnerGroup, "update", disturbed("update", update))
         monkeypatch.setattr(Run, "checkpoint", disturbed("checkpoint", checkpoint))
 
