@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError
 
 from simplear_rl.config import StageConfig
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, causes
 
 
 class ActorLostError(UserError):
@@ -101,10 +101,8 @@ class Heartbeat(Thread):
 
 
 def loss(error: BaseException | None) -> RayActorError | ObjectLostError | None:
-    """The lost actor or object behind an error; every actor that it crossed has wrapped it once."""
-    while error is not None and not isinstance(error, RayActorError | ObjectLostError):
-        error = getattr(error, "cause", None)
-    return error
+    """The lost actor or object behind an error."""
+    return next((cause for cause in causes(error) if isinstance(cause, RayActorError | ObjectLostError)), None)
 
 
 def restarting(train: Callable[..., None]) -> Callable[..., None]:

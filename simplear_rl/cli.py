@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from simplear_rl.config import CONFIGS, Schema, known_keys, load_config
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, causes
 
 EXAMPLES = """\
   python -m simplear_rl.{name}                       the miniature world, on this machine or its Ray cluster
@@ -58,14 +58,7 @@ def exit_on_user_error(name: str, command: Callable[[], object]) -> None:
     try:
         command()
     except UserError as error:
-        sys.exit(f"simplear_rl.{name}: {_innermost(error)}")
+        sys.exit(f"simplear_rl.{name}: {list(causes(error))[-1]}")
     except KeyboardInterrupt:
         print(f"\nsimplear_rl.{name}: stopped; the same command continues where this one ended", flush=True)
         os._exit(130)  # Ray's threads would print their own complaints on the way out
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The error as it was raised: every actor that it crossed has wrapped it once."""
-    while (cause := getattr(error, "cause", None)) is not None:
-        error = cause
-    return error
