@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
+
+from actors.supervision import raise_death
 
 if TYPE_CHECKING:
     from actors.learner import LearnerGroup
@@ -101,17 +103,6 @@ def finish(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[An
         try:
             ray.get(done)
         except RayTaskError:
-            _raise_death(waiting)
+            raise_death(waiting, GRACE)
             raise
     return ray.get(list(calls.values()))
-
-
-def _raise_death(calls: list[ray.ObjectRef]) -> None:
-    """One that dies takes the others out of a collective: raise its RayActorError, if there is one."""
-    for call in ray.wait(calls, num_returns=len(calls), timeout=GRACE)[0] if calls else []:
-        try:
-            ray.get(call)
-        except RayActorError:
-            raise
-        except RayTaskError:
-            continue

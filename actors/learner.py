@@ -3,7 +3,6 @@
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ray.exceptions import RayTaskError
 from actors.broadcast import GroupMember
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
+from actors.supervision import raise_death
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
 from simplear_rl.learning.weights import Weights
 
@@ -156,11 +156,9 @@ class LearnerGroup:
 
 
 def _together(calls: list[ray.ObjectRef]) -> list[Any]:
-    """What the ranks return. A rank that dies takes the others out of a collective: its death is what is raised."""
+    """What the ranks return."""
     try:
         return ray.get(calls)
     except RayTaskError:
-        for call in ray.wait(calls, num_returns=len(calls), timeout=10)[0]:
-            with suppress(RayTaskError):  # raised below, unless a death explains it
-                ray.get(call)
+        raise_death(calls, within=10)
         raise

@@ -6,6 +6,7 @@ learner is gone from its last checkpoint.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from threading import Event, Thread
@@ -14,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from simplear_rl.config import StageConfig
 from simplear_rl.errors import UserError, causes
@@ -103,6 +104,16 @@ class Heartbeat(Thread):
 def loss(error: BaseException | None) -> RayActorError | ObjectLostError | None:
     """The lost actor or object behind an error."""
     return next((cause for cause in causes(error) if isinstance(cause, RayActorError | ObjectLostError)), None)
+
+
+def raise_death(calls: list[ray.ObjectRef], within: float) -> None:
+    """After an error in one of several actors that work together: raise the death that explains it, if there is one.
+
+    An actor that dies takes the others out of a collective; its death comes to light within so many seconds.
+    """
+    for call in ray.wait(calls, num_returns=len(calls), timeout=within)[0] if calls else []:
+        with suppress(RayTaskError):  # the caller raises one, unless a death explains it
+            ray.get(call)
 
 
 def restarting(train: Callable[..., None]) -> Callable[..., None]:

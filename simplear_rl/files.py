@@ -1,4 +1,4 @@
-"""Folders: written completely or not at all, and found on this machine or on the Hugging Face Hub."""
+"""Files and folders: written completely or not at all, and found on this machine or on the Hugging Face Hub."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     yield partial
     partial.rename(path)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file that appears only when it is complete; its folder is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text)
+    partial.rename(file)
 
 
 def is_hub_id(path: Path) -> bool:

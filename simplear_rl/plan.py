@@ -28,7 +28,8 @@ PROCESS = 1.5 * GIB
 BUCKET, GATHERED = 5e8, 1e9
 # Peak of visual log-probs, computed in chunks, in units of float32 logits of all positions over the whole vocabulary.
 LOG_PROBS_PEAK = 1 / 8
-# Bytes per logit of the supervised loss, float32: the log-softmax and, in its backward pass, two gradients.
+# Bytes per logit of the supervised loss, float32: the log-softmax and, in its backward pass, two gradients. Of all
+# positions at once, so an upper bound: the learner takes them in chunks (policy/log_probs.py).
 CROSS_ENTROPY = 12
 # vLLM: tokens of one prefill step, tokens of a block of the key-value cache, share of a GPU that must be free at start.
 PREFILL, BLOCK, VLLM_FREE = 16_384, 16, 0.92

@@ -25,6 +25,7 @@ from simplear_rl.checkpoints import (
 )
 from simplear_rl.config import StageConfig
 from simplear_rl.errors import UserError
+from simplear_rl.files import write_text
 from simplear_rl.inputs import require_writable
 
 
@@ -175,10 +176,7 @@ class Run:
 
     def _write_metrics(self) -> None:
         """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
-        file = self.folder / "metrics.jsonl"
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        partial.rename(file)
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

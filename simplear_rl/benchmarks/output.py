@@ -18,6 +18,7 @@ import yaml
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.config import EvaluateConfig
 from simplear_rl.errors import UserError
+from simplear_rl.files import write_text
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
 FREE = ("root", "world", "prompts", "questions", "allow_missing", "scorer")
@@ -45,12 +46,12 @@ def begin(config: EvaluateConfig, benchmark: Benchmark) -> None:
             raise UserError(
                 "\n".join([f"{config.output}: was begun with other settings; choose another `output`, or:", *lines])
             )
-    _write(file, yaml.safe_dump(values, sort_keys=False))
+    write_text(file, yaml.safe_dump(values, sort_keys=False))
 
 
 def write_verdict(output: Path, index: int, rows: Sequence[dict]) -> None:
     """Write the rows of a prompt; they appear all at once."""
-    _write(_verdict(output, index), json.dumps(list(rows)))
+    write_text(_verdict(output, index), json.dumps(list(rows)))
 
 
 def unfinished(
@@ -79,21 +80,13 @@ def finish(config: EvaluateConfig, benchmark: Benchmark) -> dict:
         summary = {"images": len(rows), "left_out": left_out} | benchmark.summary(rows)
     except ValueError as error:
         raise UserError(f"{config.images}: no score: {error}") from error
-    _write(config.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    _write(config.output / "scores.json", json.dumps(summary, indent=1))
+    write_text(config.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(config.output / "scores.json", json.dumps(summary, indent=1))
     return summary
 
 
 def _verdict(output: Path, index: int) -> Path:
     return output / "verdicts" / f"{index:05d}.json"
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    partial.rename(file)
 
 
 def _free(key: str) -> bool:

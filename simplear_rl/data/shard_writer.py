@@ -12,7 +12,7 @@ from pyarrow import parquet
 from simplear_rl.config import TokenizeConfig
 from simplear_rl.data.sources import Part
 from simplear_rl.errors import UserError
-from simplear_rl.files import resolve
+from simplear_rl.files import resolve, write_text
 from simplear_rl.tokenizers.cosmos import FILES, read_geometry
 
 COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
@@ -56,8 +56,7 @@ class ShardWriter:
         if not file.exists():
             if any(self.folder.glob("*.parquet")):
                 raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_text(file, json.dumps(made_from, indent=1))
+            write_text(file, json.dumps(made_from, indent=1))
         before = json.loads(file.read_text())
         for key in [*made_from, *before]:
             if made_from.get(key) != before.get(key):
@@ -112,14 +111,8 @@ class ShardWriter:
                 raise UserError(f"{self._file(shard)}: not readable; delete it and start again: {error}") from error
             good += metadata.num_rows
             rejected += json.loads(metadata.metadata[b"simplear_rl"])["rejected"]
-        _write_text(self.folder / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejected))
+        write_text(self.folder / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejected))
         return good, len(rejected)
 
     def _file(self, shard: str) -> Path:
         return self.folder / f"{shard}.parquet"
-
-
-def _write_text(file: Path, text: str) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(text)
-    partial.rename(file)
