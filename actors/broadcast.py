@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from simplear_rl.learning.weight_group import WeightGroup
 
 TIMEOUT = 300.0  # seconds; less than the group's own, so that who is late is named
-GRACE = 5.0  # seconds in which a death that explains another actor's error comes to light
 
 
 class GroupMember:
@@ -103,6 +102,6 @@ def finish(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[An
         try:
             ray.get(done)
         except RayTaskError:
-            raise_death(waiting, GRACE)
+            raise_death(waiting)
             raise
     return ray.get(list(calls.values()))

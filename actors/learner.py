@@ -160,5 +160,5 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
     try:
         return ray.get(calls)
     except RayTaskError:
-        raise_death(calls, within=10)
+        raise_death(calls)
         raise

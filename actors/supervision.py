@@ -20,6 +20,8 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTa
 from simplear_rl.config import StageConfig
 from simplear_rl.errors import UserError, causes
 
+GRACE = 10.0  # seconds in which a death that explains another actor's error comes to light
+
 
 class ActorLostError(UserError):
     """An actor or an object is gone and Ray does not bring it back. `learner`: it can be had from the checkpoint."""
@@ -106,12 +108,12 @@ def loss(error: BaseException | None) -> RayActorError | ObjectLostError | None:
     return next((cause for cause in causes(error) if isinstance(cause, RayActorError | ObjectLostError)), None)
 
 
-def raise_death(calls: list[ray.ObjectRef], within: float) -> None:
+def raise_death(calls: list[ray.ObjectRef]) -> None:
     """After an error in one of several actors that work together: raise the death that explains it, if there is one.
 
-    An actor that dies takes the others out of a collective; its death comes to light within so many seconds.
+    An actor that dies takes the others out of a collective; its death comes to light within GRACE.
     """
-    for call in ray.wait(calls, num_returns=len(calls), timeout=within)[0] if calls else []:
+    for call in ray.wait(calls, num_returns=len(calls), timeout=GRACE)[0] if calls else []:
         with suppress(RayTaskError):  # the caller raises one, unless a death explains it
             ray.get(call)
 
