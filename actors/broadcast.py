@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from actors.supervision import raise_death
+from actors.supervision import raise_cause
 
 if TYPE_CHECKING:
     from actors.learner import LearnerGroup
@@ -53,10 +53,10 @@ class Broadcast:
 
     `object_store` copies the weights to the host and through Ray's store: works wherever Ray does. `collective` goes
     from device to device in a group that all of them join before the first transfer, and once more when one of them is
-    no longer in it: an engine that was restarted is back with the next call.
+    no longer in it. When an engine dies and Ray restarts it, the transfer is repeated.
 
     Raises:
-        RayActorError: an actor has died.
+        ActorDiedError: an actor is dead for good.
         RayTaskError: an engine or the learner failed; with the type and the message of its error.
         RuntimeError: some did not answer in time; says which.
     """
@@ -68,7 +68,12 @@ class Broadcast:
 
     def __call__(self) -> dict[str, float]:
         """Returns the version that the engines hold and their number."""
-        versions = self._object_store() if self.transport == "object_store" else self._collective()
+        while True:
+            try:
+                versions = self._object_store() if self.transport == "object_store" else self._collective()
+                break
+            except ActorUnavailableError:
+                continue  # Ray restarts the engine, and it takes part in the next attempt
         return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}
 
     def _object_store(self) -> list[int]:
@@ -101,7 +106,6 @@ def finish(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[An
             raise RuntimeError(f"weight broadcast: no answer within {timeout:g} s from {', '.join(late)}")
         try:
             ray.get(done)
-        except RayTaskError:
-            raise_death(waiting)
-            raise
+        except RayTaskError as error:
+            raise_cause(error, waiting)
     return ray.get(list(calls.values()))

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 from actors.broadcast import GroupMember
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
-from actors.supervision import raise_death
+from actors.supervision import raise_cause
 from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
 from simplear_rl.learning.weights import Weights
 
@@ -159,6 +159,5 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
     """What the ranks return."""
     try:
         return ray.get(calls)
-    except RayTaskError:
-        raise_death(calls)
-        raise
+    except RayTaskError as error:
+        raise_cause(error, calls)

@@ -55,6 +55,7 @@ class RolloutActor(Monitored, GroupMember):
             self.engine.load_weights(weights)
         return self.engine.version
 
+    @ray.method(max_task_retries=0)  # a transfer cannot be repeated by one member alone
     def receive_weights(self) -> int:
         """Take part in the group's broadcast, see RolloutEngine.receive_weights; returns the version."""
         with self.phase("load weights", self.engine.version + 1, images=0), self.transfer() as group:

@@ -6,21 +6,20 @@ learner is gone from its last checkpoint.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from threading import Event, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from simplear_rl.config import StageConfig
-from simplear_rl.errors import UserError, causes
+from simplear_rl.errors import PeerLostError, UserError, causes
 
-GRACE = 10.0  # seconds in which a death that explains another actor's error comes to light
+GRACE = 10.0  # seconds in which what explains another actor's error comes to light
 
 
 class ActorLostError(UserError):
@@ -108,14 +107,19 @@ def loss(error: BaseException | None) -> RayActorError | ObjectLostError | None:
     return next((cause for cause in causes(error) if isinstance(cause, RayActorError | ObjectLostError)), None)
 
 
-def raise_death(calls: list[ray.ObjectRef]) -> None:
-    """After an error in one of several actors that work together: raise the death that explains it, if there is one.
+def raise_cause(error: RayTaskError, calls: list[ray.ObjectRef]) -> NoReturn:
+    """After an error in one of several actors that work together: raise what explains it, or the error itself.
 
-    An actor that dies takes the others out of a collective; its death comes to light within GRACE.
+    An actor that dies, or leaves a collective with an error of its own, takes the others out of it: `calls`, whose
+    errors come to light within GRACE.
     """
+    own = [error]
     for call in ray.wait(calls, num_returns=len(calls), timeout=GRACE)[0] if calls else []:
-        with suppress(RayTaskError):  # the caller raises one, unless a death explains it
+        try:
             ray.get(call)
+        except RayTaskError as other:
+            own.append(other)
+    raise next((e for e in own if not isinstance(e, PeerLostError)), error)
 
 
 def restarting(train: Callable[..., None]) -> Callable[..., None]:

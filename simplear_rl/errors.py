@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that the user can mend, and the way to it through Ray's wrappers."""
+"""The one exception type for mistakes that the user can mend; errors that others explain, and what was wrapped."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,10 @@ class UserError(ValueError):
 
     Entry points print the message without a traceback and exit with status 1.
     """
+
+
+class PeerLostError(RuntimeError):
+    """A process group failed because another member left it, whose own error says why."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

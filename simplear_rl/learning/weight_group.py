@@ -7,7 +7,8 @@ runs without a GPU.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import distributed
 
 from simplear_rl.device import default_device
+from simplear_rl.errors import PeerLostError
 from simplear_rl.learning.weights import checksum
 
 TIMEOUT = timedelta(minutes=10)
@@ -74,15 +76,27 @@ class WeightGroup:
     def _broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         options = distributed.BroadcastOptions()
         options.rootRank = 0
-        works = [self.group.broadcast([tensor.flatten().view(torch.uint8)], options) for tensor in tensors]
-        for work in works:
-            work.wait(self.timeout)
+        with _peers():
+            works = [self.group.broadcast([tensor.flatten().view(torch.uint8)], options) for tensor in tensors]
+            for work in works:
+                work.wait(self.timeout)
 
     def _write(self, note: dict) -> None:
-        self.notes.set(str(self.next_note), json.dumps(note))
+        with _peers():
+            self.notes.set(str(self.next_note), json.dumps(note))
         self.next_note += 1
 
     def _read(self) -> dict:
-        note = json.loads(self.notes.get(str(self.next_note)))
+        with _peers():
+            note = json.loads(self.notes.get(str(self.next_note)))
         self.next_note += 1
         return note
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Around what needs the other members: PyTorch has no error of its own for one that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLostError(f"weight broadcast: {error}") from error
