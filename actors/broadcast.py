@@ -1,4 +1,4 @@
-"""Weight broadcast: from the learner's first rank to every engine, through Ray's object store or a process group."""
+"""Weight broadcast from the learner to every engine: through Ray's object store, a process group or shared memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from actors.supervision import raise_cause
+from simplear_rl.errors import causes
 
 if TYPE_CHECKING:
     from actors.learner import LearnerGroup
@@ -53,7 +54,8 @@ class Broadcast:
 
     `object_store` copies the weights to the host and through Ray's store: works wherever Ray does. `collective` goes
     from device to device in a group that all of them join before the first transfer, and once more when one of them is
-    no longer in it. When an engine dies and Ray restarts it, the transfer is repeated.
+    no longer in it. `ipc` needs an engine beside every learner rank (`colocated`, see Stage): each rank shows its
+    weights to the engine on its device. When an engine dies and Ray restarts it, the transfer is repeated.
 
     Raises:
         ActorDiedError: an actor is dead for good.
@@ -62,18 +64,25 @@ class Broadcast:
     """
 
     def __init__(
-        self, transport: Literal["object_store", "collective"], learner: "LearnerGroup", engines: list[ActorHandle]
+        self,
+        transport: Literal["object_store", "collective", "ipc"],
+        learner: "LearnerGroup",
+        engines: list[ActorHandle],
     ):
-        self.transport, self.learner, self.engines = transport, learner, engines
+        self.learner, self.engines = learner, engines
+        transports = {"object_store": self._object_store, "collective": self._collective, "ipc": self._ipc}
+        self.transfer = transports[transport]
 
     def __call__(self) -> dict[str, float]:
         """Returns the version that the engines hold and their number."""
         while True:
             try:
-                versions = self._object_store() if self.transport == "object_store" else self._collective()
+                versions = self.transfer()
                 break
-            except ActorUnavailableError:
-                continue  # Ray restarts the engine, and it takes part in the next attempt
+            except RayError as error:
+                # Ray restarts the engine, and it takes part in the next attempt. A learner that called it wraps that.
+                if not any(isinstance(cause, ActorUnavailableError) for cause in causes(error)):
+                    raise
         return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}
 
     def _object_store(self) -> list[int]:
@@ -90,6 +99,10 @@ class Broadcast:
         sending = {f"learner-{i}": rank.send_weights.remote() for i, rank in enumerate((first, *others))}
         receiving = self._of_engines([engine.receive_weights.remote() for engine in self.engines])
         return finish(sending | receiving)[len(sending) :]
+
+    def _ipc(self) -> list[int]:
+        pairs = zip(self.learner.ranks, self.engines, strict=True)
+        return finish({f"learner-{i}": rank.share_weights.remote(engine) for i, (rank, engine) in enumerate(pairs)})
 
     @staticmethod
     def _of_engines(calls: list[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:

@@ -88,6 +88,12 @@ class LearnerActor(Monitored, GroupMember):
             with self.transfer() as group:
                 self.learner.send_weights(group)
 
+    def share_weights(self, engine: ActorHandle) -> int:
+        """Let an engine on this device copy the policy; returns the version that it has verified."""
+        with self.phase("broadcast", self.learner.step, images=0):
+            sums = self.learner.share_weights(lambda handles: ray.get(engine.map_weights.remote(handles)))
+            return ray.get(engine.accept_weights.remote(self.learner.step, sums))
+
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
         """See Learner.sample."""
         with self.phase("sample", self.learner.step, images=len(captions) * images):

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -58,13 +59,20 @@ class Stage:
         name: of the stage; actors are called "<name>/<role>-<i>" in the dashboard and in the logs.
         roles: how many actors of each role and what they occupy, by configuration key.
         faults: how often actors may be restarted, and their heartbeat.
+        colocated: roles, as many actors of each, whose actors of equal number share a GPU or, without GPUs, a node.
 
     Raises:
         UserError: the cluster is too small; says what was asked, what there is and which keys to change.
         ActorLostError: on leaving, when an actor or an object that Ray does not bring back was the reason.
     """
 
-    def __init__(self, name: str, roles: dict[str, ActorsConfig], faults: FaultsConfig | None = None):
+    def __init__(
+        self,
+        name: str,
+        roles: dict[str, ActorsConfig],
+        faults: FaultsConfig | None = None,
+        colocated: Sequence[str] = (),
+    ):
         connect()
         check_fits(roles, ray.cluster_resources())
         self.name, self.roles, self.faults = name, roles, faults or FaultsConfig()
@@ -73,8 +81,14 @@ class Stage:
         bundles: list[dict[str, float]] = []
         self.bundles_of_role: dict[str, range] = {}
         for role, config in roles.items():
-            self.bundles_of_role[role] = range(len(bundles), len(bundles) + config.count)
-            bundles += [_bundle(config)] * config.count
+            first = self.bundles_of_role.get(colocated[0]) if role in colocated else None
+            if first:  # the actors of a bundle with one GPU all get that one
+                self.bundles_of_role[role] = first
+                for i in first:
+                    bundles[i] = {k: bundles[i].get(k, 0) + n for k, n in _bundle(config).items()}
+            else:
+                self.bundles_of_role[role] = range(len(bundles), len(bundles) + config.count)
+                bundles += [_bundle(config)] * config.count
         self.placement = placement_group(bundles, strategy="PACK", name=name)
         while not self.placement.wait(timeout_seconds=20):
             free = {resource: ray.available_resources().get(resource, 0) for resource in ("CPU", "GPU")}

@@ -62,6 +62,18 @@ class RolloutActor(Monitored, GroupMember):
             self.engine.receive_weights(group)
         return self.engine.version
 
+    @ray.method(max_task_retries=0)
+    def map_weights(self, handles: bytes) -> None:
+        """Copy a bucket that a learner on this device shows, see RolloutEngine.map_weights."""
+        self.engine.map_weights(handles)
+
+    @ray.method(max_task_retries=0)
+    def accept_weights(self, version: int, checksum: dict[str, str]) -> int:
+        """Verify what has been copied, see RolloutEngine.accept_weights; returns the version."""
+        with self.phase("load weights", version, images=0):
+            self.engine.accept_weights(version, checksum)
+        return self.engine.version
+
 
 def stream(
     engines: list[ActorHandle],

@@ -209,9 +209,10 @@ class RolloutConfig(Section):
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
     temperature: Positive = 1.0
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
-    broadcast: Literal["object_store", "collective"] = Field(
+    broadcast: Literal["object_store", "collective", "ipc"] = Field(
         "object_store",
-        description="weights to the engines: object_store: through the host; collective: device to device (NCCL, gloo)",
+        description="weights to the engines: object_store: through the host; collective: device to device (NCCL, "
+        "gloo); ipc: through memory that learner rank i and engine i share, on one GPU or one node's CPUs",
     )
 
 
@@ -334,6 +335,11 @@ class GrpoConfig(StageConfig):
             "reference": self.reference,
         }
 
+    @property
+    def colocated(self) -> tuple[str, ...]:
+        """Roles whose actors of equal number share a GPU or, without GPUs, a node."""
+        return ("learner.actors", "rollout.engine.actors") if self.rollout.broadcast == "ipc" else ()
+
     @model_validator(mode="after")
     def _groups_divide(self) -> "GrpoConfig":
         if self.rollout.prompts_per_step % self.learner.actors.count:
@@ -358,6 +364,19 @@ class GrpoConfig(StageConfig):
                 f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
                 "reserve whole ones for both, or set rollout.broadcast=object_store"
             )
+        if self.rollout.broadcast == "ipc":
+            if learner.actors.count != engine.actors.count:
+                raise ValueError(
+                    "rollout.broadcast=ipc: every learner shares its device with one engine, found "
+                    f"learner.actors.count {learner.actors.count}, rollout.engine.actors.count {engine.actors.count}: "
+                    "set both to the same, or rollout.broadcast=object_store"
+                )
+            if any(gpus) and (not all(gpus) or sum(gpus) > 1):
+                raise ValueError(
+                    "rollout.broadcast=ipc: a learner and an engine share a GPU, found "
+                    f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
+                    "reserve fractions that sum to 1, or set rollout.broadcast=object_store"
+                )
         return self
 
 

@@ -61,22 +61,21 @@ def plan_grpo(config: GrpoConfig) -> None:
     if config.start.exists() and config.prompts.exists():
         read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
     guided = rollout.guidance_scale != 1
-    contexts, prompt = rollout.samples_per_prompt * (2 if guided else 1), engine.max_prompt_tokens
-    images = rollout.prompts_per_step * rollout.samples_per_prompt
+    group = rollout.samples_per_prompt, guided, engine.max_prompt_tokens
+    prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
     at_once = plan.images_at_once(decoder, engine, guided)
     rewards, unknown = plan.reward_memory(config.reward.models)
-    group = "rollout.samples_per_prompt"
     memory = {
         "learner.actors": (
-            plan.grpo_memory(decoder, learner, contexts, prompt),
-            f"{group}, or set learner.activation_checkpointing and learner.zero_stage",
+            plan.grpo_memory(decoder, learner, *group),
+            "rollout.samples_per_prompt, or set learner.activation_checkpointing and learner.zero_stage",
         ),
         "rollout.engine.actors": (
             plan.engine_memory(decoder, engine),
             "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
         ),
         "reward.actors": (rewards, "reward.models.batch_size, or set reward.models.dtype"),
-        "reference": (plan.reference_memory(decoder, learner.dtype, contexts, prompt), group),
+        "reference": (plan.reference_memory(decoder, learner.dtype, *group), "rollout.samples_per_prompt"),
     }
     lines = [
         policy,
@@ -88,11 +87,6 @@ def plan_grpo(config: GrpoConfig) -> None:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
     ]
     _report(config, lines, {role: Role(actors, *memory[role]) for role, actors in config.roles.items()})
-    if 0 < engine.actors.gpus < 1:
-        raise UserError(
-            f"rollout.engine.actors.gpus is {engine.actors.gpus:g}, so other actors may share the GPU, and vLLM does "
-            f"not start unless {plan.VLLM_FREE:.0%} of a GPU's memory is free: set it to 1"
-        )
 
 
 def _policy(config: StageConfig) -> tuple[Decoder, str]:
@@ -148,7 +142,8 @@ def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict
     for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():
         memory = f" of {kind[2] / GIB:.0f} GiB" if kind[2] else ""
         print(f"cluster  {number} x ({kind[1]} GPUs{memory}, {kind[0]:g} CPUs); {source}")
-    places = plan.place({role: part.actors for role, part in roles.items()}, nodes)
+    colocated = config.colocated if isinstance(config, GrpoConfig) else ()
+    places = plan.place({role: part.actors for role, part in roles.items()}, nodes, colocated)
     for i, node in enumerate(nodes):
         count = Counter(place.role for place in places if place.node == i)
         actors = ", ".join(f"{number} {role}" for role, number in count.items()) or "no actors"

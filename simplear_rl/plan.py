@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, RewardModelConfig
 from simplear_rl.errors import UserError
+from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
 from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
 
 GIB = 2**30
@@ -26,13 +27,14 @@ USABLE = 0.9
 PROCESS = 1.5 * GIB
 # Elements of DeepSpeed's buckets for gradients, and of weights gathered at a time under ZeRO-3 (its defaults).
 BUCKET, GATHERED = 5e8, 1e9
-# Peak of visual log-probs, computed in chunks, in units of float32 logits of all positions over the whole vocabulary.
-LOG_PROBS_PEAK = 1 / 8
-# Bytes per logit of the supervised loss, float32: the log-softmax and, in its backward pass, two gradients. Of all
-# positions at once, so an upper bound: the learner takes them in chunks (policy/log_probs.py).
-CROSS_ENTROPY = 12
-# vLLM: tokens of one prefill step, tokens of a block of the key-value cache, share of a GPU that must be free at start.
-PREFILL, BLOCK, VLLM_FREE = 16_384, 16, 0.92
+# Bytes per logit of a chunk, in float32: logits, log-softmax and, in the backward pass, a gradient; guided, of both
+# contexts, whose gradients come after the log-softmax is gone.
+UNGUIDED, GUIDED = 12, 16
+# Gradients of the head that exist at a time, beside the one that training keeps, when logits come in several chunks:
+# the sum so far, a chunk's own and the new sum.
+HEAD_GRADIENTS = 3
+# vLLM: tokens of one prefill step, tokens of a block of the key-value cache.
+PREFILL, BLOCK = 16_384, 16
 # Bytes per code and context of an engine's step: the head's row, log-softmax in float32, the CDF in float64.
 DRAWING = 40
 # Cosmos: its two networks in bfloat16, and its feature maps per pixel of a pass. Allowances, not derived.
@@ -125,30 +127,35 @@ def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, pro
     tokens = images * (prompt + decoder.tokens)
     return states_memory(decoder.parameters, learner) | {
         "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
-        "logits": tokens * decoder.vocabulary * CROSS_ENTROPY,
+        "logits": logits_peak(decoder, learner.dtype, tokens, decoder.vocabulary, UNGUIDED),
     }
 
 
-def grpo_memory(decoder: Decoder, learner: LearnerConfig, contexts: int, prompt: int) -> Memory:
-    """A learner's rank in GRPO: a group of so many contexts (a guided image has two) in one pass."""
-    tokens = contexts * (prompt + decoder.tokens)
+def grpo_memory(decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int) -> Memory:
+    """A learner's rank in GRPO: a group of so many images in one pass; a guided one has two contexts."""
+    tokens = images * (1 + guided) * (prompt + decoder.tokens)
+    per_logit = GUIDED if guided else UNGUIDED
     return states_memory(decoder.parameters, learner) | {
         "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
-        "log-probs": contexts * log_probs_peak(decoder),
+        "log-probs": logits_peak(decoder, learner.dtype, images * decoder.tokens, decoder.codes, per_logit),
     }
 
 
-def log_probs_peak(decoder: Decoder) -> float:
-    """Peak of one context's visual log-probs."""
-    return decoder.tokens * decoder.vocabulary * 4 * LOG_PROBS_PEAK
+def logits_peak(decoder: Decoder, dtype: str, rows: int, ids: int, per_logit: int) -> float:
+    """Log-probs of `ids` ids at so many positions and their backward pass, see policy/log_probs.py."""
+    chunk = min(rows * ids, LOGITS_PER_CHUNK)
+    heads = HEAD_GRADIENTS if chunk < rows * ids else 1
+    return chunk * per_logit + heads * ids * decoder.hidden * BYTES[dtype]
 
 
-def reference_memory(decoder: Decoder, dtype: str, contexts: int, prompt: int) -> Memory:
-    """A frozen reference: one layer's activations at a time."""
+def reference_memory(decoder: Decoder, dtype: str, images: int, guided: bool, prompt: int) -> Memory:
+    """A frozen reference: one layer's activations, and one chunk of logits, at a time."""
+    tokens = images * (1 + guided) * (prompt + decoder.tokens)
+    chunk = min(images * decoder.tokens * decoder.codes, LOGITS_PER_CHUNK)
     return {
         "weights": decoder.parameters * BYTES[dtype],
-        "activations": contexts * (prompt + decoder.tokens) * layer_activations(decoder, dtype),
-        "log-probs": contexts * log_probs_peak(decoder),
+        "activations": tokens * layer_activations(decoder, dtype),
+        "log-probs": chunk * (GUIDED if guided else UNGUIDED),
     }
 
 
@@ -238,8 +245,10 @@ class Place:
     gpus: list[int]
 
 
-def place(roles: dict[str, ActorsConfig], nodes: list[Node]) -> list[Place]:
+def place(roles: dict[str, ActorsConfig], nodes: list[Node], colocated: Sequence[str] = ()) -> list[Place]:
     """A place for every actor, on few nodes, the largest first (Ray's strategy PACK may choose another one).
+
+    Actors of equal number of the `colocated` roles are at the same place.
 
     Raises:
         UserError: an actor is left over; names the keys to change.
@@ -247,10 +256,15 @@ def place(roles: dict[str, ActorsConfig], nodes: list[Node]) -> list[Place]:
     for role, config in roles.items():
         if config.gpus > 1 and config.gpus % 1:
             raise UserError(f"{role}.gpus ({config.gpus:g}): Ray reserves fractions below 1 and whole numbers")
-    actors = [(role, config) for role, config in roles.items() for _ in range(config.count)]
+    bundles = [([role], config) for role, config in roles.items() if role not in colocated]
+    if colocated:
+        parts = [roles[role] for role in colocated]
+        cpus, gpus = sum(part.cpus for part in parts), sum(part.gpus for part in parts)
+        bundles.append((list(colocated), ActorsConfig(count=parts[0].count, cpus=cpus, gpus=gpus)))
+    actors = [(names, config) for names, config in bundles for _ in range(config.count)]
     actors.sort(key=lambda actor: (-actor[1].gpus, -actor[1].cpus))
     places: list[Place] = []
-    for role, config in actors:
+    for names, config in actors:
         taken = ((i, node.take(config)) for i, node in enumerate(nodes))
         found = next(((i, gpus) for i, gpus in taken if gpus is not None), None)
         if not found:
@@ -258,8 +272,9 @@ def place(roles: dict[str, ActorsConfig], nodes: list[Node]) -> list[Place]:
             have = ", ".join(f"{node.gpus} GPUs and {node.cpus:g} CPUs" for node in nodes)
             keys = ", ".join(f"{r}.{key}" for r in roles for key in ("count", "gpus", "cpus"))
             raise UserError(
-                f"no node has room for {role}-{sum(p.role == role for p in places)}: the actors ask for {rows}; "
+                f"no node has room for {' and '.join(names)}-{sum(p.role == names[0] for p in places)}: the actors ask "
+                f"for {rows}; "
                 f"the nodes have {have}. Lower {keys}, or add nodes"
             )
-        places.append(Place(role, *found))
+        places += [Place(role, *found) for role in names]
     return places

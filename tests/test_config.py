@@ -105,6 +105,14 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
             "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",  # noqa: E501
             "NCCL needs a GPU of its own .* learner.actors.gpus 0, rollout.engine.actors.gpus 0.5",
         ),
+        (
+            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: ipc, engine: {actors: {count: 2}}}",
+            "learner.actors.count 1, rollout.engine.actors.count 2: set both to the same",
+        ),
+        (
+            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: ipc, engine: {actors: {gpus: 1}}}",
+            "share a GPU, found learner.actors.gpus 0, rollout.engine.actors.gpus 1: reserve fractions",
+        ),
     ],
 )
 def test_bad_values_name_the_key_and_what_was_found(override, message):

@@ -70,13 +70,12 @@ def test_hyper_parameters_are_the_papers(folder, stage, paper):
 @pytest.mark.parametrize(
     ("stage", "override", "message"),
     [
-        ("pretrain", "plan.gpu_memory_gib=40", r"40 GiB, 90% .* learner.actors .*29.6 logits.*lower data.micro_batch"),
+        ("pretrain", "plan.gpu_memory_gib=24", r"24 GiB, 90% .* learner.actors .*16.5 activ.*lower data.micro_batch"),
         ("sft", "plan.nodes=3", r"no node has room for learner.actors-24: .* Lower learner.actors.count"),
         ("grpo", "plan.cpus_per_node=12", r"no node has room for rollout.engine.actors-5: .* 12 CPUs"),
         ("grpo", "rollout.samples_per_prompt=128", r"does not hold 1 x learner.actors .* rollout.samples_per_prompt"),
         ("grpo", "rollout.engine.kv_cache_gib=100", r"lower rollout.engine.kv_cache_gib"),
         ("grpo", "rollout.engine.kv_cache_gib=0.05", r"kv_cache_gib=0.05 .* have room for 1: raise"),
-        ("grpo", "rollout.engine.actors.gpus=0.5", r"rollout.engine.actors.gpus is 0.5.* set it to 1"),
         ("grpo", "plan=null", "simplear_0.5b/sft/final: no policy there; .* `plan`, which is not set"),
     ],
 )
@@ -91,6 +90,18 @@ def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
     assert "node 1   6 rollout.engine.actors, 1 reward.actors, 1 reference; 1 GPUs idle" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"1 x reward.actors .* and 1 x reference .*raise reward.actors.gpus, refer"):
         dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=16")
+
+
+def test_a_learner_and_an_engine_that_share_a_gpu_are_placed_together(tmp_path, capsys):
+    shared = ["rollout.broadcast=ipc", "learner.actors.gpus=0.5", "rollout.engine.actors.gpus=0.5", f"root={tmp_path}"]
+    dry_run("simplear_0.5b", "grpo", *shared)
+    shown = capsys.readouterr().out
+    assert "node 0   7 learner.actors, 7 rollout.engine.actors, 1 reward.actors; 0 GPUs idle" in shown
+    assert "node 1   1 reference; 7 GPUs idle" in shown
+    with pytest.raises(UserError, match=r"1 x learner.actors .* and 1 x rollout.engine.actors .*raise learner"):
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=18")
+    with pytest.raises(UserError, match="no node has room for learner.actors and rollout.engine.actors-5"):
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.cpus_per_node=8", "plan.nodes=5")
 
 
 @pytest.mark.parametrize("stage", STAGES)

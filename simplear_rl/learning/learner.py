@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.learning.flops import ModelSize, peak_flops
 from simplear_rl.learning.guards import Sample, group_sample, refusal
 from simplear_rl.learning.weight_group import WeightGroup
+from simplear_rl.learning.weight_sharing import shared
 from simplear_rl.learning.weights import BUCKET_BYTES, Weights, checksum, in_buckets
 from simplear_rl.policy.log_probs import in_chunks, rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
@@ -238,12 +240,31 @@ class Learner:
 
     def send_weights(self, group: WeightGroup | None) -> None:
         """Broadcast the whole policy from rank 0; the others have no group. Every rank must call it."""
-        buckets = self.weight_buckets()
-        try:
+        with self._all_buckets() as buckets:
             if group:
                 group.send(buckets, self.step)
+
+    def share_weights(self, show: Callable[[bytes], None]) -> dict[str, str]:
+        """Call `show` with the handles to every bucket of the policy, see `shared`; it returns when it is done with it.
+
+        Every rank must call it, each with an engine of its own. Returns the checksum.
+        """
+        sums: dict[str, str] = {}
+        with self._all_buckets() as buckets:
+            for bucket in buckets:
+                copies, handles = shared(bucket)
+                show(handles)
+                sums |= checksum(copies.items())
+        return sums
+
+    @contextmanager
+    def _all_buckets(self) -> Iterator[Iterator[dict[str, torch.Tensor]]]:
+        """The buckets, of which those left over are gone through at the end: the other ranks gather all of them."""
+        buckets = self.weight_buckets()
+        try:
+            yield buckets
         finally:
-            for _ in buckets:  # also where sending failed: the other ranks gather all of them
+            for _ in buckets:
                 pass
 
     def weight_buckets(self, limit: int = BUCKET_BYTES) -> Iterator[dict[str, torch.Tensor]]:

@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from simplear_rl.config import EngineConfig
 from simplear_rl.errors import UserError
 from simplear_rl.learning.weight_group import WeightGroup
+from simplear_rl.learning.weight_sharing import mapped, wait_for_device
 from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.pairing import PairScheduler
@@ -52,6 +53,7 @@ class RolloutEngine:
                 max_model_len=config.max_prompt_tokens + self.layout.tokens,
                 max_num_seqs=config.max_concurrent,
                 kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+                gpu_memory_utilization=0.01,  # beside the above only what must be free at start: others share the GPU
                 logits_processors=[CodeSampler],
                 logprobs_mode="processed_logits",
                 generation_config="vllm",  # not the checkpoint's own: it may carry a repetition penalty and EOS ids
@@ -155,19 +157,26 @@ class RolloutEngine:
         """
         self._check_idle()
         self.llm.apply_model(lambda model: model.load_weights(weights.tensors.items()))
-        self._accept(weights.version, weights.checksum)
+        self.accept_weights(weights.version, weights.checksum)
 
     def receive_weights(self, group: WeightGroup) -> None:
         """The same with what the first rank of `group` sends, a bucket at a time."""
         self._check_idle()
         ((version, sent),) = self.llm.apply_model(lambda model: group.receive(model.load_weights))
-        self._accept(version, sent)
+        self.accept_weights(version, sent)
+
+    def map_weights(self, handles: bytes) -> None:
+        """Copy one bucket out of another process's memory; `accept_weights` follows the last one."""
+        self._check_idle()
+        self.llm.apply_model(lambda model: model.load_weights(mapped(handles).items()))
+        wait_for_device()
 
     def _check_idle(self) -> None:
         if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("weights cannot change while images are being drawn")
 
-    def _accept(self, version: int, sent: dict[str, str]) -> None:
+    def accept_weights(self, version: int, sent: dict[str, str]) -> None:
+        """Verify what has been loaded by the sender's checksum and empty the prefix cache. Raises RuntimeError."""
         self.llm.apply_model(lambda model: model.pack())
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache of the old weights could not be emptied")

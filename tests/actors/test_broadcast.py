@@ -16,7 +16,7 @@ from simplear_rl.policy.model import load_policy
 from tests.conftest import make_policy
 
 BUCKET = 100_000  # bytes; the policy below has 0.5 MB
-TRANSPORTS = ["object_store", "collective"]
+TRANSPORTS = ["object_store", "collective", "ipc"]
 
 
 def learner_config(ranks: int, zero_stage: int) -> LearnerConfig:
@@ -65,7 +65,7 @@ def expected(other_policy):
 @pytest.fixture(scope="module")
 def engines(ray_cluster, policy, engine_config):
     with Stage("engines", {"engine": ActorsConfig(count=2, cpus=0.5)}) as stage:
-        engines = stage.launch("engine", RolloutActor, policy, engine_config, max_restarts=1)
+        engines = stage.launch("engine", RolloutActor, policy, engine_config, max_restarts=2)
         stage.ready()
         yield engines
 
@@ -95,7 +95,7 @@ def start(learner: LearnerGroup, other_policy, zero_stage: int, version: int) ->
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_every_engine_holds_the_bytes_of_the_learner(learner, engines, other_policy, expected, zero_stage):
     start(learner, other_policy, zero_stage, version=7)
-    for transport in TRANSPORTS:
+    for transport in TRANSPORTS[: len(learner.ranks) + 1]:  # ipc needs a rank for each of the two engines
         broadcast = Broadcast(transport, learner, engines)
         for _ in range(2):
             forget(engines)
@@ -149,16 +149,41 @@ def test_an_engine_that_cannot_take_part_is_named_at_once(learner, engines, othe
     assert_holds(engines[0], expected)
 
 
+@pytest.mark.parametrize("learner", [2], indirect=True)
+def test_a_damaged_byte_in_shared_memory_is_refused(learner, engines, other_policy, expected):
+    start(learner, other_policy, 3, version=11)
+    broadcast = Broadcast("ipc", learner, engines)
+
+    def damage(self):
+        load = self.engine.map_weights
+
+        def damaged(handles):
+            load(handles)
+            self.engine.llm.apply_model(lambda m: m.model.norm.weight.view(torch.uint8)[3:4].bitwise_xor_(1) and None)
+
+        self.engine.map_weights = damaged
+
+    inside(engines[0], damage)
+    with pytest.raises(RuntimeError, match=r"(?s)learner-0.*version 11: model.norm.weight differs"):
+        broadcast()
+    inside(engines[0], lambda self: self.engine.__dict__.pop("map_weights") and None)
+    broadcast()
+    assert_holds(engines[0], expected)
+
+
 @pytest.mark.parametrize("learner", [2], indirect=True)  # after all others: it ends the engines
 def test_a_restarted_engine_is_back_with_the_next_broadcast_and_a_dead_one_is_an_error(
     learner, engines, other_policy, expected
 ):
     start(learner, other_policy, 0, version=10)
+    for transport in "collective", "ipc":
+        broadcast = Broadcast(transport, learner, engines)
+        broadcast()
+        ray.kill(engines[1], no_restart=False)
+        assert broadcast() == {"weight_version": 10.0, "engines_verified": 2.0}
+        assert_holds(engines[1], expected)
     broadcast = Broadcast("collective", learner, engines)
     broadcast()
-    ray.kill(engines[1], no_restart=False)
-    assert broadcast() == {"weight_version": 10.0, "engines_verified": 2.0}
-    assert_holds(engines[1], expected)
 
     def die(self):
         import os

@@ -86,8 +86,9 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp
 
 
 @pytest.mark.slow
-def test_collective_broadcast_changes_nothing_but_the_time(one_of_each, world, tmp_path):
-    grpo.train(grpo_config(world, tmp_path / "run", "rollout.broadcast=collective"))
+@pytest.mark.parametrize("transport", ["collective", "ipc"])
+def test_another_transport_changes_nothing_but_the_time(one_of_each, world, tmp_path, transport):
+    grpo.train(grpo_config(world, tmp_path / "run", f"rollout.broadcast={transport}"))
     rows = [
         [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in read_metrics(file)]
         for file in (one_of_each / "metrics.jsonl", tmp_path / "run" / "metrics.jsonl")
