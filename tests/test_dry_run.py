@@ -89,7 +89,7 @@ def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
     dry_run("simplear_0.5b", "grpo", *shared)
     assert "node 1   6 rollout.engine.actors, 1 reward.actors, 1 reference; 1 GPUs idle" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"1 x reward.actors .* and 1 x reference .*raise reward.actors.gpus, refer"):
-        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=16")
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=15")
 
 
 def test_a_learner_and_an_engine_that_share_a_gpu_are_placed_together(tmp_path, capsys):

@@ -26,7 +26,11 @@ def shared(bucket: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], by
 
 
 def mapped(handles: bytes) -> dict[str, torch.Tensor]:
-    """The tensors themselves. The caller drops them, and waits for the device, before it says that it is done."""
+    """The tensors themselves. The caller drops them, and waits for the device, before it says that it is done.
+
+    One that is killed before leaves this bucket's memory allocated: on a GPU until the other process ends, on a CPU in
+    /dev/shm.
+    """
     return pickle.loads(handles)
 
 

@@ -17,6 +17,7 @@ from simplear_rl.learning.weights import checksum
 tensors = mapped(sys.stdin.buffer.read())
 print(checksum(tensors.items()))
 tensors["bias"].zero_()
+del tensors
 """
 
 
