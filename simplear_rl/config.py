@@ -465,7 +465,9 @@ class EvaluateConfig(CommandConfig):
 class TokenizeConfig(CommandConfig):
     """Token shards from images and captions."""
 
-    input: Location = Field(description="folder or file: JSON lines, WebDataset tars or Parquet with image bytes")
+    input: LocationOrHubId = Field(
+        description="folder, file or Hugging Face data set: JSON lines, WebDataset tars or Parquet with image bytes"
+    )
     files: str = Field("**/*", description="glob pattern that chooses among the files below `input`")
     output: Location = Field(description="folder for the shards and rejected.jsonl")
     size: Count = Field(description="pixels per side of the square that an image is resized and cropped to")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -36,7 +37,7 @@ def is_hub_id(path: Path) -> bool:
     return len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in ("..", "~") and not path.exists()
 
 
-def resolve(source: Path, files: Sequence[str]) -> Path:
+def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"] = "model") -> Path:
     """The folder that `source` names: itself or, of a Hugging Face id, the download of those `files` (patterns).
 
     Raises:
@@ -45,7 +46,7 @@ def resolve(source: Path, files: Sequence[str]) -> Path:
     if not is_hub_id(source):
         return source
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(files)))
+        return Path(snapshot_download(str(source), repo_type=kind, allow_patterns=list(files)))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: of a broken proxy setting
         raise UserError(
             f"{source}: no folder of that name, and the Hugging Face Hub does not give it: {error}"

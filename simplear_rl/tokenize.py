@@ -1,9 +1,9 @@
 """Your own images: images and captions become token shards for pretraining and SFT.
 
 Reads JSON lines (image: path relative to the file, caption, optional short_caption), WebDataset tars (jpg, png or webp
-with txt or json) or Parquet files with image bytes, as Hugging Face data sets are published. The shorter side of an
-image is resized to `size`, the centre is cut out, and the visual tokenizer's actors encode it. Bad samples are listed
-in rejected.jsonl. A run that was stopped continues with the same command.
+with txt or json) or Parquet files with image bytes, from a folder or a data set of the Hugging Face Hub. The shorter
+side of an image is resized to `size`, the centre is cut out, and the visual tokenizer's actors encode it. Bad samples
+are listed in rejected.jsonl. A run that was stopped continues with the same command.
 """
 
 import logging
@@ -21,20 +21,23 @@ from simplear_rl.data.images import BatchTokenizer
 from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.sources import Part, divide, find_files, read_batches
 from simplear_rl.errors import UserError
+from simplear_rl.files import resolve
 from simplear_rl.inputs import require
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 EXAMPLES = """  python -m simplear_rl.tokenize input=pictures output=tokens
   python -m simplear_rl.tokenize input=pictures output=tokens size=512 actors.count=8 actors.gpus=1 \\
       tokenizer=nvidia/Cosmos-1.0-Tokenizer-DV8x16x16
-  python -m simplear_rl.tokenize input=hub_dataset files='data/train-*.parquet' output=tokens max_rejected=0.01"""
+  python -m simplear_rl.tokenize input=owner/dataset files='data/train-*.parquet' output=tokens max_rejected=0.01"""
 
 
 def tokenize(config: TokenizeConfig) -> None:
     """Make the shards that are missing, then rejected.jsonl."""
     require(config, config.tokenizer, config.input)
     CosmosTokenizer(config.tokenizer)  # what is wrong with it shows before anything starts
-    shards = ShardWriter(config, divide(config.input, find_files(config.input, config.files), config.shard_size))
+    pattern = config.files.removeprefix("**/")  # on the Hub, `*` stands for folders too
+    source = resolve(config.input, [pattern], "dataset")
+    shards = ShardWriter(config, divide(source, find_files(source, config.files), config.shard_size))
     if missing := shards.missing():
         _fill(shards, missing, config)
     good, bad = shards.finish()

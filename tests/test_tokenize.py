@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -80,6 +81,18 @@ def test_shards_hold_the_codes_of_every_good_image(ray_cluster, kind, tmp_path, 
     data = TokenDataset(TokenDataConfig(sources=sources, batch_size=1, micro_batch=1), encode, layout, seed=0)
     assert sum(sum(source.sizes) for source in data.sources) == len(good)
     assert all(len(data.batch(step).ids) == 1 for step in range(1, len(good) + 1))  # every row passes its checks
+
+
+def test_a_data_set_of_the_hub_is_input_as_well(ray_cluster, tmp_path, tokenizer, monkeypatch):
+    snapshot = tmp_path / "datasets--owner--pictures" / "snapshots" / ("0" * 40)  # as the Hub's client lays it out
+    good, bad = pictures.write("parquet", snapshot, 20, bad_every=7)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    tokenize(config(tmp_path, tokenizer, "input=owner/pictures"))
+    assert written(tmp_path / "out") == (good, bad)
+    with pytest.raises(UserError, match=r"nobody/nothing: no folder of that name, and the Hugging Face Hub does not"):
+        tokenize(config(tmp_path, tokenizer, "input=nobody/nothing"))
 
 
 def test_a_finished_output_needs_no_actors(tmp_path, tokenizer, capsys):
