@@ -23,10 +23,11 @@ from simplear_rl.config import CONFIGS, GrpoConfig, SupervisedConfig, load_confi
 from simplear_rl.run import Run, checkpoints, read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = int(os.environ.get("CHAOS_STEPS", 8))
+STEPS = int(os.environ.get("CHAOS_STEPS", 18))
 ACTORS = ["rollout.engine-0", "rollout.engine-1", "reward-0", "reference-0", "learner-0", "learner-1"]
 PHASES = ["rollout", "update", "broadcast", "checkpoint"]
-# Of every step: the phase in which a signal goes to an actor.
+# Of every step: the phase in which a signal goes to an actor. Every role in every phase; every second step has a
+# checkpoint, and a lost learner takes its steps since the last one with it.
 PLAN = {
     1: ("rollout", "rollout.engine-0", signal.SIGKILL),
     2: ("rollout", "reward-0", signal.SIGKILL),
@@ -35,11 +36,21 @@ PLAN = {
     5: ("rollout", "reference-0", signal.SIGSTOP),
     6: ("checkpoint", "learner-0", signal.SIGKILL),
     7: ("update", "rollout.engine-0", signal.SIGKILL),
+    8: ("checkpoint", "rollout.engine-1", signal.SIGKILL),
+    9: ("broadcast", "learner-0", signal.SIGKILL),
+    10: ("checkpoint", "reward-0", signal.SIGKILL),
+    11: ("update", "reward-0", signal.SIGKILL),
+    12: ("checkpoint", "reference-0", signal.SIGKILL),
+    13: ("update", "reference-0", signal.SIGKILL),
+    14: ("broadcast", "reference-0", signal.SIGKILL),
+    15: ("rollout", "learner-1", signal.SIGKILL),
+    16: ("broadcast", "reward-0", signal.SIGKILL),
+    17: ("rollout", "reference-0", signal.SIGKILL),
 }
 if "CHAOS_STEPS" in os.environ:
     dice = random.Random(int(os.environ.get("CHAOS_SEED", 0)))
     signals = [signal.SIGKILL] * 9 + [signal.SIGSTOP]
-    PLAN = {  # every second step has a checkpoint
+    PLAN = {
         step: (dice.choice(PHASES[: 4 - step % 2]), dice.choice(ACTORS), dice.choice(signals))
         for step in range(1, STEPS)
     }
@@ -146,6 +157,18 @@ def pid(name, stage="grpo"):
 def test_killed_and_hung_actors_change_nothing(undisturbed, world, tmp_path, monkeypatch):
     chaos = Chaos(PLAN, monkeypatch)
     grpo.train(chaos_config(world, tmp_path / "run"))
+    for thread in chaos.threads:
+        thread.join(1)
+    assert_same(tmp_path / "run", undisturbed)
+    assert not chaos.plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["collective", "ipc"])
+def test_deaths_in_other_transports_change_nothing(undisturbed, world, tmp_path, monkeypatch, transport):
+    plan = {2: ("broadcast", "rollout.engine-0", signal.SIGKILL), 5: ("broadcast", "learner-1", signal.SIGKILL)}
+    chaos = Chaos(plan, monkeypatch)
+    grpo.train(chaos_config(world, tmp_path / "run", f"rollout.broadcast={transport}"))
     for thread in chaos.threads:
         thread.join(1)
     assert_same(tmp_path / "run", undisturbed)
