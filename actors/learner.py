@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
 from simplear_rl.learning.weights import Weights
 
 
-@ray.remote(concurrency_groups=CONCURRENCY_GROUPS)
+@ray.remote(concurrency_groups=CONCURRENCY_GROUPS | {"checkpoint": 1})
 class LearnerActor(Monitored, GroupMember):
     """One rank of the Learner. The three stages use the same class."""
 
@@ -100,9 +100,15 @@ class LearnerActor(Monitored, GroupMember):
             return self.learner.sample(captions, images, seed)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's part of a checkpoint."""
+        """Copy this rank's part of a checkpoint to host memory."""
         with self.phase("save", self.learner.step, images=0):
-            self.learner.save(folder)
+            self.write = self.learner.save(folder)
+
+    @ray.method(concurrency_group="checkpoint")
+    def write_saved(self) -> None:
+        """Write the copy, while this rank does other things."""
+        self.write()
+        del self.write
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""
@@ -149,13 +155,19 @@ class LearnerGroup:
         """Draw `images` per caption from the current weights; codes [captions, images, T]."""
         return self._all("sample", captions, images, seed)[0]
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread."""
         self._all("save", folder)
+        return self._write_saved
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""
         self._all("load", folder)
+
+    def _write_saved(self) -> None:
+        calls = [actor.write_saved.remote() for actor in self.ranks]
+        ray.wait(calls, num_returns=len(calls))  # once one has failed, no other goes on writing
+        _together(calls)
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         return _together([getattr(actor, method).remote(*args) for actor in self.ranks])

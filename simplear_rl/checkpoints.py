@@ -4,13 +4,15 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
 from simplear_rl.config import StageConfig
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, causes
 from simplear_rl.files import count_weights
 
 CHECKSUMS = "checksums.json"  # inside every checkpoint: file -> SHA-256
@@ -58,32 +60,47 @@ def damage(folder: Path) -> str | None:
         return f"cannot be verified: {error}"
 
 
-def write_checkpoint(folder: Path, save: Callable[[Path], None]) -> None:
-    """Let `save` fill a temporary folder; it appears as `folder` once all is on the disk, checksums included.
+def begin_checkpoint(folder: Path, save: Callable[[Path], Callable[[], None]]) -> Callable[[], None]:
+    """Let `save` copy what is to be written into a temporary folder, by the function that it returns.
+
+    What this one returns does that, in any thread; `folder` appears once all is on the disk, checksums included.
 
     Raises:
-        UserError: the disk is full or cannot be written to; what was written of the checkpoint is removed.
+        UserError: also later; the disk is full or cannot be written to; what was written of the checkpoint is removed.
     """
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    # The name is new each time: a learner that was killed while it wrote may not be quite gone yet.
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    with _disk_may_refuse(folder, partial):
         partial.mkdir(parents=True)
-        save(partial)
-        sums = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
-        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
-            _sync(path)
-        partial.rename(folder)
-        _sync(folder.parent)
+        write = save(partial)
+
+    def finish() -> None:
+        with _disk_may_refuse(folder, partial):
+            write()
+            sums = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
+            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
+                _sync(path)
+            partial.rename(folder)
+            _sync(folder.parent)
+
+    return finish
+
+
+@contextmanager
+def _disk_may_refuse(folder: Path, partial: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # writers have errors of their own for a full disk, as torch's RuntimeError
         free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
-        if getattr(error, "errno", None) not in REFUSED_BY_DISK and free >= FULL:
+        refusal = next((cause for cause in causes(error) if getattr(cause, "errno", None) in REFUSED_BY_DISK), None)
+        if not refusal and free >= FULL:
             raise
         written = size(partial)
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"{folder}: the checkpoint cannot be written: {error}; {written:,} bytes were, {free:,} are free: the "
-            "checkpoints before it are untouched; make room, and the same command continues from the last one"
+            f"{folder}: the checkpoint cannot be written: {refusal or error}; {written:,} bytes were, {free:,} are "
+            "free: the checkpoints before it are untouched; make room, and the same command continues from the last one"
         ) from error
 
 

@@ -42,7 +42,8 @@ def train(config: GrpoConfig) -> None:
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
-    with Run("grpo", config) as run, Stage("grpo", config.roles, config.faults, config.colocated) as stage:
+    run = Run("grpo", config)
+    with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
         engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
         references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype)

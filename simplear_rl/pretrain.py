@@ -28,7 +28,8 @@ def train(config: SupervisedConfig, name: str = "pretrain") -> None:
     read_encoder(config.start)
     for folder in config.data.folders:
         TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts
-    with Run(name, config) as run, Stage(name, config.roles, config.faults) as stage:
+    run = Run(name, config)
+    with Stage(name, config.roles, config.faults) as stage, run:
         learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run)
         learner.open_data(config.data, config.seed)
         if run.last_checkpoint:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,13 @@ import yaml
 from tqdm import tqdm
 
 from simplear_rl.checkpoints import (
+    begin_checkpoint,
     checkpoints,
     expired,
     newest_intact,
     remove,
     require_space,
     step_of,
-    write_checkpoint,
 )
 from simplear_rl.config import StageConfig
 from simplear_rl.errors import UserError
@@ -65,6 +66,8 @@ class Run:
         self.last_checkpoint = newest_intact(self.folder)
         self.step = self.saved = step_of(self.last_checkpoint) if self.last_checkpoint else 0
         self.stopping = False
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None
         self.wandb: Any = None
         self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
         self.before = _read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
@@ -74,7 +77,18 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if not isinstance(error, KeyboardInterrupt):
+                self._settle()
+        except Exception as failure:
+            if not error:
+                raise
+            print(f"{self.folder}: the last checkpoint was not finished: {failure}", flush=True)
+        finally:
+            self._end_wandb()
+
+    def _end_wandb(self) -> None:
         if self.wandb:
             with self._wandb_may_be_gone():
                 self.wandb.finish()
@@ -83,6 +97,9 @@ class Run:
         """The steps still to do, from 1 to config.steps, with a progress bar.
 
         SIGTERM lets the step at hand finish, makes a checkpoint due after it and then ends the process with status 143.
+
+        Raises:
+            UserError: a checkpoint that was being written meanwhile has failed, see `checkpoint`.
         """
 
         def stop(*_: object) -> None:
@@ -92,9 +109,14 @@ class Run:
         before = signal.signal(signal.SIGTERM, stop)
         try:
             with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
-                while self.step < self.config.steps and not (self.stopping and self.saved == self.step):
+                while self.step < self.config.steps:
+                    stopping = self.stopping
+                    self._settle(wait=stopping)
+                    if stopping and self.saved == self.step:
+                        break
                     yield self.step + 1
                     self.bar.update()
+                self._settle()
         finally:
             signal.signal(signal.SIGTERM, before)
         if self.stopping:
@@ -126,32 +148,45 @@ class Run:
         """Whether a checkpoint follows the step just logged."""
         return self.stopping or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
 
-    def checkpoint(self, save: Callable[[Path], None]) -> None:
-        """Write a checkpoint of the step just logged, remove those that no rule keeps, and see that one more fits.
+    def checkpoint(self, save: Callable[[Path], Callable[[], None]]) -> None:
+        """Begin a checkpoint of the step just logged, once the one before is finished.
+
+        `save` copies the state and returns what writes it to the folder. That is done in a thread; then those are
+        removed that no rule keeps, and one more must fit. What fails there is raised before the next step begins.
 
         Raises:
             UserError: the disk is full or cannot be written to; the checkpoints before are untouched.
         """
+        self._settle()
         require_space(self.folder, self.config.start)
         folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
-        write_checkpoint(folder, save)
-        self.saved = self.step
+        self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
+
+    def _finish(self, folder: Path, write: Callable[[], None]) -> None:
+        write()
+        self.saved = step_of(folder)
         for old in expired(self.folder, self.config, read_metrics(self.folder / "metrics.jsonl")):
             remove(old)
-        if self.step == self.config.steps:
+        if self.saved == self.config.steps:
             link = self.folder / "final.partial"
             link.unlink(missing_ok=True)
             link.symlink_to(Path("checkpoints") / folder.name / "model")
             link.rename(self.folder / "final")
         else:
-            require_space(self.folder, self.config.start)  # now, while nothing would be lost
+            require_space(self.folder, self.config.start)  # now, while little would be lost
+
+    def _settle(self, wait: bool = True) -> None:
+        """Wait for the checkpoint under way, unless told not to, and raise the error that it ended with."""
+        if self.writing and (wait or self.writing.done()):
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def _begin(self) -> None:
         """Write what a run begins with."""
         self.samples.mkdir(parents=True, exist_ok=True)
         values = self.config.model_dump(mode="json")
         for partial in (self.folder / "checkpoints").glob("*.partial"):
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
         self._write_config(values)
         self._write_metrics()
         mode = _wandb_mode(self.config)

@@ -3,16 +3,20 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import wait
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from simplear_rl import checkpoints as module
-from simplear_rl.checkpoints import checkpoints, damage, newest_intact, size, write_checkpoint
+from simplear_rl.checkpoints import begin_checkpoint, checkpoints, damage, newest_intact, size
 from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
@@ -46,7 +50,7 @@ def work(config, until=99, save=save, loss=lambda step: 1 / step):
                 break
             run.log(step, {"loss": loss(step)}, show=("loss",))
             if run.checkpoint_due:
-                run.checkpoint(save)
+                run.checkpoint(lambda folder: lambda: save(folder))
             done.append(step)
     return done
 
@@ -154,13 +158,14 @@ def test_no_room_for_a_checkpoint_is_said_before_the_run_begins(make_config, pol
 
 
 def test_room_is_looked_for_as_soon_as_a_checkpoint_is_written(make_config, monkeypatch):
-    """The error comes while nothing would be lost, and makes no demand that the last checkpoint does not."""
+    """The error comes while little would be lost, and makes no demand that the last checkpoint does not."""
     config = make_config()
     done = lambda: len(read_metrics(config.run / "metrics.jsonl"))  # noqa: E731
     disk(monkeypatch, lambda: 10**12 if done() < 4 or not (config.run / "checkpoints/step-000004").exists() else 100)
     with pytest.raises(UserError, match=r"a checkpoint takes about 8,\d\d\d bytes, 100 are free"):
         work(config)
-    assert (done(), names(config)) == (4, ["step-000002", "step-000004"])
+    assert done() < 7
+    assert names(config) == ["step-000002", "step-000004"]
     monkeypatch.undo()
     assert work(config) == [5, 6]
 
@@ -181,6 +186,99 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before_and_no_partial_one(mak
     assert work(config) == [3, 4, 5, 6]
 
 
+def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_one_waits_for_it(make_config):
+    config, release, writing = make_config(), Event(), []
+
+    def slow(folder):
+        writing.append(folder.name[:11])
+        assert release.wait(30)
+        save(folder)
+        writing.remove(folder.name[:11])
+
+    with Run("pretrain", config) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if step == 4:  # two steps after a checkpoint that is still being written
+                assert (run.saved, writing, names(config)) == (0, ["step-000002"], [])
+                release.set()
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: lambda: slow(folder))
+                assert len(writing) <= 1
+                assert run.saved == step - 2
+    assert (run.saved, names(config)) == (6, ["step-000004", "step-000006"])
+    assert damage(checkpoints(config.run)[-1]) is None
+    assert finished(config)
+
+
+def test_a_checkpoint_that_fails_is_an_error_before_the_next_step(make_config):
+    config, done = make_config("steps=60"), []
+
+    def fail(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"step-000002: the checkpoint cannot be written"), Run("x", config) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            done.append(step)
+            if step == 2:
+                run.checkpoint(lambda folder: lambda: fail(folder))
+                wait([run.writing])
+    assert done == [1, 2]
+
+
+@pytest.mark.parametrize("end", ["error", "SIGTERM"])
+def test_the_checkpoint_under_way_is_finished_before_the_run_ends(make_config, end):
+    config = make_config()
+
+    def slow(folder):
+        time.sleep(0.5)
+        save(folder)
+
+    with pytest.raises((SystemExit, ZeroDivisionError)), Run("pretrain", config) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: lambda: slow(folder))
+                if end == "error":
+                    raise ZeroDivisionError
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert (step, names(config)) == (2, ["step-000002"])
+    assert damage(checkpoints(config.run)[0]) is None
+
+
+def test_an_error_of_a_step_is_not_hidden_by_that_of_the_checkpoint(make_config, capsys):
+    with pytest.raises(ZeroDivisionError), Run("pretrain", make_config()) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: lambda: folder.rmdir())
+                raise ZeroDivisionError
+    assert "the last checkpoint was not finished: " in capsys.readouterr().out
+
+
+def test_what_a_killed_writer_still_writes_is_in_no_other_checkpoint(make_config):
+    """A learner that was lost may go on for a moment, while the stage has begun again."""
+    config, left = make_config(), []
+    with pytest.raises(RuntimeError, match="lost"), Run("pretrain", config) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(
+                    lambda folder: left.append(folder) or (lambda: (_ for _ in ()).throw(RuntimeError("lost")))
+                )
+                wait([run.writing])
+
+    def with_ghost(folder):
+        left[0].mkdir()
+        (left[0] / "state").write_text("half")
+        save(folder)
+
+    assert work(config, save=with_ghost, until=2) == [1, 2]
+    assert damage(checkpoints(config.run)[0]) is None
+    assert work(config) == [3, 4, 5, 6]
+    assert not left[0].exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MiB."""
@@ -195,9 +293,10 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_really_full_is_named_whatever_the_writer_raises(small_disk):
     target = small_disk / "checkpoints" / "step-000002"
-    write_checkpoint(target.with_name("step-000001"), save)
+    begin_checkpoint(target.with_name("step-000001"), lambda folder: lambda: save(folder))()
+    finish = begin_checkpoint(target, lambda folder: lambda: torch.save(torch.zeros(2_000_000), folder / "state.pt"))
     with pytest.raises(UserError, match=r"step-000002: the checkpoint cannot be written") as error:
-        write_checkpoint(target, lambda folder: torch.save(torch.zeros(2_000_000), folder / "state.pt"))
+        finish()
     assert isinstance(error.value.__cause__, RuntimeError)  # torch's, without an error number
     assert [path.name for path in target.parent.iterdir()] == ["step-000001"]
     assert damage(target.with_name("step-000001")) is None
@@ -248,7 +347,7 @@ def work():
     with Run("pretrain", config) as run:
         for step in run.steps():
             run.log(step, {"loss": 0.0}, show=("loss",))
-            run.checkpoint(lambda folder: save(step, folder))
+            run.checkpoint(lambda folder, step=step: lambda: save(step, folder))
 
 random.seed(0)
 newest, partial, seconds = 0, 0, 0.0

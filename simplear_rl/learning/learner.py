@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen2ForCausalLM, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
@@ -50,6 +52,21 @@ class Computation(nn.Module):
 
     def forward(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
         return function(self.policy, *args)
+
+
+class HostCopies(TorchCheckpointEngine):
+    """In DeepSpeed's `save_checkpoint`: keeps in host memory, byte for byte, the files that would be written.
+
+    DeepSpeed's own engines that write in the background need compiled operators, or finish before the next step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[Path, BytesIO] = {}
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Keep a file. It has no part in the state's memory, which the next step overwrites."""
+        torch.save(state_dict, self.files.setdefault(Path(path), BytesIO()))
 
 
 class Learner:
@@ -125,6 +142,7 @@ class Learner:
                 "steps_per_print": 10**9,
             },
         )
+        self.engine.checkpoint_engine = self.copies = HostCopies()
         self.model = model
         if config.zero_stage == 3:
             # The visual rows of the head are read outside lm_head's own forward.
@@ -290,15 +308,26 @@ class Learner:
         self.model.train()
         return codes_BT.cpu().numpy().astype(np.uint16).reshape(len(captions), images, -1)
 
-    def save(self, folder: Path) -> None:
-        """Write `folder/model` (Hugging Face format) and `folder/learner` (DeepSpeed state); every rank calls it."""
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy the state to host memory; every rank must call it.
+
+        What it returns writes `folder/model` (Hugging Face format) and `folder/learner` (DeepSpeed state), in any
+        thread and while further steps are taken.
+        """
         self.engine.save_checkpoint(str(folder / "learner"), tag="state", client_state={"learner_step": self.step})
+        files, self.copies.files = self.copies.files, {}
         weights = self.weights()
-        if weights:
-            save_policy(folder / "model", self.model, self.encode.tokenizer, weights.tensors)
+
+        def write() -> None:
+            for file, content in files.items():
+                file.write_bytes(content.getbuffer())
+            if weights:
+                save_policy(folder / "model", self.model, self.encode.tokenizer, weights.tensors)
+
+        return write
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that `save` wrote. Raises UserError if it is of a policy of another size."""
+        """Continue from a folder that was written so. Raises UserError if it is of a policy of another size."""
         try:
             _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
         except RuntimeError as error:

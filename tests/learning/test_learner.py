@@ -225,9 +225,11 @@ def interrupted_and_not(policy, folder, zero_stage):
     learner = Learner(config(zero_stage), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
     learner.update(groups, AlgorithmConfig())
-    learner.save(folder)
+    write = learner.save(folder)
+    learner.save(folder / "at once")()
     learner.update(groups, AlgorithmConfig())
     through = learner.weights()
+    write()
     learner.load(folder)
     learner.update(groups, AlgorithmConfig())
     return through, learner.weights()
@@ -240,3 +242,8 @@ def test_resumed_run_has_the_same_weights_bit_for_bit(run, policy, tmp_path, zer
     saved = {name: p.detach() for name, p in load_policy(tmp_path / "model")[0].named_parameters()}
     assert saved.keys() == through.tensors.keys()
     assert checksum(saved.items()) != through.checksum
+    for folder in "model", "learner":
+        files = [file for file in (tmp_path / folder).rglob("*") if file.is_file()]
+        assert files
+        for file in files:  # written one step later than copied
+            assert file.read_bytes() == (tmp_path / "at once" / file.relative_to(tmp_path)).read_bytes(), file
