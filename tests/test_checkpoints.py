@@ -329,62 +329,97 @@ def test_a_learner_that_cannot_load_the_last_checkpoint_is_refused(make_config, 
     assert {file: file.read_bytes() for file in config.run.rglob("*") if file.is_file()} == written
 
 
-WRITER = """
-import os, random, signal, sys, time
+TRAINER = """
+import os, random, signal, socket, sys, time
 from pathlib import Path
-from simplear_rl.checkpoints import checkpoints, damage, newest_intact, step_of
+
+import torch
+from simplear_rl.checkpoints import checkpoints, newest_intact, step_of
 from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.data.batches import TokenDataset
+from simplear_rl.learning.learner import Learner
 from simplear_rl.run import Run
 
+torch.set_num_threads(1)
+KILLS = int(sys.argv[1])
 config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", sys.argv[2:])
 
-def save(step, folder):
-    (folder / "model").mkdir()
-    for i in range(6):
-        (folder / "model" / str(i)).write_bytes((step * 10 + i).to_bytes(4, "big") * 125_000)
 
-def work():
+def train():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    learner = Learner(config.learner, config.start, config.steps, config.passes, rendezvous=address)
+    data = TokenDataset(config.data, learner.encode, learner.layout, config.seed, 0, 1)
     with Run("pretrain", config) as run:
+        if run.last_checkpoint:
+            learner.load(run.last_checkpoint)
         for step in run.steps():
-            run.log(step, {"loss": 0.0}, show=("loss",))
-            run.checkpoint(lambda folder, step=step: lambda: save(step, folder))
+            run.log(step, learner.train_tokens(data.batch(step)), show=("loss",))
+            run.checkpoint(learner.save)
 
-random.seed(0)
-newest, partial, seconds = 0, 0, 0.0
-for kill in range(int(sys.argv[1]) + 1):
+
+def fork():
     child = os.fork()
     if not child:
-        sys.stderr = open(os.devnull, "w")
-        work()
+        sys.stdout = sys.stderr = open(config.root / "log", "a")
+        train()
         os._exit(0)
-    if not kill:  # how long three checkpoints take
+    return child
+
+
+random.seed(0)
+begun = lambda: {path.name for path in (config.run / "checkpoints").glob("*.partial")}
+newest = unfinished = 0
+seconds = 0.0  # that writing one takes
+for kill in range(KILLS):
+    left, child = begun(), fork()
+    while not begun() - left:  # a checkpoint is being written
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "trained to the end"
+    if kill:
+        time.sleep(random.random() * 1.5 * seconds)
+    else:
         start = time.monotonic()
-        while not checkpoints(config.run) or step_of(checkpoints(config.run)[-1]) < 3:
+        while not checkpoints(config.run):
             time.sleep(0.001)
         seconds = time.monotonic() - start
-    time.sleep(random.random() * seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    left = os.listdir(config.run / "checkpoints")
-    partial += any(name.endswith(".partial") for name in left)
+    unfinished += bool(begun() - left)
     last = newest_intact(config.run)
-    assert not any("damaged" in name for name in os.listdir(config.run / "checkpoints")), left
+    assert not list((config.run / "checkpoints").glob("*.damaged"))
     step = step_of(last) if last else 0
     assert step >= newest, (step, newest)
     newest = step
-    for i in range(6) if last else ():
-        assert (last / "model" / str(i)).read_bytes() == (step * 10 + i).to_bytes(4, "big") * 125_000
-print(newest, partial)
+assert os.waitstatus_to_exitcode(os.waitpid(fork(), 0)[1]) == 0
+print(newest, unfinished)
 """
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_has_a_whole_newest_checkpoint(tmp_path, policy):
-    """Checkpoints of 3 MB, and 60 kills (SIGKILL) at random moments."""
-    overrides = [f"root={tmp_path}", f"start={policy}", "steps=100000", "checkpoint_every=1", "wandb=false"]
-    command = [sys.executable, "-c", WRITER, "60", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr[-3000:]
-    newest, partial = map(int, done.stdout.splitlines()[-1].split())
-    assert newest > 20
-    assert partial > 10  # that many kills hit a checkpoint that was being written or removed
+def test_a_training_killed_while_it_writes_checkpoints_ends_with_the_same_weights(tmp_path, world):
+    """A real learner with a checkpoint after every step, and 50 kills (SIGKILL) at random moments of writing."""
+
+    def train(run, kills):
+        values = ["steps=150", "checkpoint_every=1", "wandb=false", "data.batch_size=4", "data.micro_batch=4"]
+        overrides = [f"root={tmp_path}", f"run={run}", f"start={world}/policy", *values]
+        overrides.append(f"data.sources=[{{shards: {world}/data/pretrain}}]")
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINER, str(kills), *overrides],
+            capture_output=True,
+            text=True,
+            timeout=550,
+            cwd=Path(__file__).parents[1],
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [int(number) for number in done.stdout.splitlines()[-1].split()]
+
+    train(tmp_path / "undisturbed", 0)
+    newest, unfinished = train(tmp_path / "killed", 50)
+    print(f"50 kills, {unfinished} of them left a checkpoint unfinished; step {newest} was the newest")
+    assert unfinished > 25
+    assert newest > 5
+    weights = [(tmp_path / run / "final" / "model.safetensors").read_bytes() for run in ("undisturbed", "killed")]
+    assert weights[0] == weights[1]
+    rows = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("undisturbed", "killed")]
+    assert rows[0] == rows[1]
