@@ -216,12 +216,27 @@ class RolloutConfig(Section):
     )
 
 
+class DetectorConfig(Section):
+    """GenEval's detector: the models that find objects and name their colours."""
+
+    model: LocationOrHubId = Field(
+        Path("facebook/mask2former-swin-small-coco-instance"),
+        description="Mask2Former for COCO instances: folder or Hugging Face id",
+    )
+    # The weights were trained with QuickGELU, which open_clip's plain ViT-L-14 does not have.
+    clip: str = Field("ViT-L-14-quickgelu", description="open_clip name, hf-hub:NAME or local-dir:FOLDER")
+    clip_weights: str | None = Field("openai", description="open_clip tag or file; null with hf-hub: and local-dir:")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: Count = Field(4, description="images per forward pass")
+
+
 class RewardModelConfig(Section):
     """One reward model; a sample's reward is the weighted sum over all of them."""
 
-    type: Literal["clip", "hpsv2"]
+    type: Literal["clip", "hpsv2", "geneval"]
     model: str = Field(
-        description="clip: open_clip name, hf-hub:NAME or local-dir:FOLDER; hpsv2: its network, ViT-H-14 as published"
+        "",
+        description="clip: open_clip name, hf-hub:NAME or local-dir:FOLDER; hpsv2: its network, ViT-H-14 as published",
     )
     weights: str | None = Field(
         None, description="clip: open_clip tag or file; hpsv2: v2.0, v2.1 (from the Hugging Face hub) or file"
@@ -235,6 +250,15 @@ class RewardModelConfig(Section):
     long_text: Literal["refuse", "truncate"] = Field(
         "refuse", description="prompts beyond the model's context (77 tokens): an error, or their beginning is scored"
     )
+    metadata: Location | None = Field(
+        None,
+        description="geneval: file like GenEval's evaluation_metadata.jsonl, with every training prompt; null: the "
+        "miniature world's captions and its exact detector",
+    )
+    detector: DetectorConfig | None = Field(None, description="geneval with metadata; null: GenEval's own")
+    credit: Literal["correct", "partial"] = Field(
+        "correct", description="geneval: 1 or 0, as the benchmark says, or the share of requirements that are met"
+    )
 
     @field_validator("weights")
     @classmethod
@@ -243,7 +267,22 @@ class RewardModelConfig(Section):
         return str(file.absolute()) if file.is_file() else weights
 
     @model_validator(mode="after")
+    def _keys_fit_the_type(self) -> "RewardModelConfig":
+        of_a_network = ("model", "weights", "dtype", "batch_size", "preprocess", "long_text")
+        for key in of_a_network if self.type == "geneval" else ("metadata", "detector", "credit"):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ValueError(f"a {self.type} reward has no `{key}`, found {value}")
+        if self.detector and not self.metadata:
+            raise ValueError("geneval: `detector` is for `metadata`; the miniature world has one of its own")
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_known(self) -> "RewardModelConfig":
+        if self.type == "geneval":
+            return self
+        if not self.model:
+            raise ValueError(f"a {self.type} reward needs `model`")
         if self.type == "hpsv2" and not self.weights:
             raise ValueError("an hpsv2 reward needs `weights`: v2.0, v2.1 or a file")
         if self.type == "clip" and bool(self.weights) == self.model.startswith(("local-dir:", "hf-hub:")):
@@ -274,7 +313,12 @@ class RewardConfig(Section):
 
     @property
     def files(self) -> list[Path]:
-        """Local folders and files that the models are read from."""
+        """Local folders and files that the rewards are read from."""
+        return self.networks + [model.metadata for model in self.models if model.metadata]
+
+    @property
+    def networks(self) -> list[Path]:
+        """Those of CLIP and HPSv2 models."""
         local = [Path(m.model.removeprefix("local-dir:")) for m in self.models if m.model.startswith("local-dir:")]
         weights = [m.weights for m in self.models if m.type == "hpsv2" and m.weights]
         return local + [Path(file) for file in weights if file not in HPSV2_WEIGHTS]
@@ -350,6 +394,12 @@ class GrpoConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _geneval_knows_the_prompts(self) -> "GrpoConfig":
+        if self.world != "shapes" and any(m.type == "geneval" and not m.metadata for m in self.reward.models):
+            raise ValueError("a geneval reward needs `metadata`, except in the miniature world (world: shapes)")
+        return self
+
+    @model_validator(mode="after")
     def _weights_fit_the_engines(self) -> "GrpoConfig":
         learner, engine = self.learner, self.rollout.engine
         if learner.dtype != engine.dtype:
@@ -386,20 +436,6 @@ class DemoConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     root: Location
     fresh: bool = Field(False, description="delete `root` first")
-
-
-class DetectorConfig(Section):
-    """GenEval's detector: the models that find objects and name their colours."""
-
-    model: LocationOrHubId = Field(
-        Path("facebook/mask2former-swin-small-coco-instance"),
-        description="Mask2Former for COCO instances: folder or Hugging Face id",
-    )
-    # The weights were trained with QuickGELU, which open_clip's plain ViT-L-14 does not have.
-    clip: str = Field("ViT-L-14-quickgelu", description="open_clip name, hf-hub:NAME or local-dir:FOLDER")
-    clip_weights: str | None = Field("openai", description="open_clip tag or file; null with hf-hub: and local-dir:")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: Count = Field(4, description="images per forward pass")
 
 
 class JudgeConfig(Section):

@@ -38,9 +38,9 @@ def train(config: GrpoConfig) -> None:
     require(config, *config.inputs)
     layout = read_layout(config.start)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
-    check_files(config.reward)
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
+    check_files(config.reward, sorted(set(prompts)))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     run = Run("grpo", config)
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from simplear_rl.config import (
     CONFIGS,
@@ -65,6 +66,19 @@ def test_published_rewards_are_one_override_each(tmp_path):
         assert config.reward.files == []
 
 
+def test_geneval_as_a_reward_needs_metadata_outside_the_miniature_world(tmp_path):
+    values = [f"root={tmp_path}", "reward.models=[{type: geneval}]"]
+    assert load_config(GrpoConfig, GRPO, values).reward.files == []
+    with pytest.raises(UserError, match="a geneval reward needs `metadata`"):
+        load_config(GrpoConfig, GRPO, [*values, "world=null"])
+    values[1] = "reward.models=[{type: geneval, metadata: '${root}/m.jsonl', detector: {dtype: float16}}]"
+    config = load_config(GrpoConfig, GRPO, [*values, "world=null"])
+    assert config.reward.files == [tmp_path / "m.jsonl"]
+    # A run's config.yaml, where every key stands, is a configuration again.
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(GrpoConfig, tmp_path / "config.yaml") == config
+
+
 def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("hps.pt").touch()
@@ -94,6 +108,14 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
             "ViT-H-14: an open_clip name needs `weights`, .* found .* None",
         ),
         ("reward.models=[{type: clip, model: hf-hub:a/b, weights: c}]", "hf-hub: bring their own; found weights c"),
+        (
+            "reward.models=[{type: geneval, credit: partial, preprocess: simplear}]",
+            "a geneval reward has no `preprocess`, found simplear",
+        ),
+        ("reward.models=[{type: clip, model: hf-hub:a/b, credit: partial}]", "a clip reward has no `credit`"),
+        ("reward.models=[{type: clip}]", "a clip reward needs `model`"),
+        ("reward.models=[{type: geneval, detector: {dtype: float16}}]", "`detector` is for `metadata`"),
+        ("reward.models=[{type: geneval, metadata: m, detector: {dtipe: x}}]", "did you mean reward.models.detector.d"),
         (
             "reward.models=[{type: clip, model: hf-hub:a/x}, {type: clip, model: hf-hub:b/x}]",
             "called the same in metrics: clip_x, clip_x",

@@ -4,7 +4,7 @@ A prompt's metadata states what its image must hold: `include` and `exclude` lis
 `color` and `position` ([relation, index of the target requirement]). A detector says what the image holds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,10 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16  # per class
 POSITION_MARGIN = 0.1
+REWARD_IS_METRIC = (
+    "Warning: the reward is GenEval's own verdict, and so is the metric of the benchmarks geneval and shapes. Their "
+    "scores say how well the policy learned the reward; they are no independent measure of it."
+)
 
 
 @dataclass(frozen=True)
@@ -53,23 +57,51 @@ def judge(metadata: dict, detections: Iterable[Detection], colour_of: Callable[[
         detections: of any confidence; the thresholds are applied here.
         colour_of: called only for objects whose requirement names a colour.
     """
-    found = _by_class(detections, COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD)
-    reasons: list[str] = []
+    found = _found(metadata, detections)
+    reasons = [problem for problem in _problems(metadata, found, colour_of) if problem]
+    return Verdict(not reasons, reasons, found)
+
+
+def partial_credit(metadata: dict, detections: Iterable[Detection], colour_of: Callable[[Detection], str]) -> float:
+    """Share of the requirements that an image meets, from 0 to 1; exactly 1 where `judge` says correct.
+
+    An entry of `include` is one requirement (enough objects of its class), with `color` one more (enough of them have
+    it), with `position` one more (the relation holds). An entry of `exclude` is one. All count alike. Within an entry
+    each builds on the one before: where that fails, so do those that follow, and every relation to its objects.
+
+    Arguments as for `judge`; the metadata has at least one requirement.
+    """
+    problems = list(_problems(metadata, _found(metadata, detections), colour_of))
+    return problems.count(None) / len(problems)
+
+
+def _found(metadata: dict, detections: Iterable[Detection]) -> dict[str, list[Detection]]:
+    """The detections that count, by class."""
+    return _by_class(detections, COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD)
+
+
+def _problems(
+    metadata: dict, found: dict[str, list[Detection]], colour_of: Callable[[Detection], str]
+) -> Iterator[str | None]:
+    """For each requirement what is wrong: None if it is met, "" if one that it builds on is not."""
     matched: list[list[Detection] | None] = []
     for required in metadata["include"]:
         objects = found.get(required["class"], [])[: required["count"]]
-        problem = _missing(required, objects, colour_of)
-        if not problem and "position" in required:
+        problem = _missing(required, objects)
+        yield problem
+        if "color" in required:
+            problem = _miscoloured(required, objects, colour_of) if problem is None else ""
+            yield problem
+        if "position" in required:
             relation, target = required["position"]
-            problem = _misplaced(required["class"], objects, relation, matched[target])
-        reasons += [problem] if problem else []
+            problem = _misplaced(required["class"], objects, relation, matched[target]) if problem is None else ""
+            yield problem
         # A requirement that failed cannot be the target of a relation.
-        matched.append(None if problem else objects)
+        matched.append(objects if problem is None else None)
     for excluded in metadata.get("exclude", []):
         number = len(found.get(excluded["class"], []))
-        if number >= excluded["count"]:
-            reasons.append(f"expected {excluded['class']}<{excluded['count']}, found {number}")
-    return Verdict(not reasons, reasons, found)
+        too_many = number >= excluded["count"]
+        yield f"expected {excluded['class']}<{excluded['count']}, found {number}" if too_many else None
 
 
 def _by_class(detections: Iterable[Detection], threshold: float) -> dict[str, list[Detection]]:
@@ -81,14 +113,15 @@ def _by_class(detections: Iterable[Detection], threshold: float) -> dict[str, li
     return {label: objects[:MAX_OBJECTS] for label, objects in found.items()}
 
 
-def _missing(required: dict, objects: list[Detection], colour_of: Callable[[Detection], str]) -> str | None:
+def _missing(required: dict, objects: list[Detection]) -> str | None:
     name, count = required["class"], required["count"]
-    if len(objects) < count:
-        return f"expected {name}>={count}, found {len(objects)}"
-    if "color" in required:
-        colours = [colour_of(detection) for detection in objects]
-        if colours.count(required["color"]) < count:
-            return f"expected {required['color']} {name}>={count}, found {', '.join(colours)}"
+    return f"expected {name}>={count}, found {len(objects)}" if len(objects) < count else None
+
+
+def _miscoloured(required: dict, objects: list[Detection], colour_of: Callable[[Detection], str]) -> str | None:
+    name, count, colours = required["class"], required["count"], [colour_of(detection) for detection in objects]
+    if colours.count(required["color"]) < count:
+        return f"expected {required['color']} {name}>={count}, found {', '.join(colours)}"
     return None
 
 

@@ -20,8 +20,20 @@ def read_metadata(file: Path) -> list[dict]:
     """The entries of GenEval's metadata file, one a line.
 
     Raises:
-        UserError: unreadable file, lines that are no entries (all of them, with number, key and what stands there), or
-            a tag without a prompt.
+        UserError: see `read_entries`; a tag without a prompt.
+    """
+    entries = read_entries(file)
+    if missing := [tag for tag in TAGS if tag not in {entry["tag"] for entry in entries}]:
+        raise UserError(f"{file}: no prompts of {', '.join(missing)}: the overall score is the mean over all six tags")
+    return entries
+
+
+def read_entries(file: Path) -> list[dict]:
+    """The entries of a file in the form of GenEval's metadata, of any tags.
+
+    Raises:
+        UserError: unreadable or empty file, or lines that are no entries (all of them, with number, key and what stands
+            there).
     """
     entries, bad = [], []
     for number, line in enumerate(read_text(file, PUBLISHED).splitlines(), start=1):
@@ -32,8 +44,8 @@ def read_metadata(file: Path) -> list[dict]:
             bad += [f"{file}, line {number}: {_explain(problem)}" for problem in error.errors()]
     if bad:
         raise UserError("\n".join(bad))
-    if missing := [tag for tag in TAGS if tag not in {entry["tag"] for entry in entries}]:
-        raise UserError(f"{file}: no prompts of {', '.join(missing)}: the overall score is the mean over all six tags")
+    if not entries:
+        raise UserError(f"{file}: empty, expected a line for each prompt")
     return entries
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from simplear_rl.benchmarks.geneval import TAGS
+from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC, TAGS
 from simplear_rl.report.grids import grid_figure
 from simplear_rl.run import read_metrics
 
@@ -36,8 +37,11 @@ CURVES = {
 def write_report(root: Path, stages: Sequence[str], guidance_scale: float) -> Path:
     """Write `root`/report.html from the runs and evaluations of `stages`; returns its path."""
     evaluations = _evaluations(root, stages)
+    rewards = _reward_types(root / stages[-1])
     template = jinja2.Template(resources.files(__package__).joinpath("report.html.jinja").read_text(), autoescape=True)
     page = template.render(
+        rewards=rewards,
+        warning=REWARD_IS_METRIC if "geneval" in rewards else None,
         tags=[*TAGS, "overall"],
         evaluations=evaluations,
         scores=_scores_figure({stage: evaluations[stage] for stage in stages}),
@@ -59,6 +63,12 @@ def summary(root: Path, stages: Sequence[str]) -> str:
     for tag in (*TAGS, "overall"):
         lines.append(f"{tag:14s}" + "".join(f"{values['scores'][tag]:17.3f}" for values in evaluations.values()))
     return "\n".join(lines)
+
+
+def _reward_types(run: Path) -> list[str]:
+    """What a GRPO run was rewarded with."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return [model["type"] for model in config["reward"]["models"]]
 
 
 def _evaluations(root: Path, stages: Sequence[str]) -> dict[str, dict]:

@@ -1,15 +1,24 @@
 """Local files of reward models, looked at before any actor starts."""
 
 import json
+from collections.abc import Sequence
 
-from simplear_rl.config import RewardConfig
+from simplear_rl.benchmarks.geneval_metadata import read_entries
+from simplear_rl.config import RewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
+from simplear_rl.shapes.world import metadata
 
 
-def check_files(config: RewardConfig) -> None:
-    """Raise UserError if a local file of a reward model is missing or damaged, as far as that shows without loading."""
-    for path in config.files:
+def check_files(config: RewardConfig, prompts: Sequence[str]) -> None:
+    """Raise UserError if a local file of a reward model is missing or damaged, as far as that shows without loading.
+
+    Or if GenEval's metadata has no entry for one of the prompts.
+    """
+    for model in config.models:
+        if model.type == "geneval":
+            require_entries(read_requirements(model), model, prompts)
+    for path in config.networks:
         if path.is_dir():
             settings = path / "open_clip_config.json"
             try:
@@ -20,3 +29,26 @@ def check_files(config: RewardConfig) -> None:
                 count_weights(path)
         elif not path.stat().st_size:
             raise UserError(f"{path}: empty, expected the weights of a reward model")
+
+
+def read_requirements(config: RewardModelConfig) -> dict[str, dict]:
+    """GenEval's metadata entries by prompt: those of the file, or of the miniature world's captions.
+
+    Raises:
+        UserError: see `read_entries`; two entries ask for different things of one prompt.
+    """
+    entries: dict[str, dict] = {}
+    for entry in read_entries(config.metadata) if config.metadata else metadata():
+        if entries.setdefault(entry["prompt"], entry) != entry:
+            raise UserError(f"{config.metadata}: two entries of {entry['prompt']!r} ask for different things")
+    return entries
+
+
+def require_entries(entries: dict[str, dict], config: RewardModelConfig, prompts: Sequence[str]) -> None:
+    """Raise UserError unless every prompt has an entry."""
+    if missing := [prompt for prompt in prompts if prompt not in entries]:
+        source = config.metadata or "the miniature world"
+        raise UserError(
+            f"reward geneval: {source} does not say what images of {missing[0]!r} must show, nor of "
+            f"{len(missing) - 1} more of {len(prompts)} prompts"
+        )

@@ -1,19 +1,43 @@
 """Scores rollouts: decodes the codes and sums the weighted rewards."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from simplear_rl.config import RewardConfig
+from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
+from simplear_rl.config import RewardConfig, RewardModelConfig
 from simplear_rl.device import default_device
 from simplear_rl.learning.guards import group_sample, refusal
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.rewards.geneval import GenEvalReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rollout.types import Rollout
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
-REWARDS = {"clip": ClipReward, "hpsv2": HpsV2Reward}
+
+class RewardModel(Protocol):
+    """What gives images a reward for their texts."""
+
+    context_length: int | None  # tokens that it reads, if there is a limit
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Of each text, whether only its beginning is read."""
+
+    def check(self, texts: list[str]) -> list[str]:
+        """The texts of which only the beginning is read. Raises UserError if one cannot be scored."""
+
+    def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
+        """Rewards float32 [B] of uint8 images [B, H, W, 3]."""
+
+
+REWARDS: dict[str, Callable[[RewardModelConfig, str], RewardModel]] = {
+    "clip": ClipReward,
+    "hpsv2": HpsV2Reward,
+    "geneval": GenEvalReward,
+}
 
 
 class RewardScorer:
@@ -26,19 +50,21 @@ class RewardScorer:
         device = default_device()
         self.tokenizer = CosmosTokenizer(tokenizer, device)
         self.layout, self.run = layout, run
+        self.is_metric = any(model.type == "geneval" for model in config.models)
         self.models = {model.name: (model.weight, REWARDS[model.type](model, device)) for model in config.models}
 
     def check(self, prompts: list[str]) -> list[str]:
-        """A line for each reward model that reads only the beginning of some prompts (`long_text: truncate`).
+        """A line for each reward model that reads only the beginning of some prompts, and one if a metric is a reward.
 
-        Raises UserError if a model with `long_text: refuse` cannot read a prompt whole.
+        Raises UserError if a model with `long_text: refuse` cannot read a prompt whole, or GenEval does not know one.
         """
-        return [
+        lines = [
             f"reward {name} reads only the first {model.context_length} tokens of {len(cut)} of {len(prompts)} "
             f"prompts, for example {cut[0]!r}"
             for name, (_, model) in self.models.items()
             if (cut := model.check(prompts))
         ]
+        return lines + ([REWARD_IS_METRIC] if self.is_metric else [])
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """The group's images, uint8 [G, H, W, 3]."""

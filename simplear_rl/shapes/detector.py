@@ -1,5 +1,6 @@
 """The exact detector of the miniature world: colour segmentation, connected components, template overlap."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -16,8 +17,8 @@ LOWEST_OVERLAP, FULL_OVERLAP = 0.5, 0.8
 class ShapesDetector:
     """Finds the shapes of an image and their colours. Implements the GenEval Detector."""
 
-    def detect(self, images: np.ndarray) -> list[list[Detection]]:
-        """Detections of each image, uint8 [B, 64, 64, 3]; one per connected region of one colour."""
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """Detections of each image, uint8 [64, 64, 3]; one per connected region of one colour."""
         return [self._detect(image) for image in images]
 
     def colour(self, image: np.ndarray, detection: Detection) -> str:

@@ -107,6 +107,11 @@ def _required(shape: str, count: int = 1, colour: str | None = None) -> dict:
     return {"class": shape, "count": count} | ({"color": colour} if colour else {})
 
 
+def metadata() -> list[dict]:
+    """The entries of all captions, held out or not."""
+    return [entry for tags in _CAPTIONS.values() for entries in tags.values() for entry in entries]
+
+
 def evaluation_prompts() -> list[dict]:
     """300 held-out prompts, 50 per tag; where a tag has fewer captions they repeat (each time with other samples)."""
     random = np.random.default_rng(20250415)

@@ -14,6 +14,7 @@ from actors.placement import Stage
 from actors.reward import RewardActor
 from actors.rollout import RolloutActor, stream
 from simplear_rl import grpo, pretrain
+from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
 from simplear_rl.config import (
     CONFIGS,
     ActorsConfig,
@@ -197,6 +198,22 @@ def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_c
     with pytest.raises(UserError, match="longer than the 12 tokens"):
         grpo.train(grpo_config(world, tmp_path / "run", f"prompts={prompts}"))
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+def test_geneval_as_the_reward_says_so_and_gives_its_verdicts(ray_cluster, world, tmp_path, capsys):
+    models = "reward.models=[{type: geneval, credit: partial}]"
+    grpo.train(grpo_config(world, tmp_path / "run", models, "steps=1"))
+    assert REWARD_IS_METRIC in capsys.readouterr().out
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert 0 <= row["reward"] == row["reward_geneval"] < 1
+
+
+def test_prompts_that_geneval_does_not_know_are_refused_before_anything_starts(world, tmp_path):
+    models = "reward.models=[{type: geneval}]"
+    (tmp_path / "prompts.txt").write_text("a red circle\nthree dogs\n")
+    with pytest.raises(UserError, match="the miniature world does not say what images of 'three dogs' must show"):
+        grpo.train(grpo_config(world, tmp_path / "run", models, f"prompts={tmp_path / 'prompts.txt'}"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

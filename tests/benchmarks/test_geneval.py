@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simplear_rl.benchmarks.geneval import TAGS, Detection, confidence_intervals, judge, relative_position, scores
+from simplear_rl.benchmarks.geneval import (
+    TAGS,
+    Detection,
+    confidence_intervals,
+    judge,
+    partial_credit,
+    relative_position,
+    scores,
+)
 
 METADATA = Path(__file__).parents[3] / "shared" / "data" / "geneval_evaluation_metadata.jsonl"
 
@@ -128,6 +136,43 @@ def test_objects_that_counted_are_reported_the_most_confident_first():
 def test_at_most_sixteen_objects_of_a_class_count():
     exclude = [{"class": "dog", "count": 17}]
     assert verdict("two_object", [], [thing("dog")] * 20, exclude).correct
+
+
+ONE_DOG = {"class": "dog", "count": 1}
+RED_DOG_LEFT_OF_CAT = [{"class": "cat", "count": 1}, ONE_DOG | {"color": "red", "position": ["left of", 0]}]
+THREE_DOGS = {"include": [{"class": "dog", "count": 3}], "exclude": [{"class": "dog", "count": 4}]}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "detections", "colour", "share"),
+    [
+        ({"include": [ONE_DOG]}, [], "red", 0),
+        ({"include": [ONE_DOG]}, [thing("dog"), thing("cat")], "red", 1),
+        ({"include": [ONE_DOG, {"class": "cat", "count": 1}]}, [thing("cat")], "red", 1 / 2),
+        (THREE_DOGS, [], "red", 1 / 2),
+        (THREE_DOGS, [thing("dog")] * 2, "red", 1 / 2),
+        (THREE_DOGS, [thing("dog")] * 3, "red", 1),
+        (THREE_DOGS, [thing("dog")] * 4, "red", 1 / 2),
+        ({"include": [ONE_DOG | {"color": "red"}]}, [thing("dog")], "blue", 1 / 2),
+        ({"include": [ONE_DOG | {"color": "red"}]}, [], "red", 0),
+        # Four requirements: cat, dog, its colour, its position.
+        ({"include": RED_DOG_LEFT_OF_CAT}, [thing("cat", 80), thing("dog", 20)], "red", 1),
+        ({"include": RED_DOG_LEFT_OF_CAT}, [thing("cat", 20), thing("dog", 80)], "red", 3 / 4),
+        ({"include": RED_DOG_LEFT_OF_CAT}, [thing("cat", 80), thing("dog", 20)], "blue", 1 / 2),
+        ({"include": RED_DOG_LEFT_OF_CAT}, [thing("dog", 20)], "red", 1 / 2),
+        ({"include": RED_DOG_LEFT_OF_CAT}, [thing("cat", 80)], "red", 1 / 4),
+    ],
+)
+def test_partial_credit_is_the_share_of_requirements_that_are_met(metadata, detections, colour, share):
+    asked = {"tag": "position", **metadata}, detections, lambda d: colour
+    assert partial_credit(*asked) == share
+    assert (partial_credit(*asked) == 1) == judge(*asked).correct
+
+
+def test_partial_credit_has_the_benchmarks_thresholds():
+    detections = [thing("dog", confidence=0.8)]
+    assert partial_credit({"tag": "colors", "include": [ONE_DOG]}, detections, lambda d: "red") == 1
+    assert partial_credit({"tag": "counting", "include": [ONE_DOG]}, detections, lambda d: "red") == 0
 
 
 def test_overall_is_the_mean_of_the_tags():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from simplear_rl.benchmarks.geneval import Detection, judge
-from simplear_rl.benchmarks.geneval_metadata import read_metadata
+from simplear_rl.benchmarks.geneval_metadata import read_entries, read_metadata
 from simplear_rl.errors import UserError
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "geneval_evaluation_metadata.jsonl"
@@ -92,6 +92,10 @@ def test_all_bad_lines_are_named_and_what_is_no_json(tmp_path):
 def test_a_missing_file_or_tag_is_refused(tmp_path):
     with pytest.raises(UserError, match="it is published at https://github.com/djghosh13/geneval"):
         read_metadata(tmp_path / "metadata.jsonl")
+    (tmp_path / "metadata.jsonl").write_text("")
+    with pytest.raises(UserError, match="metadata.jsonl: empty"):
+        read_metadata(tmp_path / "metadata.jsonl")
     (tmp_path / "metadata.jsonl").write_text(json.dumps(COW) + "\n")
+    assert read_entries(tmp_path / "metadata.jsonl") == [COW]
     with pytest.raises(UserError, match="no prompts of single_object, two_object, colors, position, color_attr"):
         read_metadata(tmp_path / "metadata.jsonl")

@@ -1,5 +1,6 @@
 """The report is one self-contained page with everything in it."""
 
+import html
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simplear_rl.benchmarks.geneval import TAGS, confidence_intervals, scores
+from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC, TAGS, confidence_intervals, scores
 from simplear_rl.report.html import CURVES, summary, write_report
 
 STAGES = ["pretrain", "sft", "grpo"]
@@ -20,6 +21,7 @@ def root(tmp_path):
         (tmp_path / stage).mkdir()
         rows = [{"step": i} | dict.fromkeys(CURVES[stage], 1 / i) for i in range(1, 6)]
         (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / stage / "config.yaml").write_text("reward: {models: [{type: clip}]}\n")
         output = tmp_path / "evaluation" / stage
         results = []
         for i, tag in enumerate(tag for tag in TAGS for _ in range(4)):
@@ -43,6 +45,14 @@ def test_page_holds_tables_curves_samples_and_times(root):
     cells = re.findall(r"<td>(\d\.\d{3})", page)
     assert cells[:6] == ["0.250", "0.750", "0.500", "0.750", "0.750", "0.750"]
     assert "<td>grpo</td><td>5</td>" in page  # both parts of an interrupted phase
+
+
+def test_page_warns_when_the_reward_is_the_metric(root):
+    page = write_report(root, STAGES, 2.5).read_text()
+    assert "the reward never sees it" in page and REWARD_IS_METRIC not in page
+    (root / "grpo" / "config.yaml").write_text("reward: {models: [{type: clip}, {type: geneval}]}\n")
+    page = html.unescape(write_report(root, STAGES, 2.5).read_text())
+    assert "the reward never sees it" not in page and REWARD_IS_METRIC in page
 
 
 def test_summary_is_a_table_of_tags_and_stages(root):
