@@ -1,7 +1,8 @@
-"""Rollout actors: vLLM engines that draw images for prompts."""
+"""Rollout actors: engines that draw images for prompts."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -17,14 +18,17 @@ from simplear_rl.rollout.types import Prompt, Rollout
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
 class RolloutActor(Monitored, GroupMember):
-    """A RolloutEngine in an actor of its own. A restarted one holds the weights of the policy folder, version 0."""
+    """An engine in an actor of its own. A restarted one holds the weights of the policy folder, version 0.
+
+    Weights are broadcast to vLLM (RolloutEngine) alone.
+    """
 
     def __init__(self, name: str, index: int, policy: Path, config: EngineConfig):
         super().__init__(name, ("decode", "load weights"))
-        from simplear_rl.rollout.engine import RolloutEngine
+        from simplear_rl.rollout.engines import build_engine
 
         with self.building():
-            self.engine = RolloutEngine(policy, config)
+            self.engine: Any = build_engine(policy, config)
 
     @ray.method(num_returns="streaming", max_task_retries=0)  # `stream` asks again, for the rest
     def generate(

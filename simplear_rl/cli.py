@@ -1,10 +1,12 @@
 """The command line that all stages share: `--config FILE key=value ...`."""
 
 import argparse
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from simplear_rl.config import CONFIGS, Schema, known_keys, load_config
@@ -22,11 +24,13 @@ def run_command(
     examples: str = EXAMPLES,
     benchmarks: Sequence[str] = ("shapes",),
     dry_run: Callable[[Schema], object] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Parse the command line, run `command` on its configuration, and turn user errors into one message.
 
     Where there are several `benchmarks`, each has a configuration of its own and --benchmark chooses. With `--dry-run`,
-    `dry_run` runs instead.
+    `dry_run` runs instead. `options` are shorthands: of {"--model": "policy"} the option --model X is `policy=X`, of
+    {"--allow-missing": "allow_missing=true"} --allow-missing is that.
     """
     default = f"configs/{'BENCHMARK' if len(benchmarks) > 1 else benchmarks[0]}/{name}.yaml"
     parser = argparse.ArgumentParser(
@@ -45,11 +49,25 @@ keys: {", ".join(known_keys(schema))}""",
     configuration.add_argument("--config", type=Path, help=f"YAML file (default: {default})")
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="check and print what the run takes, start nothing")
+    parser.set_defaults(options=[])
+    shorthand = partial(parser.add_argument, dest="options")
+    for option, key in (options or {}).items():
+        if "=" in key:
+            shorthand(option, action="append_const", const=key, help=f"short for {key}")
+        else:
+            value = partial(_override, key)
+            shorthand(option, action="append", type=value, metavar="VALUE", help=f"short for {key}=VALUE")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     arguments = parser.parse_intermixed_args()
     file = arguments.config or CONFIGS / (vars(arguments).get("benchmark") or benchmarks[0]) / f"{name}.yaml"
     chosen = dry_run if dry_run and arguments.dry_run else command
-    exit_on_user_error(name, lambda: chosen(load_config(schema, file, arguments.overrides)))
+    overrides = [*arguments.options, *arguments.overrides]
+    exit_on_user_error(name, lambda: chosen(load_config(schema, file, overrides)))
+
+
+def _override(key: str, text: str) -> str:
+    """The override that sets a key to just this text, whatever it would mean in YAML."""
+    return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
 def exit_on_user_error(name: str, command: Callable[[], object]) -> None:

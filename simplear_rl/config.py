@@ -191,13 +191,19 @@ class SupervisedConfig(StageConfig):
         return self
 
 
-class EngineConfig(Section):
-    """The vLLM rollout engines."""
+EngineType = Literal["vllm", "transformers", "sjd"]
 
+
+class EngineConfig(Section):
+    """The rollout engines."""
+
+    type: EngineType = Field(
+        "vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding; GRPO draws with vllm"
+    )
     actors: ActorsConfig = ActorsConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_concurrent: Count = Field(64, description="contexts that one engine decodes at a time; a guided image has two")
-    kv_cache_gib: Positive = Field(0.25, description="memory of one engine's key-value cache, GiB")
+    kv_cache_gib: Positive = Field(0.25, description="vllm: memory of one engine's key-value cache, GiB")
     max_prompt_tokens: Count = Field(64, description="longest prompt, special tokens included")
 
 
@@ -214,6 +220,13 @@ class RolloutConfig(Section):
         description="weights to the engines: object_store: through the host; collective: device to device (NCCL, "
         "gloo); ipc: through memory that learner rank i and engine i share, on one GPU or one node's CPUs",
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _takes_new_weights(cls, engine: EngineConfig) -> EngineConfig:
+        if engine.type != "vllm":
+            raise ValueError(f"GRPO draws with vllm alone: no other engine takes new weights, found type {engine.type}")
+        return engine
 
 
 class DetectorConfig(Section):

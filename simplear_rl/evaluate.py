@@ -115,13 +115,20 @@ def report(config: EvaluateConfig) -> None:
 
 
 EXAMPLES = """\
-  python -m simplear_rl.evaluate seed=1 root=runs/demo policy=runs/demo/sft/final output=runs/scores
-  python -m simplear_rl.evaluate --benchmark geneval policy=policies/published output=runs/geneval \\
+  python -m simplear_rl.evaluate seed=1 root=runs/demo --model runs/demo/sft/final --output runs/scores
+  python -m simplear_rl.evaluate --benchmark geneval --model policies/published --output runs/geneval \\
       prompts=evaluation_metadata.jsonl
-  python -m simplear_rl.evaluate --benchmark geneval score_only=images_of_others output=runs/theirs \\
+  python -m simplear_rl.evaluate --benchmark geneval --score-only images_of_others --output runs/theirs \\
       prompts=evaluation_metadata.jsonl
-  python -m simplear_rl.evaluate --benchmark dpg policy=policies/published output=runs/dpg \\
+  python -m simplear_rl.evaluate --benchmark dpg --model policies/published --engine transformers --output runs/dpg \\
       prompts=dpg_prompts.jsonl questions=dpg_bench.csv"""
+OPTIONS = {
+    "--model": "policy",
+    "--engine": "engine.type",
+    "--output": "output",
+    "--score-only": "score_only",
+    "--allow-missing": "allow_missing=true",
+}
 
 if __name__ == "__main__":
-    run_command(report, EvaluateConfig, "evaluate", EXAMPLES, list(BENCHMARKS))
+    run_command(report, EvaluateConfig, "evaluate", EXAMPLES, list(BENCHMARKS), options=OPTIONS)

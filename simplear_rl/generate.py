@@ -2,30 +2,27 @@
 
 import argparse
 import os
-from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from time import monotonic
+from typing import get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from simplear_rl.cli import exit_on_user_error
-from simplear_rl.config import EngineConfig
+from simplear_rl.config import EngineConfig, EngineType
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.inputs import require_writable
-from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
-from simplear_rl.rollout.jacobi import sample_codes_jacobi
+from simplear_rl.rollout.engines import Engine, build_engine
 from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.transformers_engine import sample_codes
 from simplear_rl.rollout.types import Prompt
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
@@ -52,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--prompts", required=True, help="a prompt, a file with one prompt per line, or - for standard input"
     )
-    p.add_argument("--engine", choices=["vllm", "transformers", "sjd"], default="vllm")
+    p.add_argument("--engine", choices=get_args(EngineType), default="vllm")
     p.add_argument("--guidance-scale", type=float, default=1.0, help="1 is unguided")
     p.add_argument("--negative-prompt", help="caption of the unconditional context (default: training's null prompt)")
     p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
@@ -77,10 +74,12 @@ def generate(options: argparse.Namespace) -> None:
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(options.prompts, encode))]
     options.output.mkdir(parents=True, exist_ok=True)
     rows, start = [], monotonic()
-    draw = _with_vllm if options.engine == "vllm" else _with_transformers
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance_scale)
+    engine = _engine(options, encode, prompts)
+    groups = engine.generate(prompts, options.num_images, (options.seed, 0), sampling, options.negative_prompt)
     with tqdm(total=len(prompts) * options.num_images, desc=options.engine, unit="image") as bar:
-        for prompt, codes_GT in zip(prompts, draw(options, prompts), strict=True):
-            images = tokenizer.decode(codes_GT, layout.rows, layout.columns)
+        for prompt, group in zip(prompts, groups, strict=True):
+            images = tokenizer.decode(group.codes, layout.rows, layout.columns)
             for k, image in enumerate(images):
                 _write(options.output / f"{prompt.index:05d}-{k:02d}.png", image, prompt.text, options)
             rows.append((prompt.text, images))
@@ -112,50 +111,16 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--negative-prompt: has no effect without guidance; set --guidance-scale")
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
-    return Sampling(options.temperature, options.top_k, options.top_p, options.guidance_scale)
-
-
-def _with_vllm(options: argparse.Namespace, prompts: list[Prompt]) -> Iterator[np.ndarray]:
-    """Codes [G, T] of each prompt."""
-    try:
-        from simplear_rl.rollout.engine import RolloutEngine
-    except ImportError as error:
-        raise UserError(f"--engine vllm: vLLM is not installed ({error}); --engine transformers needs none") from error
-    encode = read_encoder(options.model)
+def _engine(options: argparse.Namespace, encode: PromptEncoder, prompts: list[Prompt]) -> Engine:
     longest = max(len(encode(text)) for text in [*(p.text for p in prompts), *filter(None, [options.negative_prompt])])
     config = EngineConfig(
+        type=options.engine,
         dtype=DTYPE,
         max_concurrent=options.batch_size * (1 if options.guidance_scale == 1 else 2),
         kv_cache_gib=options.kv_cache_gib,
         max_prompt_tokens=longest,
     )
-    engine, seed = RolloutEngine(options.model, config), (options.seed, 0)
-    for group in engine.generate(prompts, options.num_images, seed, _sampling(options), options.negative_prompt):
-        yield group.codes
-
-
-@torch.no_grad()
-def _with_transformers(options: argparse.Namespace, prompts: list[Prompt]) -> Iterator[np.ndarray]:
-    """Codes [G, T] of each prompt."""
-    model, encode = load_policy(options.model, getattr(torch, DTYPE))
-    model, layout, sampling = model.to(DEVICE).eval(), read_layout(options.model), _sampling(options)
-    other = encode(options.negative_prompt) if options.negative_prompt else encode.null
-    images = [(prompt, k) for prompt in prompts for k in range(options.num_images)]
-    drawn: list[np.ndarray] = []  # of the prompts that are not complete
-    for start in range(0, len(images), options.batch_size):
-        batch = images[start : start + options.batch_size]
-        seeds = [(options.seed, 0, prompt.index, k) for prompt, k in batch]
-        contexts = [encode(prompt.text) for prompt, _ in batch]
-        unconditional = [other] * len(batch) if sampling.guidance_scale != 1 else None
-        if options.engine == "sjd":
-            codes_BT = sample_codes_jacobi(model, contexts, layout, seeds, sampling, unconditional)[0]
-        else:
-            codes_BT = sample_codes(model, contexts, layout, seeds, sampling, unconditional)
-        drawn.extend(codes_BT.cpu().numpy())
-        while len(drawn) >= options.num_images:
-            yield np.stack(drawn[: options.num_images])
-            del drawn[: options.num_images]
+    return build_engine(options.model, config)
 
 
 def _write(file: Path, image: np.ndarray, prompt: str, options: argparse.Namespace) -> None:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from simplear_rl import cli
+from simplear_rl.config import EvaluateConfig
+from simplear_rl.evaluate import OPTIONS
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -21,6 +25,34 @@ def test_help_has_examples_and_keys(stage):
     assert f"python -m simplear_rl.{stage} seed=1" in shown.stdout
     assert "ray job submit" in shown.stdout
     assert "root" in shown.stdout
+
+
+def test_options_of_evaluate_are_short_for_keys(monkeypatch):
+    """Values stay what they are, whatever they would mean in YAML."""
+    options = [
+        "--model",
+        "no: 1 #",
+        "--engine",
+        "sjd",
+        "--output",
+        "é",
+        "--score-only",
+        "3",
+        "--allow-missing",
+        "seed=4",
+    ]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *options])
+    configs = []
+    cli.run_command(configs.append, EvaluateConfig, "evaluate", options=OPTIONS)
+    (config,) = configs
+    paths = config.policy, config.output, config.score_only
+    assert paths == tuple(Path(name).absolute() for name in ("no: 1 #", "é", "3"))
+    assert (config.engine.type, config.allow_missing, config.seed) == ("sjd", True, 4)
+
+
+def test_an_engine_that_there_is_not_is_refused():
+    failed = run("simplear_rl.evaluate", "--engine", "fast")
+    assert failed.returncode != 0 and "engine.type: Input should be 'vllm', 'transformers' or 'sjd'" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
             "called the same in metrics: clip_x, clip_x",
         ),
         ("reward.models=[]", "at least 1 item"),
+        ("rollout.engine.type=sjd", "rollout.engine: GRPO draws with vllm alone: .* found type sjd"),
         ("root=3", "root: .* found 3"),
         ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),
         (

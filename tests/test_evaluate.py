@@ -78,6 +78,16 @@ def test_an_evaluation_continues_to_the_same_end_and_refuses_other_settings(sett
         evaluate(settings("guidance_scale=3"))
 
 
+def test_every_engine_draws_the_same_pictures_for_a_greedy_policy(settings, tmp_path):
+    folders = {engine: tmp_path / engine for engine in ("vllm", "transformers", "sjd")}
+    for engine, output in folders.items():
+        more = ("temperature=0", "images_per_prompt=1", "guidance_scale=2", f"output={output}", f"engine.type={engine}")
+        assert evaluate(settings(*more))["images"] == 6
+        assert (output / "index.html").read_text().count("<img") == 6
+    vllm, transformers, sjd = map(contents, folders.values())
+    assert len(vllm) == 6 and vllm == transformers == sjd
+
+
 def test_images_of_others_are_scored_and_damage_is_refused_or_counted(settings, scenes, tmp_path, capsys):
     score = settings(f"score_only={scenes}", "policy=null", "tokenizer=nowhere")
     summary = evaluate(score)

@@ -26,7 +26,7 @@ class Rollout:
     prompt_ids: list[int]
     unconditional_ids: list[int] | None  # the other context of guided samples
     codes: np.ndarray  # uint16 [G, T], raster order
-    log_probs: np.ndarray  # float32 [G, T], behaviour log-probs, normalised over the visual codebook
+    log_probs: np.ndarray  # float32 [G, T], behaviour log-probs over the visual codebook; NaN: not computed
     sampling: Sampling
     weight_version: int
     seed: tuple[int, int]  # run seed, step

@@ -1,0 +1,40 @@
+"""The engines that draw images, by the names that `engine.type` and --engine choose from."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from simplear_rl.config import EngineConfig
+from simplear_rl.errors import UserError
+from simplear_rl.rollout.sampling import Sampling
+from simplear_rl.rollout.transformers_engine import TransformersEngine
+from simplear_rl.rollout.types import Prompt, Rollout
+
+
+class Engine(Protocol):
+    """What draws images; see RolloutEngine."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        seed: tuple[int, int],
+        sampling: Sampling,
+        negative_prompt: str | None = None,
+    ) -> Iterator[Rollout]:
+        """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete."""
+
+
+def build_engine(policy: Path, config: EngineConfig) -> Engine:
+    """The engine of `config.type`, with the weights of the folder `policy`.
+
+    Raises:
+        UserError: vLLM is not installed; the folder is no policy; see the engines.
+    """
+    if config.type != "vllm":
+        return TransformersEngine(policy, config)
+    try:
+        from simplear_rl.rollout.engine import RolloutEngine
+    except ImportError as error:
+        raise UserError(f"engine vllm: vLLM is not installed ({error}); the engine transformers needs none") from error
+    return RolloutEngine(policy, config)
