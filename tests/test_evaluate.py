@@ -16,12 +16,15 @@ import ray
 from PIL import Image
 
 from simplear_rl.benchmarks import scorer
+from simplear_rl.benchmarks.dpg import COLUMNS, grid
 from simplear_rl.benchmarks.geneval import TAGS
 from simplear_rl.benchmarks.geneval_files import GenEval
+from simplear_rl.benchmarks.vqa import TransformersJudge
 from simplear_rl.config import CONFIGS, EvaluateConfig, load_config
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate, report
-from simplear_rl.shapes.world import evaluation_prompts, render, sample_scene
+from simplear_rl.shapes.world import crowded_images, evaluation_prompts, render, sample_scene
+from tests.visual_judge import make_model
 
 ENTRIES = evaluation_prompts()[::50]  # one of each tag
 COW = {"class": "cow", "count": 1}
@@ -164,6 +167,46 @@ def test_geneval_with_mask2former_and_clip(detector_config, pictures, tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert all(row["reasons"] == ["expected cow>=1, found 0"] for row in rows)
     assert [(row["width"], row["height"]) for row in rows[:2]] == [(48, 48), (64, 48)]
+
+
+def test_dpg_bench_with_a_vision_language_model(tmp_path, ray_cluster):
+    """Random weights answer at random, but load, look at every image, and fill scores and page."""
+    questions = {1: (0, "is there a red circle"), 2: (1, "is the circle red"), 3: (0, "is there a blue square")}
+    items = {"a1": "a red circle", "b2": "a blue square"}
+    lines = [json.dumps({"item_id": item, "text": text}) for item, text in items.items()]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    table = [",".join(COLUMNS)] + [
+        f"{item},{text},,{i},{parent},entity,whole,,{question}"
+        for item, text in items.items()
+        for i, (parent, question) in questions.items()
+    ]
+    (tmp_path / "questions.csv").write_text("\n".join(table))
+    images = crowded_images(8, seed=0).reshape(2, 4, 64, 64, 3)
+    (tmp_path / "images").mkdir()
+    for item, four in zip(items, images, strict=True):
+        Image.fromarray(grid(four)).save(tmp_path / "images" / f"{item}.png")
+    judge = {"model": str(make_model(tmp_path / "judge")), "dtype": "float32", "batch_size": 5}
+    overrides = [
+        f"judge={json.dumps(judge)}",
+        f"prompts={tmp_path / 'prompts.jsonl'}",
+        f"questions={tmp_path / 'questions.csv'}",
+        f"score_only={tmp_path / 'images'}",
+        "image_size=64",
+        f"output={tmp_path / 'out'}",
+        "scorer={count: 2}",
+    ]
+    summary = evaluate(load_config(EvaluateConfig, CONFIGS / "dpg" / "evaluate.yaml", overrides))
+    assert (summary["images"], summary["left_out"], summary["judge"]) == (8, 0, judge["model"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    alone = TransformersJudge(Path(judge["model"]), dtype="float32")
+    for row, image in zip(rows, images.reshape(8, 64, 64, 3), strict=True):
+        texts = [question for _, question in questions.values()]
+        assert [answer["answer"] for answer in row["answers"]] == alone.answer([image] * 3, texts)
+    assert len({row["score"] for row in rows}) > 1, "all the same: the test would not see a mix-up"
+    assert summary["scores"]["total"] == pytest.approx(100 * np.mean([row["score"] for row in rows]))
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<img") == 2 and all(f"{100 * row['score']:.0f} of 100" in page for row in rows)
+    assert page.count("is the circle red yes, but not what it depends on") > 1
 
 
 @pytest.mark.parametrize(

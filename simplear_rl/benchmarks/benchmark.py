@@ -80,9 +80,9 @@ def read_image(file: Path) -> np.ndarray:
 
 
 def read_text(file: Path, where_from: str) -> str:
-    """A benchmark's file, which does not come with this package. Raises UserError that says where it comes from."""
+    """A file of a benchmark, UTF-8, which does not come with this package. Raises UserError that says where it is."""
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise UserError(f"{file}: not found; it is published at {where_from}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -22,9 +22,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from simplear_rl.benchmarks.benchmark import read_text
 from simplear_rl.benchmarks.vqa import JUDGES_DIFFER, VisualJudge
 from simplear_rl.errors import UserError
 
+PUBLISHED = "https://github.com/TencentQQGYLab/ELLA (dpg_bench)"
 Rules = Literal["corrected", "official"]
 COLUMNS = (
     "item_id",
@@ -59,7 +61,7 @@ def read_prompts(file: Path) -> dict[str, str]:
     """
     prompts: dict[str, str] = {}
     # Not splitlines(): JSON text may hold other line separators.
-    for number, line in enumerate(_read_text(file).rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(read_text(file, PUBLISHED).rstrip("\n").split("\n"), start=1):
         try:
             entry = json.loads(line)
         except ValueError as error:
@@ -71,13 +73,6 @@ def read_prompts(file: Path) -> dict[str, str]:
             raise UserError(f"{file}, line {number}: item_id {item} stands there twice")
         prompts[item] = text
     return prompts
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as UTF-8: {error}") from error
 
 
 def read_questions(file: Path, prompts: Mapping[str, str], rules: Rules = "corrected") -> dict[str, list[Question]]:
@@ -119,7 +114,7 @@ def read_questions(file: Path, prompts: Mapping[str, str], rules: Rules = "corre
 
 def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
     """The rows, or what is wrong with one, and the line on which each begins: quoted text may hold line breaks."""
-    reader = csv.reader(io.StringIO(_read_text(file)), strict=True)
+    reader = csv.reader(io.StringIO(read_text(file, PUBLISHED)), strict=True)
     begins, header = 1, None
     try:
         for fields in reader:

@@ -278,7 +278,12 @@ def test_bad_files(tmp_path):
         read_questions(write(tmp_path, "", [c for c in COLUMNS if c not in ("dependency", "tuple")]), {})
     (tmp_path / "empty.csv").touch()
     (tmp_path / "latin.csv").write_bytes(b"\xe9")
-    for name, message in [("empty", "empty"), ("latin", "cannot be read as UTF-8"), ("absent", "cannot be read")]:
+    cases = {
+        "empty": "empty",
+        "latin": "cannot be read: 'utf-8' codec",
+        "absent": "published at https://github.com/Ten",
+    }
+    for name, message in cases.items():
         with pytest.raises(UserError, match=message):
             read_questions(tmp_path / f"{name}.csv", {})
 
