@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
-from simplear_rl.checkpoints import write_checkpoint
+from simplear_rl.checkpoints import begin_checkpoint
 from simplear_rl.cli import exit_on_user_error, run_command
 from simplear_rl.config import ActorsConfig, EvaluateConfig, GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
@@ -250,7 +250,7 @@ def test_a_run_folder_with_a_damaged_file_is_left_as_it_is(template, tmp_path, m
     root = tmp_path / "root"
     shutil.copytree(template, root)
     (root / "run").mkdir()
-    write_checkpoint(root / "run/checkpoints/step-000002", lambda folder: (folder / "state").write_text("x"))
+    begin_checkpoint(root / "run/checkpoints/step-000002", lambda folder: lambda: (folder / "state").write_text("x"))()
     (root / "run" / name).write_text(content)
     before = tree(root)
     with pytest.raises(SystemExit, match=message):
