@@ -9,6 +9,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from actors.pool import Pool
 from actors.supervision import raise_cause
 from simplear_rl.errors import causes
 
@@ -54,8 +55,9 @@ class Broadcast:
 
     `object_store` copies the weights to the host and through Ray's store: works wherever Ray does. `collective` goes
     from device to device in a group that all of them join before the first transfer, and once more when one of them is
-    no longer in it. `ipc` needs an engine beside every learner rank (`colocated`, see Stage): each rank shows its
-    weights to the engine on its device. When an engine dies and Ray restarts it, the transfer is repeated.
+    no longer in it, or the pool has another one. `ipc` needs an engine beside every learner rank (`colocated`, see
+    Stage): each rank shows its weights to the engine on its device. When an engine dies and Ray restarts it, or an
+    extra one goes away, the transfer is repeated.
 
     Raises:
         ActorDiedError: an actor is dead for good.
@@ -67,9 +69,10 @@ class Broadcast:
         self,
         transport: Literal["object_store", "collective", "ipc"],
         learner: "LearnerGroup",
-        engines: list[ActorHandle],
+        engines: Pool,
     ):
-        self.learner, self.engines = learner, engines
+        self.learner, self.pool, self.engines = learner, engines, engines.fixed
+        self.members: list[ActorHandle] = []  # of the process group
         transports = {"object_store": self._object_store, "collective": self._collective, "ipc": self._ipc}
         self.transfer = transports[transport]
 
@@ -77,11 +80,13 @@ class Broadcast:
         """Returns the version that the engines hold and their number."""
         while True:
             try:
+                self.engines = self.pool.up()
                 versions = self.transfer()
                 break
             except RayError as error:
                 # Ray restarts the engine, and it takes part in the next attempt. A learner that called it wraps that.
-                if not any(isinstance(cause, ActorUnavailableError) for cause in causes(error)):
+                restarted = any(isinstance(cause, ActorUnavailableError) for cause in causes(error))
+                if not self.pool.lost(error) and not restarted:
                     raise
         return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}
 
@@ -92,10 +97,11 @@ class Broadcast:
     def _collective(self) -> list[int]:
         first, *others = self.learner.ranks
         members = [first, *self.engines]
-        if not all(ray.get([member.in_group.remote() for member in members])):
+        if members != self.members or not all(ray.get([member.in_group.remote() for member in members])):
             rendezvous = ray.get(first.rendezvous.remote())
             joining = [member.join_group.remote(rendezvous, i, len(members)) for i, member in enumerate(members)]
             finish({"learner-0": joining[0]} | self._of_engines(joining[1:]))
+            self.members = members
         sending = {f"learner-{i}": rank.send_weights.remote() for i, rank in enumerate((first, *others))}
         receiving = self._of_engines([engine.receive_weights.remote() for engine in self.engines])
         return finish(sending | receiving)[len(sending) :]

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,8 +13,9 @@ from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.pool import Pool
 from actors.supervision import ActorLostError, Heartbeat, loss
-from simplear_rl.config import ActorsConfig, FaultsConfig
+from simplear_rl.config import ActorsConfig, FaultsConfig, PoolConfig
 from simplear_rl.errors import UserError
 
 
@@ -77,6 +79,7 @@ class Stage:
         check_fits(roles, ray.cluster_resources())
         self.name, self.roles, self.faults = name, roles, faults or FaultsConfig()
         self.actors: dict[str, ActorHandle] = {}
+        self.launched: list[ActorHandle] = []
         self.heartbeat = Heartbeat(self.faults.heartbeat_seconds)
         bundles: list[dict[str, float]] = []
         self.bundles_of_role: dict[str, range] = {}
@@ -99,27 +102,46 @@ class Stage:
 
         Ray restarts one that dies, where it was or on another node, `max_restarts` times (faults.max_restarts).
         """
-        config = self.roles[role]
+        restarts = self.faults.max_restarts if max_restarts is None else max_restarts
         started = []
         for i, bundle in enumerate(self.bundles_of_role[role]):
-            name = f"{self.name}/{role.removesuffix('.actors')}-{i}"
             strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
-            handle = actor.options(
-                name=name,
-                num_cpus=config.cpus,
-                num_gpus=config.gpus,
-                scheduling_strategy=strategy,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
-                max_restarts=self.faults.max_restarts if max_restarts is None else max_restarts,
-            ).remote(name, i, *args)
-            self.actors[name] = handle
-            self.heartbeat.watch(handle, name)
-            started.append(handle)
+            started.append(self._start(role, i, strategy, restarts, actor, args))
+        self.launched += started
         return started
+
+    def pool(self, role: str, actor: ActorClass, *args: Any) -> Pool:
+        """Launch all actors of `role`, and ask for those that may join later (max_count)."""
+        config = self.roles[role]
+        most = config.max_count if isinstance(config, PoolConfig) else None
+        extra = {
+            self._name(role, i): partial(self._start, role, i, "DEFAULT", 0, actor, args)
+            for i in range(config.count, most or config.count)
+        }
+        return Pool(self.launch(role, actor, *args), extra)
+
+    def _name(self, role: str, i: int) -> str:
+        return f"{self.name}/{role.removesuffix('.actors')}-{i}"
+
+    def _start(
+        self, role: str, i: int, strategy: Any, restarts: int, actor: ActorClass, args: tuple[Any, ...]
+    ) -> ActorHandle:
+        config, name = self.roles[role], self._name(role, i)
+        handle = actor.options(
+            name=name,
+            num_cpus=config.cpus,
+            num_gpus=config.gpus,
+            scheduling_strategy=strategy,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
+            max_restarts=restarts,
+        ).remote(name, i, *args)
+        self.actors[name] = handle
+        self.heartbeat.watch(handle, name)
+        return handle
 
     def ready(self) -> None:
         """Wait until every actor launched so far is built. Raises the UserError of one that cannot be."""
-        ray.get([actor.ready.remote() for actor in self.actors.values()])
+        ray.get([actor.ready.remote() for actor in self.launched])
 
     def __enter__(self) -> "Stage":
         return self

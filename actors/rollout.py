@@ -6,10 +6,11 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.broadcast import GroupMember
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
+from actors.pool import Pool
 from simplear_rl.config import EngineConfig
 from simplear_rl.learning.weights import Weights
 from simplear_rl.rollout.sampling import Sampling
@@ -80,7 +81,7 @@ class RolloutActor(Monitored, GroupMember):
 
 
 def stream(
-    engines: list[ActorHandle],
+    engines: Pool,
     step: int,
     prompts: list[Prompt],
     samples: int,
@@ -91,35 +92,42 @@ def stream(
 ) -> Iterator[tuple[int, ray.ObjectRef]]:
     """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete.
 
-    When an engine dies, Ray restarts it and it draws what it still owes: the same samples, since they depend on seed,
-    step, indices and weights alone.
+    When an engine dies, Ray restarts it and it draws what it still owes; if it is an extra one (see Pool), the others
+    do at once. The samples are the same, since they depend on seed, step, indices and weights alone.
 
     All draw with the weights of `version`, 0 for those of the policy folder; `weights` fetches them for an engine that
-    was restarted.
+    was restarted or has just joined.
 
     Raises:
         ActorDiedError: an engine has used up its restarts, see Stage.launch.
     """
     streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, list[Prompt], int]] = {}
 
-    def draw(engine: ActorHandle, share: list[Prompt], source: ray.ObjectRef | None = None) -> None:
-        call = engine.generate.remote(step, share, samples, seed, sampling, version, source)
-        streams[call] = engine, share, len(share)
+    def draw(by: list[ActorHandle], owed: list[Prompt], source: ray.ObjectRef | None = None) -> None:
+        for i, engine in enumerate(by[: len(owed)]):
+            share = owed[i :: len(by)]
+            call = engine.generate.remote(step, share, samples, seed, sampling, version, source)
+            streams[call] = engine, share, len(share)
 
-    for i, engine in enumerate(engines[: len(prompts)]):
-        draw(engine, prompts[i :: len(engines)])
+    draw(engines.up(), prompts)
     while streams:
         (ready,), _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
         engine, share, asked = streams[ready]
-        reference = next(ready, None)
-        if reference and reference != ready.completed():
+        by: list[ActorHandle] = []
+        try:
+            reference = next(ready, None)
+            if reference == ready.completed():
+                reference = None
+            if reference and engines.is_extra(engine):
+                ray.get(reference)  # so that a copy outlives the engine's node
+            elif not reference:
+                ray.get(ready.completed())
+                by = [engine] if len(share) == asked else []
+        except (RayActorError, ObjectLostError) as error:
+            reference, by = None, engines.instead_of(engine, error)
+        if reference:
             yield share.pop(0).index, reference
             continue
         del streams[ready]
-        try:
-            ray.get(ready.completed())
-            restarted = len(share) == asked
-        except ActorUnavailableError:
-            restarted = True
-        if share and restarted:
-            draw(engine, share, weights() if weights else None)
+        if share and by:
+            draw(by, share, weights() if weights and engine in by else None)

@@ -53,6 +53,22 @@ class ActorsConfig(Section):
     threads: Count = Field(1, description="threads of each actor's CPU kernels")
 
 
+class PoolConfig(ActorsConfig):
+    """Actors each of which can do any piece of the work, so that more may join while a run goes on."""
+
+    max_count: Count | None = Field(
+        None,
+        description="beyond the `count` actors that a run needs, up to so many work whenever the cluster has room; "
+        "nodes with them may join and leave",
+    )
+
+    @model_validator(mode="after")
+    def _at_least_count(self) -> "PoolConfig":
+        if self.max_count is not None and self.max_count < self.count:
+            raise ValueError(f"max_count ({self.max_count}) must be at least count ({self.count})")
+        return self
+
+
 class FaultsConfig(Section):
     """What happens when actors die or hang."""
 
@@ -200,7 +216,7 @@ class EngineConfig(Section):
     type: EngineType = Field(
         "vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding; GRPO draws with vllm"
     )
-    actors: ActorsConfig = ActorsConfig()
+    actors: PoolConfig = PoolConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_concurrent: Count = Field(64, description="contexts that one engine decodes at a time; a guided image has two")
     kv_cache_gib: Positive = Field(0.25, description="vllm: memory of one engine's key-value cache, GiB")
@@ -314,7 +330,7 @@ class RewardModelConfig(Section):
 class RewardConfig(Section):
     """The reward actors: visual tokenizer and reward models."""
 
-    actors: ActorsConfig = ActorsConfig()
+    actors: PoolConfig = PoolConfig()
     models: Annotated[list[RewardModelConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -372,7 +388,7 @@ class GrpoConfig(StageConfig):
     prompts: Location = Field(description="text file: one prompt per line")
     rollout: RolloutConfig
     reward: RewardConfig
-    reference: ActorsConfig = ActorsConfig()
+    reference: PoolConfig = PoolConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     guards: GuardsConfig = GuardsConfig()
     samples_every: Count = Field(10, description="steps between sample grids")
@@ -434,6 +450,12 @@ class GrpoConfig(StageConfig):
                     f"learner.actors.count {learner.actors.count}, rollout.engine.actors.count {engine.actors.count}: "
                     "set both to the same, or rollout.broadcast=object_store"
                 )
+            if (engine.actors.max_count or 0) > engine.actors.count:
+                raise ValueError(
+                    "rollout.broadcast=ipc: an engine that joins later has no learner to share memory with, found "
+                    f"rollout.engine.actors.max_count {engine.actors.max_count}: leave it out, or set "
+                    "rollout.broadcast=object_store"
+                )
             if any(gpus) and (not all(gpus) or sum(gpus) > 1):
                 raise ValueError(
                     "rollout.broadcast=ipc: a learner and an engine share a GPU, found "
@@ -492,6 +514,11 @@ class EvaluateConfig(CommandConfig):
     def _has_all_it_needs(self) -> "EvaluateConfig":
         if not (self.policy or self.score_only):
             raise ValueError("either `policy` is needed, to draw images, or `score_only`, a folder of them")
+        if (self.engine.actors.max_count or 0) > self.engine.actors.count:
+            raise ValueError(
+                f"engine.actors.max_count: {self.engine.actors.max_count}, but an evaluation shares its prompts out "
+                "once, when it begins: raise engine.actors.count"
+            )
         if self.allow_missing and not self.score_only:
             raise ValueError("`allow_missing` is for `score_only`: images that are drawn are never missing")
         if not self.prompts and self.benchmark != "shapes":

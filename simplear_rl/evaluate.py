@@ -77,7 +77,7 @@ def _draw(config: EvaluateConfig, benchmark: Benchmark, todo: list[int], policy:
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
     roles = {"engine.actors": config.engine.actors, "scorer": config.scorer}
     with Stage("evaluate", roles, config.faults) as stage:
-        engines = stage.launch("engine.actors", RolloutActor, policy, config.engine)
+        engines = stage.pool("engine.actors", RolloutActor, policy, config.engine)
         scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, layout))
         stage.ready()
         pending: list[ray.ObjectRef] = []

@@ -4,7 +4,6 @@ For each step: rollout -> score, reference -> advantage, update -> broadcast. Th
 Ray's store and holds no tensors. Advantages are computed by the learner (algorithms/grpo_loss.py), a group at a time.
 """
 
-from itertools import cycle
 from time import monotonic
 
 import ray
@@ -44,35 +43,36 @@ def train(config: GrpoConfig) -> None:
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     run = Run("grpo", config)
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
-        engines = stage.launch("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
-        rewards = stage.launch("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
-        references = stage.launch("reference", ReferenceActor, config.start, config.learner.dtype)
+        engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
+        rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
+        references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run)
         stage.ready()
-        for warning in ray.get(rewards[0].check.remote(sorted(set(prompts)))):
+        for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):
             print(warning)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         broadcast = Broadcast(rollout.broadcast, learner, engines)
         broadcast()
 
-        scorers, frozen, warnings = cycle(rewards), cycle(references), Warnings(config.guards)
+        warnings = Warnings(config.guards)
         for step in run.steps():
             start = monotonic()
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
-            groups = {}
+            calls = {}
             G, seed = rollout.samples_per_prompt, config.seed
             for index, group in stream(engines, step, batch, G, seed, sampling, step - 1, learner.weights):
-                scores, log_probs = next(scorers).score.remote(group), next(frozen).log_probs.remote(group)
-                groups[index] = group, scores, log_probs
+                calls[index] = group, rewards.call("score", group), references.call("log_probs", group)
             decoded = monotonic()
-            in_order = [groups[index] for index in range(len(batch))]
+            groups, scoring, comparing = zip(*(calls[index] for index in range(len(batch))), strict=True)
+            scores, log_probs = rewards.results(scoring), references.results(comparing)
+            in_order = list(zip(groups, scores, log_probs, strict=True))
             metrics = learner.update(step, in_order, algorithm)
             updated = monotonic()
             metrics |= broadcast()
-            metrics |= reward_metrics(ray.get([scores for _, scores, _ in in_order]))
+            metrics |= reward_metrics(ray.get(scores))
             metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
             metrics |= {"broadcast_seconds": monotonic() - updated}
             run.log(step, metrics, show=("reward", "kl"))
@@ -81,7 +81,7 @@ def train(config: GrpoConfig) -> None:
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
             if step % config.samples_every == 0:
-                save_grid(run.samples / f"step-{step:06d}.png", next(scorers), in_order[:8])
+                save_grid(run.samples / f"step-{step:06d}.png", rewards.fixed[0], in_order[:8])
 
 
 if __name__ == "__main__":

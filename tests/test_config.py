@@ -189,3 +189,22 @@ def test_paths_are_absolute_since_actors_work_elsewhere(tmp_path, monkeypatch):
 
 def test_known_keys_reach_into_lists():
     assert {"steps", "learner.optimizer.learning_rate", "reward.models.weight"} <= set(known_keys(GrpoConfig))
+
+
+@pytest.mark.parametrize(
+    ("schema", "overrides", "message"),
+    [
+        (
+            GrpoConfig,
+            ["reward.actors={count: 3, max_count: 2}"],
+            r"reward.actors: max_count \(2\) must be at least count",
+        ),
+        (GrpoConfig, ["learner.actors.max_count=2"], "learner.actors.max_count: unknown key"),
+        (GrpoConfig, ["rollout.broadcast=ipc", "rollout.engine.actors.max_count=2"], "has no learner to share memory"),
+        (EvaluateConfig, ["engine.actors.max_count=2"], "an evaluation shares its prompts out once"),
+    ],
+)
+def test_only_pools_of_a_run_grow(schema, overrides, message):
+    name = "grpo" if schema is GrpoConfig else "evaluate"
+    with pytest.raises(UserError, match=message):
+        load_config(schema, CONFIGS / "shapes" / f"{name}.yaml", overrides)

@@ -154,3 +154,11 @@ def test_the_command_starts_nothing(tmp_path):
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "8 learner.actors" in shown.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_actors_that_may_join_need_no_place(tmp_path, capsys):
+    shown = []
+    for more in [], ["rollout.engine.actors.max_count=1000", "reward.actors.max_count=1000"]:
+        dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", *more)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 from actors.broadcast import Broadcast, finish
 from actors.learner import LearnerGroup
 from actors.placement import Stage
+from actors.pool import Pool
 from actors.rollout import RolloutActor
 from simplear_rl.config import ActorsConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.policy.model import load_policy
@@ -96,7 +97,7 @@ def start(learner: LearnerGroup, other_policy, zero_stage: int, version: int) ->
 def test_every_engine_holds_the_bytes_of_the_learner(learner, engines, other_policy, expected, zero_stage):
     start(learner, other_policy, zero_stage, version=7)
     for transport in TRANSPORTS[: len(learner.ranks) + 1]:  # ipc needs a rank for each of the two engines
-        broadcast = Broadcast(transport, learner, engines)
+        broadcast = Broadcast(transport, learner, Pool(engines))
         for _ in range(2):
             forget(engines)
             assert broadcast() == {"weight_version": 7.0, "engines_verified": 2.0}
@@ -106,7 +107,7 @@ def test_every_engine_holds_the_bytes_of_the_learner(learner, engines, other_pol
 
 def test_a_damaged_byte_is_refused_and_the_next_broadcast_mends_it(learner, engines, other_policy, expected):
     start(learner, other_policy, 3, version=8)
-    broadcast = Broadcast("collective", learner, engines)
+    broadcast = Broadcast("collective", learner, Pool(engines))
     broadcast()
 
     def damage(self):
@@ -132,7 +133,7 @@ def test_a_damaged_byte_is_refused_and_the_next_broadcast_mends_it(learner, engi
 
 def test_an_engine_that_cannot_take_part_is_named_at_once(learner, engines, other_policy, expected):
     start(learner, other_policy, 3, version=9)
-    broadcast = Broadcast("collective", learner, engines)
+    broadcast = Broadcast("collective", learner, Pool(engines))
     broadcast()
 
     def occupy(self):
@@ -152,7 +153,7 @@ def test_an_engine_that_cannot_take_part_is_named_at_once(learner, engines, othe
 @pytest.mark.parametrize("learner", [2], indirect=True)
 def test_a_damaged_byte_in_shared_memory_is_refused(learner, engines, other_policy, expected):
     start(learner, other_policy, 3, version=11)
-    broadcast = Broadcast("ipc", learner, engines)
+    broadcast = Broadcast("ipc", learner, Pool(engines))
 
     def damage(self):
         load = self.engine.map_weights
@@ -177,12 +178,12 @@ def test_a_restarted_engine_is_back_with_the_next_broadcast_and_a_dead_one_is_an
 ):
     start(learner, other_policy, 0, version=10)
     for transport in "collective", "ipc":
-        broadcast = Broadcast(transport, learner, engines)
+        broadcast = Broadcast(transport, learner, Pool(engines))
         broadcast()
         ray.kill(engines[1], no_restart=False)
         assert broadcast() == {"weight_version": 10.0, "engines_verified": 2.0}
         assert_holds(engines[1], expected)
-    broadcast = Broadcast("collective", learner, engines)
+    broadcast = Broadcast("collective", learner, Pool(engines))
     broadcast()
 
     def die(self):

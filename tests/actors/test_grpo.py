@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from actors.placement import Stage
+from actors.pool import Pool
 from actors.reward import RewardActor
 from actors.rollout import RolloutActor, stream
 from simplear_rl import grpo, pretrain
@@ -148,7 +149,8 @@ def test_a_sample_does_not_depend_on_its_actor(ray_cluster, policy):
         stage.ready()
 
         def drawn(actors, order):
-            return {i: ray.get(group) for i, group in stream(actors, 5, [prompts[i] for i in order], 2, 0, Sampling())}
+            drawn = stream(Pool(actors), 5, [prompts[i] for i in order], 2, 0, Sampling())
+            return {i: ray.get(group) for i, group in drawn}
 
         together, swapped, alone = drawn(engines, range(4)), drawn(engines[::-1], range(4)), drawn(engines[:1], [3, 1])
         for i in range(4):
