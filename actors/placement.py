@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray._private.services import find_bootstrap_address
 from ray.actor import ActorClass, ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -18,32 +19,43 @@ from actors.supervision import ActorLostError, Heartbeat, loss
 from simplear_rl.config import ActorsConfig, FaultsConfig, PoolConfig
 from simplear_rl.errors import UserError
 
+ANSWER = 10.0  # seconds
+# Ray speaks gRPC, over HTTP/2, where a client begins with this and an empty frame of settings (RFC 9113, 3.4).
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
 
 def connect() -> None:
     """Join the Ray cluster of RAY_ADDRESS or of this machine; start a local one if there is none."""
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "")
-        _require_answer(address)
+        given = os.environ.get("RAY_ADDRESS", "")
+        # Of a cluster that was started on this machine, Ray keeps the address in a file.
+        address = find_bootstrap_address(None) or "" if given in ("", "auto") else given
+        _require_answer(address, f"RAY_ADDRESS={given}" if address == given else f"the Ray cluster at {address}")
         # An actor without GPUs must not see any.
         env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
         # What actors print stays in their own logs, in the dashboard: the terminal belongs to the progress bars.
         try:
             ray.init(runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"RAY_ADDRESS={address}: no Ray cluster can be joined there: {error}") from error
+            raise UserError(f"RAY_ADDRESS={given}: no Ray cluster can be joined there: {error}") from error
 
 
-def _require_answer(address: str) -> None:
-    """Raise UserError if nothing listens at host:port of `address`: Ray itself would try for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("", "auto", "local"):
+def _require_answer(address: str, name: str) -> None:
+    """Raise UserError if no Ray cluster answers at `address`.
+
+    Ray itself would try for a minute, and wait for a cluster that hangs for a quarter of an hour.
+    """
+    if address in ("", "local"):
         return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER) as connection:
+            connection.sendall(HTTP2_HELLO)
+            connection.recv(1)  # of whatever it says: with TLS it does not like this
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); expected host:port of a running one, or "
-            "unset it for a cluster on this machine"
+            f"{name}: no Ray cluster answers there ({error}); expected host:port of a running one. With "
+            "RAY_ADDRESS=local a run starts a cluster of its own on this machine"
         ) from error
 
 

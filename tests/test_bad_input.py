@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
 
+from actors import placement
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
 from simplear_rl.checkpoints import begin_checkpoint
@@ -276,6 +278,23 @@ def test_a_ray_address_that_does_not_answer_is_named(template, tmp_path, monkeyp
     with pytest.raises(SystemExit, match=f"RAY_ADDRESS={address}: {message}"):
         call("pretrain", arguments("pretrain", root), monkeypatch)
     assert tree(root) == before
+
+
+@pytest.mark.parametrize("given", ["RAY_ADDRESS", "auto", ""])
+def test_a_ray_cluster_that_hangs_is_named(template, tmp_path, monkeypatch, given):
+    """A stopped process has its connections accepted by the kernel, and says nothing."""
+    root = tmp_path / "root"
+    shutil.copytree(template, root)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(placement, "ANSWER", 0.5)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where Ray keeps the address of this machine's cluster
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        monkeypatch.setenv("RAY_ADDRESS", address if given == "RAY_ADDRESS" else given)
+        with pytest.raises(SystemExit, match=f"{address}: no Ray cluster answers there .timed out.*RAY_ADDRESS=local"):
+            call("pretrain", arguments("pretrain", root), monkeypatch)
 
 
 @pytest.mark.parametrize(
