@@ -1,5 +1,7 @@
 """Scorer actors: benchmark verdicts on images."""
 
+from pathlib import Path
+
 import ray
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
@@ -21,12 +23,12 @@ class ScorerActor(Monitored):
             self.scorer = BenchmarkScorer(config, benchmark, layout)
             self.number = config.images_per_prompt
 
-    def draw(self, rollout: Rollout) -> int:
+    def draw(self, rollout: Rollout, output: Path) -> int:
         """See BenchmarkScorer.draw."""
         with self.phase("judge", rollout.seed[1], images=len(rollout.codes)):
-            return self.scorer.draw(rollout)
+            return self.scorer.draw(rollout, output)
 
-    def judge(self, index: int) -> int:
+    def judge(self, index: int, folder: Path, output: Path) -> int:
         """See BenchmarkScorer.judge."""
         with self.phase("judge", 0, images=self.number):
-            return self.scorer.judge(index)
+            return self.scorer.judge(index, folder, output)

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from actors.evaluation import Evaluation
 from actors.placement import cluster_nodes
 from simplear_rl import plan
-from simplear_rl.config import ActorsConfig, GrpoConfig, StageConfig, SupervisedConfig
+from simplear_rl.config import ActorsConfig, EvaluationConfig, GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
@@ -60,10 +61,14 @@ def plan_grpo(config: GrpoConfig) -> None:
     rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
     if config.start.exists() and config.prompts.exists():
         read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
+    evaluation = config.evaluation
+    if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
+        Evaluation(config)
     guided = rollout.guidance_scale != 1
     group = rollout.samples_per_prompt, guided, engine.max_prompt_tokens
     prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
     at_once = plan.images_at_once(decoder, engine, guided)
+    scorer, unknown_scorers = plan.scorer_memory(evaluation) if evaluation else ({}, [])
     rewards, unknown = plan.reward_memory(config.reward.models)
     memory = {
         "learner.actors": (
@@ -76,6 +81,7 @@ def plan_grpo(config: GrpoConfig) -> None:
         ),
         "reward.actors": (rewards, "reward.models.batch_size, or set reward.models.dtype"),
         "reference": (plan.reference_memory(decoder, learner.dtype, *group), "rollout.samples_per_prompt"),
+        "evaluation.scorer": (scorer, "the size of its model (evaluation.detector, evaluation.judge)"),
     }
     lines = [
         policy,
@@ -84,9 +90,19 @@ def plan_grpo(config: GrpoConfig) -> None:
         f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
         f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
         f"{engine.kv_cache_gib:g} GiB of cache, {plan.context_cache(decoder, engine) / GIB:.3f} GiB a context",
+        *([_in_words(evaluation)] if evaluation else []),
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
+        *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
     _report(config, lines, {role: Role(actors, *memory[role]) for role, actors in config.roles.items()})
+
+
+def _in_words(evaluation: EvaluationConfig) -> str:
+    prompts = f"{evaluation.prompt_count} prompts" if evaluation.prompt_count else "all prompts"
+    return (
+        f"scores   every {evaluation.every} steps and after the last: {prompts} of {evaluation.benchmark} x "
+        f"{evaluation.images_per_prompt} images"
+    )
 
 
 def _policy(config: StageConfig) -> tuple[Decoder, str]:

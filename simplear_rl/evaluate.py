@@ -5,14 +5,11 @@ Everything goes below `output`: images/ in the benchmark's own layout, results.j
 command continues an evaluation that was stopped. With `score_only=FOLDER` the images of others are judged.
 """
 
-from itertools import cycle
 from pathlib import Path
 
-import ray
-from tqdm import tqdm
-
+from actors.evaluation import draw, judge
 from actors.placement import Stage
-from actors.rollout import RolloutActor, stream
+from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
 from simplear_rl.benchmarks.benchmark import Benchmark, inspect
 from simplear_rl.benchmarks.output import begin, finish, unfinished
@@ -23,9 +20,6 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.inputs import require, require_writable
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
-from simplear_rl.report.evaluation import write_page
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 
@@ -33,17 +27,20 @@ def evaluate(config: EvaluateConfig) -> dict:
     """Draw, judge and write everything; returns what scores.json holds."""
     require_writable(config.output, "output")
     benchmark = BENCHMARKS[config.benchmark](config)
-    if config.score_only:
-        checksums = _inspect(config, benchmark, config.score_only)
-        begin(config, benchmark)
-        _judge(config, benchmark, unfinished(config, benchmark, checksums))
-    elif config.policy:
-        layout = _check(config, benchmark, config.policy)
-        begin(config, benchmark)
-        _draw(config, benchmark, unfinished(config, benchmark), config.policy, layout)
-    summary = finish(config, benchmark)
-    write_page(config, benchmark, summary)
-    return summary
+    checksums = _inspect(config, benchmark, config.score_only) if config.score_only else None
+    layout = _check(config, benchmark, config.policy) if config.policy and not config.score_only else None
+    begin(config, benchmark)
+    if todo := unfinished(config, benchmark, checksums):
+        with Stage("evaluate", config.roles, config.faults) as stage:
+            scorers = stage.launch("scorer", ScorerActor, config, benchmark, layout)
+            if config.score_only:
+                stage.ready()
+                judge(config, todo, scorers)
+            else:
+                engines = stage.pool("engine.actors", RolloutActor, config.policy, config.engine)
+                stage.ready()
+                draw(config, benchmark, todo, engines, scorers)
+    return finish(config, benchmark)
 
 
 def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageLayout:
@@ -67,42 +64,6 @@ def _inspect(config: EvaluateConfig, benchmark: Benchmark, folder: Path) -> dict
     if problems:
         print(lines)
     return checksums
-
-
-def _draw(config: EvaluateConfig, benchmark: Benchmark, todo: list[int], policy: Path, layout: ImageLayout) -> None:
-    """Draw and judge the images of the prompts `todo`. Their seeds do not depend on what else is drawn."""
-    if not todo:
-        return
-    prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
-    sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
-    roles = {"engine.actors": config.engine.actors, "scorer": config.scorer}
-    with Stage("evaluate", roles, config.faults) as stage:
-        engines = stage.pool("engine.actors", RolloutActor, policy, config.engine)
-        scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, layout))
-        stage.ready()
-        pending: list[ray.ObjectRef] = []
-        drawn = stream(engines, 0, prompts, config.images_per_prompt, config.seed, sampling)
-        for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt"):
-            pending = _unfinished([*pending, next(scorers).draw.remote(rollout)])
-        ray.get(pending)
-
-
-def _judge(config: EvaluateConfig, benchmark: Benchmark, todo: list[int]) -> None:
-    """Judge the images of the prompts `todo`, which are there already."""
-    if not todo:
-        return
-    with Stage("evaluate", {"scorer": config.scorer}, config.faults) as stage:
-        scorers = cycle(stage.launch("scorer", ScorerActor, config, benchmark, None))
-        stage.ready()
-        for verdict in tqdm([next(scorers).judge.remote(i) for i in todo], desc="evaluate", unit="prompt"):
-            ray.get(verdict)
-
-
-def _unfinished(verdicts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those that are not there yet; raises the error of one that failed."""
-    there, pending = ray.wait(verdicts, num_returns=len(verdicts), timeout=0)
-    ray.get(there)
-    return pending
 
 
 def report(config: EvaluateConfig) -> None:

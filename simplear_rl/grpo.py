@@ -9,6 +9,7 @@ from time import monotonic
 import ray
 
 from actors.broadcast import Broadcast
+from actors.evaluation import Evaluation
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.reference import ReferenceActor
@@ -41,11 +42,13 @@ def train(config: GrpoConfig) -> None:
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     check_files(config.reward, sorted(set(prompts)))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
-    run = Run("grpo", config)
+    evaluation = Evaluation(config)
+    run = Run("grpo", config, evaluation.names)
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
         engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
         references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype)
+        evaluation.launch(stage)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run)
@@ -75,6 +78,8 @@ def train(config: GrpoConfig) -> None:
             metrics |= reward_metrics(ray.get(scores))
             metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
             metrics |= {"broadcast_seconds": monotonic() - updated}
+            if evaluation.due(step):
+                metrics |= evaluation(step, engines, learner.weights)
             run.log(step, metrics, show=("reward", "kl"))
             for warning in warnings.check(step, metrics):
                 print(warning)

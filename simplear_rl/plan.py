@@ -9,10 +9,11 @@ whose sum is the peak, cautiously: not all of them are at their largest at the s
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from simplear_rl.config import ActorsConfig, EngineConfig, LearnerConfig, RewardModelConfig
+from simplear_rl.config import ActorsConfig, BenchmarkConfig, EngineConfig, LearnerConfig, RewardModelConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
 from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
@@ -41,6 +42,12 @@ DRAWING = 40
 COSMOS_WEIGHTS, COSMOS_PER_PIXEL = 0.5 * GIB, 1024
 # Parameters of reward networks, and tokens times width of one image's features.
 CLIP = {"ViT-H-14": (986_109_441, 257 * 1280)}
+# Parameters of the models that judge a benchmark's images by default.
+SCORERS = {
+    "facebook/mask2former-swin-small-coco-instance": 68_741_083,
+    "ViT-L-14-quickgelu": 427_616_513,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+}
 
 
 @dataclass(frozen=True)
@@ -201,10 +208,25 @@ def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str
     passes = [BYTES[m.dtype] * m.batch_size * 12 * CLIP[m.model][1] for m in known]  # one layer's MLP and attention
     memory = {model.name: float(BYTES[model.dtype] * CLIP[model.model][0]) for model in known} | {
         "features": float(max(passes, default=0)),
-        "visual tokenizer": COSMOS_WEIGHTS,
-        "pixels": float(COSMOS_PER_PIXEL * PIXELS_PER_PASS),
     }
-    return memory, [model.name for model in models if model not in known]
+    return memory | tokenizer_memory(), [model.name for model in models if model not in known]
+
+
+def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:
+    """A scorer: visual tokenizer and the weights of what judges, and the names of those whose size is not known."""
+    detector, judge = config.detector, config.judge
+    models = {
+        "shapes": {},
+        "geneval": {str(detector.model): detector.dtype, detector.clip: detector.dtype},
+        "dpg": {judge.name: judge.dtype},
+    }[config.benchmark]
+    memory = {Path(name).name: float(BYTES[dtype] * SCORERS[name]) for name, dtype in models.items() if name in SCORERS}
+    return memory | tokenizer_memory(), [name for name in models if name not in SCORERS]
+
+
+def tokenizer_memory() -> Memory:
+    """The visual tokenizer, decoding."""
+    return {"visual tokenizer": COSMOS_WEIGHTS, "pixels": float(COSMOS_PER_PIXEL * PIXELS_PER_PASS)}
 
 
 @dataclass

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,15 +52,18 @@ class Run:
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
     final                link to the last step's model, once the run is finished
     samples/             pictures of samples
+    evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
     failed-step-N/       what a step was refused for, if one was
+
+    `sometimes` names metrics that not every step logs.
 
     Raises:
         UserError: there is no room for a checkpoint, a file of the folder is damaged, or the learner's settings exclude
             that the last checkpoint is loaded.
     """
 
-    def __init__(self, stage: str, config: StageConfig):
-        self.stage, self.config = stage, config
+    def __init__(self, stage: str, config: StageConfig, sometimes: Sequence[str] = ()):
+        self.stage, self.config, self.sometimes = stage, config, sometimes
         self.folder = config.run
         self.samples = self.folder / "samples"
         self.last_checkpoint = newest_intact(self.folder)
@@ -125,9 +128,9 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
         """Record the metrics of a finished step; `show` names those that the progress bar displays."""
-        best = self.config.keep_best
-        if best and best.metric not in metrics:
-            raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(sorted(metrics))}")
+        best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
+        if best and best.metric not in names:
+            raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | metrics) + "\n")
         with self._wandb_may_be_gone():
@@ -187,6 +190,9 @@ class Run:
         values = self.config.model_dump(mode="json")
         for partial in (self.folder / "checkpoints").glob("*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
+        for evaluation in (self.folder / "evaluations").glob("step-*"):
+            if step_of(evaluation) > self.step:  # as the rows of metrics: those steps are done again
+                shutil.rmtree(evaluation)
         self._write_config(values)
         self._write_metrics()
         mode = _wandb_mode(self.config)

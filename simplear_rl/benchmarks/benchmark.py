@@ -54,6 +54,9 @@ class Benchmark(Protocol):
     def judge(self, index: int, samples: Sequence[Sample], model: Any) -> list[dict]:
         """A row for each image, ready for JSON; what it holds is the benchmark's affair, but for its `filename`."""
 
+    def score_names(self) -> list[str]:
+        """What `summary` has scores of. Raises UserError if there are no prompts for one of them."""
+
     def summary(self, rows: Sequence[dict]) -> dict:
         """`scores` and `confidence_intervals` by name, and what else belongs beside them. Raises ValueError."""
 

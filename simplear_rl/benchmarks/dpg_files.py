@@ -67,6 +67,11 @@ class DpgBench:
         images = {sample.name: sample.pixels for sample in samples}
         return judge(item, self.texts[index], self.questions[item], images, model)
 
+    def score_names(self) -> list[str]:
+        """See Benchmark. By the official rules a prompt that is left out can take its categories with it."""
+        questions = [question for asked in self.questions.values() for question in asked]
+        return ["total", *sorted({name for question in questions for name in (question.broad, question.detailed)})]
+
     def summary(self, rows: Sequence[dict]) -> dict:
         """See Benchmark."""
         return summary(rows, self.judge_name, seed=0, rules=self.rules)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
-from simplear_rl.benchmarks.geneval import Detection, Detector, confidence_intervals, judge, scores
+from simplear_rl.benchmarks.geneval import TAGS, Detection, Detector, confidence_intervals, judge, scores
 from simplear_rl.errors import UserError
 
 SAMPLE = re.compile(r"[0-9]+\.png")
@@ -76,6 +76,12 @@ class GenEval:
             _row(self.entries[index], sample, detections, model)
             for sample, detections in zip(samples, found, strict=True)
         ]
+
+    def score_names(self) -> list[str]:
+        """See Benchmark."""
+        if missing := [tag for tag in TAGS if tag not in {entry["tag"] for entry in self.entries}]:
+            raise UserError(f"{len(self.entries)} prompts, and none of {', '.join(missing)}: no score without them")
+        return [*TAGS, "overall"]
 
     def summary(self, rows: Sequence[dict]) -> dict:
         """See Benchmark."""

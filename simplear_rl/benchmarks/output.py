@@ -19,6 +19,7 @@ from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.config import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
+from simplear_rl.report.evaluation import write_page
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
 FREE = ("root", "world", "prompts", "questions", "allow_missing", "scorer")
@@ -60,21 +61,15 @@ def unfinished(
     """The prompts that have no verdict, or one on other images than those of the checksums, where they are given."""
     todo = []
     for index in range(len(benchmark.texts)):
-        rows = read_verdict(config.output, index)
+        rows = _read_verdict(config.output, index)
         if rows is None or (checksums and [row["checksum"] for row in rows] != checksums[index]):
             todo.append(index)
     return todo
 
 
-def read_verdict(output: Path, index: int) -> list[dict] | None:
-    """The rows of a prompt, None if it is not judged."""
-    file = _verdict(output, index)
-    return json.loads(file.read_text()) if file.exists() else None
-
-
 def finish(config: EvaluateConfig, benchmark: Benchmark) -> dict:
-    """Write results.jsonl and scores.json from the verdicts; returns what scores.json holds."""
-    rows = [row for index in range(len(benchmark.texts)) for row in read_verdict(config.output, index) or []]
+    """Write results.jsonl, scores.json and index.html from the verdicts; returns what scores.json holds."""
+    rows = [row for index in range(len(benchmark.texts)) for row in _read_verdict(config.output, index) or []]
     left_out = len(benchmark.texts) * config.images_per_prompt - len(rows)
     try:
         summary = {"images": len(rows), "left_out": left_out} | benchmark.summary(rows)
@@ -82,7 +77,14 @@ def finish(config: EvaluateConfig, benchmark: Benchmark) -> dict:
         raise UserError(f"{config.images}: no score: {error}") from error
     write_text(config.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_text(config.output / "scores.json", json.dumps(summary, indent=1))
+    write_page(config, benchmark, rows, summary)
     return summary
+
+
+def _read_verdict(output: Path, index: int) -> list[dict] | None:
+    """The rows of a prompt, None if it is not judged."""
+    file = _verdict(output, index)
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def _verdict(output: Path, index: int) -> Path:

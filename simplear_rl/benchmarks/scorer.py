@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.coco_detector import CocoDetector
@@ -12,7 +12,7 @@ from simplear_rl.benchmarks.dpg_files import DpgBench
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.geneval_metadata import read_metadata
 from simplear_rl.benchmarks.output import write_verdict
-from simplear_rl.benchmarks.vqa import DEFAULT_MODEL, MPLUG_MODEL, MplugJudge, TransformersJudge, VisualJudge
+from simplear_rl.benchmarks.vqa import MplugJudge, TransformersJudge, VisualJudge
 from simplear_rl.config import EvaluateConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
@@ -22,33 +22,44 @@ from simplear_rl.shapes.detector import ShapesDetector
 from simplear_rl.shapes.world import evaluation_prompts
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
-JUDGES = {"transformers": DEFAULT_MODEL, "mplug": MPLUG_MODEL}  # their own models
+Entry = TypeVar("Entry")
+
+
+def _shapes(config: EvaluateConfig) -> Benchmark:
+    return GenEval(_subset(evaluation_prompts(), config.prompt_count))
 
 
 def _geneval(config: EvaluateConfig) -> Benchmark:
     assert config.prompts, "the schema asks for it"
-    return GenEval(read_metadata(config.prompts))
+    return GenEval(_subset(read_metadata(config.prompts), config.prompt_count))
 
 
 def _dpg(config: EvaluateConfig) -> Benchmark:
     assert config.prompts and config.questions, "the schema asks for them"
     prompts = read_prompts(config.prompts)
     questions = read_questions(config.questions, prompts, config.rules)
-    return DpgBench(prompts, questions, config.rules, _judge_name(config), config.image_size)
+    prompts = dict(_subset(list(prompts.items()), config.prompt_count))
+    questions = {item: questions[item] for item in prompts}
+    return DpgBench(prompts, questions, config.rules, config.judge.name, config.image_size)
+
+
+def _subset(prompts: list[Entry], count: int | None) -> list[Entry]:
+    """`count` of the prompts, evenly spaced, or all. Raises UserError if there are fewer."""
+    if count is None:
+        return prompts
+    if count > len(prompts):
+        raise UserError(f"prompt_count: {count}, the benchmark has {len(prompts)} prompts")
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def _judge(config: EvaluateConfig, device: str) -> VisualJudge:
     if config.judge.type == "mplug":
-        return MplugJudge(_judge_name(config), device)
-    return TransformersJudge(Path(_judge_name(config)), config.judge.batch_size, config.judge.dtype, device)
-
-
-def _judge_name(config: EvaluateConfig) -> str:
-    return str(config.judge.model or JUDGES[config.judge.type])
+        return MplugJudge(config.judge.name, device)
+    return TransformersJudge(Path(config.judge.name), config.judge.batch_size, config.judge.dtype, device)
 
 
 BENCHMARKS: dict[str, Callable[[EvaluateConfig], Benchmark]] = {
-    "shapes": lambda config: GenEval(evaluation_prompts()),
+    "shapes": _shapes,
     "geneval": _geneval,
     "dpg": _dpg,
 }
@@ -68,25 +79,25 @@ class BenchmarkScorer:
         self.tokenizer = CosmosTokenizer(config.tokenizer, device) if layout else None
         self.model = MODELS[config.benchmark](config, device)
 
-    def draw(self, rollout: Rollout) -> int:
-        """Write the images of a rollout in the benchmark's layout and judge them; returns their number."""
+    def draw(self, rollout: Rollout, output: Path) -> int:
+        """Write the images of a rollout below `output`, in the benchmark's layout, and judge them; see `judge`."""
         assert self.tokenizer and self.layout
         images = self.tokenizer.decode(rollout.codes, self.layout.rows, self.layout.columns)
-        self.benchmark.write(self.config.images, rollout.prompt.index, images)
-        return self.judge(rollout.prompt.index)
+        self.benchmark.write(output / "images", rollout.prompt.index, images)
+        return self.judge(rollout.prompt.index, output / "images", output)
 
-    def judge(self, index: int) -> int:
-        """Judge the images of a prompt and write the verdict; returns their number.
+    def judge(self, index: int, folder: Path, output: Path) -> int:
+        """Judge a prompt's images in `folder` and write the verdict below `output`; returns their number.
 
         Raises UserError if they are not all there and `allow_missing` is false.
         """
-        samples, problems = self.benchmark.load(self.config.images, index, self.config.images_per_prompt)
+        samples, problems = self.benchmark.load(folder, index, self.config.images_per_prompt)
         if problems and not self.config.allow_missing:
             raise UserError("\n".join(problems))
         rows = self.benchmark.judge(index, samples, self.model) if samples else []
         for row, sample in zip(rows, samples, strict=True):
             height, width, _ = sample.pixels.shape
-            row["filename"] = os.path.relpath(self.config.images / sample.name, self.config.output)
+            row["filename"] = os.path.relpath(folder / sample.name, output)
             row |= {"index": index, "width": width, "height": height, "checksum": sample.checksum}
-        write_verdict(self.config.output, index, rows)
+        write_verdict(output, index, rows)
         return len(rows)

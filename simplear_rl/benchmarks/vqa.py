@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from simplear_rl.config import JUDGES
 from simplear_rl.errors import UserError
 from simplear_rl.files import resolve
 
 JUDGES_DIFFER = "Scores from different judges do not compare; DPG-Bench's published scores are mPLUG-large's."
-DEFAULT_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
-MPLUG_MODEL = "damo/mplug_visual-question-answering_coco_large_en"
+DEFAULT_MODEL, MPLUG_MODEL = JUDGES["transformers"], JUDGES["mplug"]
 PROMPT = "{question}\nLook at the image and answer with one word, yes or no."
 SPELLINGS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")

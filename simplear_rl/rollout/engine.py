@@ -93,6 +93,7 @@ class RolloutEngine:
         unconditional = (self.encode(negative_prompt) if negative_prompt else self.encode.null) if guided else None
         self._check_fits([max(ids, key=len), *([unconditional] if unconditional else [])])
         images = [(i, k) for i in range(len(prompts)) for k in range(samples)]
+        self._empty_cache()  # what was drawn before, an evaluation for instance, changes no rounding here
         try:
             for i, k in images:
                 draw = {"seed": [*seed, prompts[i].index, k], "sampling": sampling}
@@ -178,8 +179,7 @@ class RolloutEngine:
     def accept_weights(self, version: int, sent: dict[str, str]) -> None:
         """Verify what has been loaded by the sender's checksum and empty the prefix cache. Raises RuntimeError."""
         self.llm.apply_model(lambda model: model.pack())
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("the prefix cache of the old weights could not be emptied")
+        self._empty_cache()
         held = self.checksum()
         if held != sent:
             first = next(name for name in sorted(held | sent) if held.get(name) != sent.get(name))
@@ -187,6 +187,10 @@ class RolloutEngine:
                 f"weights of version {version}: {first} differs: sent {sent.get(first)}, engine holds {held.get(first)}"
             )
         self.version = version
+
+    def _empty_cache(self) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be emptied: images are being drawn")
 
     def checksum(self) -> dict[str, str]:
         """Checksum of the weights in the engine, comparable with the learner's."""

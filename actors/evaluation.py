@@ -1,0 +1,120 @@
+"""Evaluation on actors: engines draw a benchmark's images, scorers judge them; by itself, and while GRPO trains."""
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from time import monotonic
+
+import ray
+from ray.actor import ActorHandle
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from actors.placement import Stage
+from actors.pool import Pool
+from actors.rollout import stream
+from actors.scorer import ScorerActor
+from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.benchmarks.output import begin, finish, unfinished
+from simplear_rl.benchmarks.scorer import BENCHMARKS
+from simplear_rl.config import BenchmarkConfig, CommandConfig, EvaluateConfig, EvaluationConfig, GrpoConfig
+from simplear_rl.plan import Decoder, images_at_once
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.rollout.sampling import Sampling
+from simplear_rl.rollout.types import Prompt
+
+STEP = 0  # of all seeds: no step of training has it
+
+
+def draw(
+    config: EvaluateConfig,
+    benchmark: Benchmark,
+    todo: Sequence[int],
+    engines: Pool,
+    scorers: list[ActorHandle],
+    version: int = 0,
+    weights: Callable[[], ray.ObjectRef] | None = None,
+) -> None:
+    """Draw and judge the images of the prompts `todo`. Their seeds do not depend on what else is drawn.
+
+    `version` and `weights`: see actors.rollout.stream.
+    """
+    prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
+    sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
+    drawn = stream(engines, STEP, prompts, config.images_per_prompt, config.seed, sampling, version, weights)
+    free = cycle(scorers)
+    pending: list[ray.ObjectRef] = []
+    for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt", leave=None):
+        pending = _unfinished([*pending, next(free).draw.remote(rollout, config.output)])
+    ray.get(pending)
+
+
+def judge(config: EvaluateConfig, todo: Sequence[int], scorers: list[ActorHandle]) -> None:
+    """Judge the images of the prompts `todo`, which are there already."""
+    free = cycle(scorers)
+    verdicts = [next(free).judge.remote(i, config.images, config.output) for i in todo]
+    for verdict in tqdm(verdicts, desc="evaluate", unit="prompt"):
+        ray.get(verdict)
+
+
+def _unfinished(verdicts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Those that are not there yet; raises the error of one that failed."""
+    there, pending = ray.wait(verdicts, num_returns=len(verdicts), timeout=0)
+    ray.get(there)
+    return pending
+
+
+class Evaluation:
+    """The evaluations of a GRPO run: every `evaluation.every` steps and after the last, with the weights of the step.
+
+    Each is what `python -m simplear_rl.evaluate` makes of that policy, in the folder run/evaluations/step-N. All of
+    them draw with the same random numbers, which no step of training draws with. Without `evaluation` in the
+    configuration none is ever due.
+
+    Raises:
+        UserError: the benchmark's files are bad, too few of its prompts are chosen for a score, or its images do not
+            fit the engines.
+    """
+
+    def __init__(self, config: GrpoConfig):
+        self.run, self.steps, self.evaluation = config.run, config.steps, config.evaluation
+        self.names: list[str] = []
+        if self.evaluation:
+            self.config = _evaluate_config(config, self.evaluation)
+            self.benchmark = BENCHMARKS[self.config.benchmark](self.config)
+            self.names = [f"evaluation_{name}" for name in self.benchmark.score_names()]
+            encode = read_encoder(config.start, config.rollout.engine.max_prompt_tokens)
+            for text in self.benchmark.texts:
+                encode(text)
+            self.layout = read_layout(config.start)
+            if self.evaluation.guidance_scale != 1:  # training may draw unguided, with half the contexts
+                sizes = AutoConfig.from_pretrained(config.start)
+                decoder = Decoder.of(sizes, self.layout.codebook_size, self.layout.tokens)
+                images_at_once(decoder, config.rollout.engine, guided=True)
+
+    def launch(self, stage: Stage) -> None:
+        """Start the scorers."""
+        if self.evaluation:
+            self.scorers = stage.launch("evaluation.scorer", ScorerActor, self.config, self.benchmark, self.layout)
+
+    def due(self, step: int) -> bool:
+        """Whether an evaluation follows the step."""
+        return self.evaluation is not None and (step % self.evaluation.every == 0 or step == self.steps)
+
+    def __call__(self, step: int, engines: Pool, weights: Callable[[], ray.ObjectRef]) -> dict[str, float]:
+        """Evaluate the weights that the engines hold after `step`; `weights` fetches them for one that is restarted."""
+        start, name = monotonic(), f"step-{step:06d}"
+        folders = {"policy": self.run / "checkpoints" / name / "model", "output": self.run / "evaluations" / name}
+        config = self.config.model_copy(update=folders)
+        begin(config, self.benchmark)
+        draw(config, self.benchmark, unfinished(config, self.benchmark), engines, self.scorers, step, weights)
+        scores = finish(config, self.benchmark)["scores"]
+        metrics = {f"evaluation_{name}": score for name, score in scores.items()}
+        return metrics | {"evaluation_seconds": monotonic() - start}
+
+
+def _evaluate_config(config: GrpoConfig, evaluation: EvaluationConfig) -> EvaluateConfig:
+    """The configuration with which `python -m simplear_rl.evaluate` would do the same."""
+    benchmark = {key: getattr(evaluation, key) for key in BenchmarkConfig.model_fields}
+    command = {key: getattr(config, key) for key in CommandConfig.model_fields}
+    folders = {"policy": config.start, "output": config.run / "evaluations"}
+    return EvaluateConfig(**benchmark, **command, **folders, engine=config.rollout.engine)
