@@ -17,6 +17,7 @@ from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.output import begin, finish, unfinished
 from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.config import BenchmarkConfig, CommandConfig, EvaluateConfig, EvaluationConfig, GrpoConfig
+from simplear_rl.errors import UserError
 from simplear_rl.plan import Decoder, images_at_once
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.sampling import Sampling
@@ -71,8 +72,8 @@ class Evaluation:
     configuration none is ever due.
 
     Raises:
-        UserError: the benchmark's files are bad, too few of its prompts are chosen for a score, or its images do not
-            fit the engines.
+        UserError: the benchmark's files are bad, too few of its prompts are chosen for a score, its images do not fit
+            the engines, or `keep_best.metric` is a score that there is not.
     """
 
     def __init__(self, config: GrpoConfig):
@@ -90,6 +91,11 @@ class Evaluation:
                 sizes = AutoConfig.from_pretrained(config.start)
                 decoder = Decoder.of(sizes, self.layout.codebook_size, self.layout.tokens)
                 images_at_once(decoder, config.rollout.engine, guided=True)
+
+        best = config.keep_best
+        if best and best.metric.startswith("evaluation_") and best.metric not in self.names:
+            there = f"there are {', '.join(self.names)}" if self.evaluation else "`evaluation` is not set"
+            raise UserError(f"keep_best.metric: {best.metric!r} is not logged; {there}")
 
     def launch(self, stage: Stage) -> None:
         """Start the scorers."""

@@ -387,20 +387,6 @@ class GuardsConfig(Section):
     collapsed_groups_warning: Count = Field(3, description="steps in a row in which no group has unequal rewards")
 
 
-class DetectorConfig(Section):
-    """GenEval's detector: the models that find objects and name their colours."""
-
-    model: LocationOrHubId = Field(
-        Path("facebook/mask2former-swin-small-coco-instance"),
-        description="Mask2Former for COCO instances: folder or Hugging Face id",
-    )
-    # The weights were trained with QuickGELU, which open_clip's plain ViT-L-14 does not have.
-    clip: str = Field("ViT-L-14-quickgelu", description="open_clip name, hf-hub:NAME or local-dir:FOLDER")
-    clip_weights: str | None = Field("openai", description="open_clip tag or file; null with hf-hub: and local-dir:")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: Count = Field(4, description="images per forward pass")
-
-
 class JudgeConfig(Section):
     """DPG-Bench's visual judge. Scores of different judges do not compare."""
 

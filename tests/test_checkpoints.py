@@ -143,6 +143,23 @@ def test_a_metric_that_is_not_logged_is_named_at_the_first_step(make_config):
         work(make_config("keep_best={metric: reward}"))
 
 
+def test_the_best_by_a_metric_that_not_every_step_logs(make_config):
+    config = make_config("steps=12", "keep_checkpoints=1", "keep_best={metric: evaluation_overall}")
+    scores = {3: 0.2, 6: 0.7, 9: 0.6, 12: 0.5}
+    with Run("grpo", config, ["evaluation_overall"]) as run:
+        for step in run.steps():
+            evaluated = {"evaluation_overall": scores[step]} if step in scores else {}
+            run.log(step, {"loss": 1.0} | evaluated, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(save)
+    assert names(config) == ["step-000006", "step-000012"]
+    config = make_config("steps=13", "keep_best={metric: evaluation_overal}")
+    message = "'evaluation_overal' is not logged; there are evaluation_overall, loss"
+    with pytest.raises(UserError, match=message), Run("grpo", config, ["evaluation_overall"]) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 1.0}, show=("loss",))
+
+
 def disk(monkeypatch, free):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free()))
 

@@ -104,6 +104,26 @@ def test_a_learner_and_an_engine_that_share_a_gpu_are_placed_together(tmp_path, 
         dry_run("simplear_0.5b", "grpo", *shared, "plan.cpus_per_node=8", "plan.nodes=5")
 
 
+def test_an_evaluation_is_planned_and_its_files_are_looked_for(tmp_path, capsys):
+    asked = ["evaluation.every=100", "evaluation.benchmark=geneval", "evaluation.prompts=${root}/metadata.jsonl"]
+    asked += ["evaluation.scorer.gpus=1", f"root={tmp_path}"]
+    dry_run("simplear_0.5b", "grpo", *asked)
+    shown = capsys.readouterr().out
+    assert "every 100 steps and after the last: all prompts of geneval x 1 images" in shown
+    assert "1 evaluation.scorer" in shown
+    assert "evaluation.scorer: 7.8 = 0.3 mask2former-swin-small-coco-instance + 1.6 ViT-L-14-quickgelu + 0.5" in shown
+    assert f"missing: {tmp_path}/metadata.jsonl" in shown
+    assert "fetched  facebook/mask2former-swin-small-coco-instance" in shown
+    dry_run("simplear_0.5b", "grpo", *asked, "evaluation.detector.clip=hf-hub:some/clip")
+    assert "unknown  size of evaluation's hf-hub:some/clip: not counted" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_cannot_be_is_refused(world, tmp_path):
+    asked = [f"root={world}", f"start={world}/policy", "learner.actors.cpus=0.1"]
+    with pytest.raises(UserError, match="4 prompts, and none of counting, color_attr"):
+        dry_run("shapes", "grpo", *asked, "evaluation.prompt_count=4")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_miniature_world_before_anything_is_made(stage, tmp_path, capsys):
     # As many CPUs as its actors ask for, whatever this machine has.

@@ -44,6 +44,16 @@ def test_keeps_the_newest_checkpoints_and_links_the_last(config):
     assert (config.run / "final").readlink().parts == ("checkpoints", "step-000006", "model")
 
 
+def test_evaluations_of_steps_that_are_done_again_are_removed(config):
+    work(config, until=5)
+    evaluations = config.run / "evaluations"
+    for step in 2, 4, 5:
+        (evaluations / f"step-{step:06d}").mkdir(parents=True)
+        (evaluations / f"step-{step:06d}" / "scores.json").write_text("{}")
+    assert work(config, until=4) == []
+    assert sorted(folder.name for folder in evaluations.iterdir()) == ["step-000002", "step-000004"]
+
+
 def test_partial_checkpoints_and_cut_metrics_are_passed_over(config):
     work(config, until=4)
     (config.run / "checkpoints" / "step-000006.partial").mkdir()

@@ -25,6 +25,7 @@ CURVES = {
     "sft": {"loss": "cross-entropy (nats per token)"},
     "grpo": {
         "reward": "reward (mean of the step's samples)",
+        "evaluation_overall": "score on a part of the held-out prompts",
         "kl": "KL to the reference (nats per token)",
         "mismatch_max": "largest |rollout - learner| log-prob",
         "ratio_max": "largest ratio",
@@ -102,11 +103,13 @@ def _scores_figure(evaluations: dict[str, dict]) -> str:
 
 def _curves_figure(file: Path, names: dict[str, str]) -> str:
     rows = read_metrics(file)
-    columns = min(len(names), 3)
+    columns = 4 if len(names) > 3 else len(names)
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.6 * lines), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(lines, columns, squeeze=False).flat, names.items(), strict=True):
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], linewidth=1)
+    for place, (name, label) in enumerate(names.items(), start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        logged = [(row["step"], row[name]) for row in rows if name in row]  # an evaluation is not of every step
+        axes.plot(*zip(*logged, strict=True), linewidth=1, marker="." if len(logged) < len(rows) else "")
         axes.set_title(label, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
     return _inline(figure)

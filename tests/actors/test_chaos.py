@@ -63,6 +63,8 @@ def overrides(world, run, *more):
         "samples_every=1000",
         "rollout.prompts_per_step=4",
         "rollout.samples_per_prompt=3",
+        "evaluation=null",
+        "keep_best=null",
         "wandb=false",
         f"root={world}",
         f"run={run}",

@@ -41,6 +41,8 @@ def grpo_config(world, run, *overrides):
         "samples_every=2",
         "rollout.prompts_per_step=4",
         "rollout.samples_per_prompt=3",
+        "evaluation=null",
+        "keep_best=null",
         "wandb=false",
         f"root={world}",
         f"run={run}",

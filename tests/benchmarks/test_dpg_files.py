@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import inspect
-from simplear_rl.benchmarks.dpg import Question
+from simplear_rl.benchmarks.dpg import COLUMNS, Question
 from simplear_rl.benchmarks.dpg_files import DpgBench
+from simplear_rl.benchmarks.scorer import BENCHMARKS
+from simplear_rl.config import CONFIGS, EvaluateConfig, load_config
 from simplear_rl.errors import UserError
 
 QUESTIONS = [
@@ -64,7 +66,19 @@ def test_rows_scores_and_what_the_page_says(folder):
     reasons = ["Is there a cat? no", "Is the cat black? yes, but not what it depends on"]
     assert bench().outcome(rows[1]) == (False, "0 of 100", reasons, [])
     assert bench().summary(rows)["scores"]["total"] == 75
+    assert bench().score_names() == list(bench().summary(rows)["scores"])
     assert bench().requirements(0) == ["Is there a cat?", "Is the cat black?"]
+
+
+def test_a_part_of_the_prompts_is_evenly_spaced_and_keeps_its_questions(tmp_path):
+    prompts = "".join(f'{{"item_id": "{item}", "text": "a cat"}}\n' for item in "abcdef")
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    rows = [f"{item},a cat,,1,0,entity,whole,entity - whole (cat),Is there a cat in {item}?\n" for item in "abcdef"]
+    (tmp_path / "questions.csv").write_text(",".join(COLUMNS) + "\n" + "".join(rows))
+    files = [f"prompts={tmp_path}/prompts.jsonl", f"questions={tmp_path}/questions.csv", "prompt_count=4"]
+    part = BENCHMARKS["dpg"](load_config(EvaluateConfig, CONFIGS / "dpg" / "evaluate.yaml", files))
+    assert part.items == ["a", "b", "d", "e"]
+    assert [part.requirements(i) for i in range(4)] == [[f"Is there a cat in {item}?"] for item in "abde"]
 
 
 def test_an_item_that_cannot_name_a_file_is_refused():

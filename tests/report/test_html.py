@@ -20,6 +20,8 @@ def root(tmp_path):
     for s, stage in enumerate(STAGES):
         (tmp_path / stage).mkdir()
         rows = [{"step": i} | dict.fromkeys(CURVES[stage], 1 / i) for i in range(1, 6)]
+        for row in rows[:3]:
+            row.pop("evaluation_overall", None)  # logged now and then
         (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / stage / "config.yaml").write_text("reward: {models: [{type: clip}]}\n")
         output = tmp_path / "evaluation" / stage

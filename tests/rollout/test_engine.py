@@ -119,6 +119,22 @@ def test_no_stale_prefix_after_a_broadcast(engine, policy, weights):
     assert np.array_equal(found.codes, expected.numpy())
 
 
+def test_what_was_drawn_before_is_not_computed_with(engine, monkeypatch):
+    """Keys and values of a cached prefix can round differently, so that training would depend on an evaluation."""
+    beginning = "a red circle and " * 34  # longer than a block of the cache
+    list(engine.generate([Prompt(0, beginning + "a square")], 1, (0, 0), PLAIN))
+    cached, step = [], engine.llm.llm_engine.step
+
+    def recorded():
+        outputs = step()
+        cached.extend(output.num_cached_tokens for output in outputs)
+        return outputs
+
+    monkeypatch.setattr(engine.llm.llm_engine, "step", recorded)
+    list(engine.generate([Prompt(0, beginning + "a cross")], 1, (0, 1), PLAIN))
+    assert cached == [0]
+
+
 def test_damaged_broadcast_is_refused(engine, weights):
     name = "model.layers.1.mlp.down_proj.weight"
     damaged = dict(weights.tensors)
