@@ -1,4 +1,4 @@
-"""A node joins a running GRPO stage and dies at work, and another one joins: the weights stay the same."""
+"""Nodes join a running GRPO stage and die at work, with some of its actors or all: the weights stay the same."""
 
 import json
 import subprocess
@@ -32,6 +32,7 @@ ray.init(cluster.address, log_to_driver=False, configure_logging=False)
 def train(name, *more):
     values = ["steps=8", "checkpoint_every=4", "samples_every=1000", "rollout.prompts_per_step=4", "wandb=false"]
     values += ["rollout.samples_per_prompt=3", "faults.heartbeat_seconds=60", f"root={world}", f"start={world}/policy"]
+    values += ["evaluation=null", "keep_best=null"]
     values += [f"{role}.cpus=1" for role in ("learner.actors", "rollout.engine.actors", "reward.actors", "reference")]
     grpo.train(load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", [*values, f"run={folder}/{name}", *more]))
 
@@ -111,6 +112,67 @@ cluster.shutdown()
 """
 
 
+NODE_LOSS = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+
+from simplear_rl import grpo
+from simplear_rl.config import CONFIGS, GrpoConfig, load_config
+
+world, folder = sys.argv[1:]
+ray._private.utils.write_ray_address = lambda *_: None
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=4), cluster.add_node(num_cpus=4))}
+ray.init(cluster.address, log_to_driver=False, configure_logging=False)
+
+
+def train(name):
+    values = ["steps=6", "checkpoint_every=2", "samples_every=1000", "rollout.prompts_per_step=4", "wandb=false"]
+    values += ["rollout.samples_per_prompt=3", "faults.heartbeat_seconds=60", f"root={world}", f"start={world}/policy"]
+    values += ["evaluation=null", "keep_best=null", f"run={folder}/{name}"]
+    values += [f"{role}.cpus=1" for role in ("learner.actors", "rollout.engine.actors", "reward.actors", "reference")]
+    grpo.train(load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", values))
+
+
+train("undisturbed")
+stream = grpo.stream
+
+
+def watched_stream(engines, step, *args):
+    for i, group in enumerate(stream(engines, step, *args)):
+        yield group
+        if step == 4 and i == 0 and len(nodes) == 2:
+            here = lambda _: ray.get_runtime_context().get_node_id()
+            cluster.remove_node(nodes.pop(ray.get(engines.fixed[0].__ray_call__.remote(here))), allow_graceful=False)
+
+
+grpo.stream = watched_stream
+train("disturbed")
+assert len(nodes) == 1
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_the_node_with_all_actors_dies(world, tmp_path):
+    command = [sys.executable, "-c", NODE_LOSS, str(world), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=REPOSITORY)
+    print(done.stdout[-3000:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "starting again from step-000002" in done.stdout
+    assert_same_runs(tmp_path / "undisturbed", tmp_path / "disturbed", steps=6)
+
+
+def assert_same_runs(*runs, steps):
+    weights = [(run / "final" / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    assert [row["step"] for row in rows[1]] == list(range(1, steps + 1))
+    assert [row["reward"] for row in rows[0]] == [row["reward"] for row in rows[1]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("phase", "transport"), [("rollout", "object_store"), ("broadcast", "collective")])
 def test_nodes_join_die_and_join_again(world, tmp_path, phase, transport):
@@ -122,9 +184,4 @@ def test_nodes_join_die_and_join_again(world, tmp_path, phase, transport):
     for role in "rollout.engine-1", "reward-1":
         assert sum(line == f"grpo/{role} has joined" for line in said) == 2
         assert sum(line.startswith(f"grpo/{role} is gone, others do its work") for line in said) == 1
-    runs = [tmp_path / name for name in ("undisturbed", "elastic")]
-    weights = [(run / "final" / "model.safetensors").read_bytes() for run in runs]
-    assert weights[0] == weights[1]
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
-    assert [row["step"] for row in rows[1]] == list(range(1, 9))
-    assert [row["reward"] for row in rows[0]] == [row["reward"] for row in rows[1]]
+    assert_same_runs(tmp_path / "undisturbed", tmp_path / "elastic", steps=8)
