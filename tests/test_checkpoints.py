@@ -151,7 +151,7 @@ def test_the_best_by_a_metric_that_not_every_step_logs(make_config):
             evaluated = {"evaluation_overall": scores[step]} if step in scores else {}
             run.log(step, {"loss": 1.0} | evaluated, show=("loss",))
             if run.checkpoint_due:
-                run.checkpoint(save)
+                run.checkpoint(lambda folder: lambda: save(folder))
     assert names(config) == ["step-000006", "step-000012"]
     config = make_config("steps=13", "keep_best={metric: evaluation_overal}")
     message = "'evaluation_overal' is not logged; there are evaluation_overall, loss"

@@ -183,7 +183,7 @@ def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, zero_stage):
 def test_too_few_cpus_says_what_was_asked_and_which_keys_to_change(ray_cluster, world, tmp_path):
     with pytest.raises(UserError) as error:
         grpo.train(grpo_config(world, tmp_path / "run", "reward.actors.count=40", "reward.actors.cpus=2"))
-    assert "the actors ask for 81.75 CPUs" in str(error.value)
+    assert "the actors ask for 81.5 CPUs" in str(error.value)
     assert "reward.actors 40 x 2" in str(error.value)
     assert "the cluster has 8" in str(error.value)
     assert "reward.actors.count and reward.actors.cpus" in str(error.value)

@@ -124,7 +124,7 @@ def test_every_engine_draws_what_two_caches_draw(engine, policy, sampling, negat
     assert transformers_images(policy, prompts, (3, 4), sampling, negative=negative) == expected
 
 
-@pytest.mark.parametrize("grid", [(8, 8), (16, 16)])
+@pytest.mark.parametrize("grid", [(8, 8), pytest.param((16, 16), marks=pytest.mark.slow)])
 def test_greedy_on_many_prompts_and_long_images(tmp_path, grid):
     policy = make_policy(tmp_path / "policy", grid)
     prompts, sampling = prompts_of_many_lengths(32), Sampling(temperature=0, guidance_scale=2.0)
