@@ -90,7 +90,7 @@ def test_an_interrupted_evaluation_is_done_again_and_one_of_a_lost_engine_is_fin
     def disturbed(engines, *args):
         for i, group in enumerate(stream(engines, *args)):
             if i == 0 and not output.exists():
-                place = ray.get(engines[0].beat.remote(0))
+                place = ray.get(engines.fixed[0].beat.remote(0))
                 os.kill(int(place.split("process ")[1].split(",")[0]), signal.SIGKILL)
             if i == 3 and output.exists():
                 raise KeyboardInterrupt
