@@ -81,6 +81,7 @@ def test_an_evaluation_continues_to_the_same_end_and_refuses_other_settings(sett
         evaluate(settings("guidance_scale=3"))
 
 
+@pytest.mark.slow
 def test_every_engine_draws_the_same_pictures_for_a_greedy_policy(settings, tmp_path):
     folders = {engine: tmp_path / engine for engine in ("vllm", "transformers", "sjd")}
     for engine, output in folders.items():

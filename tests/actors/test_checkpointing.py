@@ -58,6 +58,7 @@ def state(config):
     }
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_the_ranks_write_and_what_they_write_is_of_the_step(
     ray_cluster, make_config, before_writing, monkeypatch, tmp_path
 ):

@@ -128,6 +128,7 @@ def test_run_directory_holds_what_a_user_looks_for(one_of_each):
     assert read_layout(one_of_each / "final").tokens == 64
 
 
+@pytest.mark.slow
 def test_run_that_continues_ends_with_the_same_weights(one_of_each, world, tmp_path):
     run = tmp_path / "run"
     grpo.train(grpo_config(world, run, "steps=1"))
@@ -204,6 +205,7 @@ def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_c
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
 
 
+@pytest.mark.slow
 def test_geneval_as_the_reward_says_so_and_gives_its_verdicts(ray_cluster, world, tmp_path, capsys):
     models = "reward.models=[{type: geneval, credit: partial}]"
     grpo.train(grpo_config(world, tmp_path / "run", models, "steps=1"))
@@ -232,6 +234,7 @@ def test_prompts_that_a_reward_cuts_by_choice_are_announced_and_counted(ray_clus
     assert row["truncated_prompts"] == 1
 
 
+@pytest.mark.slow
 def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster, world, tmp_path):
     run = tmp_path / "run"
     grpo.train(grpo_config(world, run, "steps=1"))
