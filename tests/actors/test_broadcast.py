@@ -172,6 +172,7 @@ def test_a_damaged_byte_in_shared_memory_is_refused(learner, engines, other_poli
     assert_holds(engines[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", [2], indirect=True)  # after all others: it ends the engines
 def test_a_restarted_engine_is_back_with_the_next_broadcast_and_a_dead_one_is_an_error(
     learner, engines, other_policy, expected
