@@ -16,7 +16,14 @@ from actors.scorer import ScorerActor
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.output import begin, finish, unfinished
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.config import BenchmarkConfig, CommandConfig, EvaluateConfig, EvaluationConfig, GrpoConfig
+from simplear_rl.config import (
+    BenchmarkConfig,
+    CommandConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    PoolConfig,
+)
 from simplear_rl.errors import UserError
 from simplear_rl.plan import Decoder, images_at_once
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
@@ -123,4 +130,5 @@ def _evaluate_config(config: GrpoConfig, evaluation: EvaluationConfig) -> Evalua
     benchmark = {key: getattr(evaluation, key) for key in BenchmarkConfig.model_fields}
     command = {key: getattr(config, key) for key in CommandConfig.model_fields}
     folders = {"policy": config.start, "output": config.run / "evaluations"}
-    return EvaluateConfig(**benchmark, **command, **folders, engine=config.rollout.engine)
+    engine = config.rollout.engine.model_copy(update={"actors": PoolConfig()})  # the run's actors draw, however many
+    return EvaluateConfig(**benchmark, **command, **folders, engine=engine)

@@ -111,6 +111,13 @@ def test_an_interrupted_evaluation_is_done_again_and_one_of_a_lost_engine_is_fin
     assert weights(tmp_path, 2) == weights(evaluated, 2)
 
 
+@pytest.mark.slow
+def test_engines_that_join_later_evaluate_as_well(evaluated, world, tmp_path):
+    grpo.train(grpo_config(world, tmp_path, "rollout.engine.actors.max_count=2"))
+    assert [results(tmp_path, step) for step in (1, 2)] == [results(evaluated, step) for step in (1, 2)]
+    assert weights(tmp_path, 2) == weights(evaluated, 2)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
