@@ -1,6 +1,6 @@
 # make demo     the whole pipeline on the miniature world; continues where it stopped, FRESH=1 starts over
 # make test     the tests that fit into a quarter of an hour on two cores; make test-slow the others
-# make lint     style and types
+# make lint     style, types, and the direction of imports
 # make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
 PYTHON ?= python3.11
 VENV := .venv
@@ -22,6 +22,7 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 install: $(STAMP)
 

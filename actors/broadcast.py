@@ -1,53 +1,18 @@
 """Weight broadcast from the learner to every engine: through Ray's object store, a process group or shared memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from actors.learner import LearnerGroup
 from actors.pool import Pool
 from actors.supervision import raise_cause
 from simplear_rl.errors import causes
 
-if TYPE_CHECKING:
-    from actors.learner import LearnerGroup
-    from simplear_rl.learning.weight_group import WeightGroup
-
 TIMEOUT = 300.0  # seconds; less than the group's own, so that who is late is named
-
-
-class GroupMember:
-    """Base of the actors that a process group of weights can have as members."""
-
-    weight_group: "WeightGroup | None" = None
-
-    def join_group(self, rendezvous: str, rank: int, size: int) -> None:
-        """See WeightGroup; leaves the group before."""
-        from simplear_rl.learning.weight_group import WeightGroup
-
-        self.weight_group = None
-        self.weight_group = WeightGroup(rendezvous, rank, size)
-
-    def in_group(self) -> bool:
-        """False before `join_group`, and after a failure or a restart."""
-        return self.weight_group is not None
-
-    @contextmanager
-    def transfer(self) -> Iterator["WeightGroup"]:
-        """Around a broadcast. One that fails leaves the group.
-
-        Over gloo the other members see it go at once; over NCCL those in the middle of a transfer wait until it times
-        out, while the driver raises the error without waiting for them.
-        """
-        group, self.weight_group = self.weight_group, None
-        if group is None:
-            raise RuntimeError(f"{self} is in no weight group; it has to join one first")
-        yield group
-        self.weight_group = group
 
 
 class Broadcast:
@@ -68,31 +33,31 @@ class Broadcast:
     def __init__(
         self,
         transport: Literal["object_store", "collective", "ipc"],
-        learner: "LearnerGroup",
+        learner: LearnerGroup,
         engines: Pool,
     ):
         self.learner, self.pool, self.engines = learner, engines, engines.fixed
         self.members: list[ActorHandle] = []  # of the process group
         transports = {"object_store": self._object_store, "collective": self._collective, "ipc": self._ipc}
-        self.transfer = transports[transport]
+        self.send = transports[transport]
 
     def __call__(self) -> dict[str, float]:
         """Returns the version that the engines hold and their number."""
         while True:
             try:
                 self.engines = self.pool.up()
-                versions = self.transfer()
+                versions = self.send()
                 break
             except RayError as error:
                 # Ray restarts the engine, and it takes part in the next attempt. A learner that called it wraps that.
                 restarted = any(isinstance(cause, ActorUnavailableError) for cause in causes(error))
-                if not self.pool.lost(error) and not restarted:
+                if not self.pool.replace_lost(error) and not restarted:
                     raise
         return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}
 
     def _object_store(self) -> list[int]:
         weights = self.learner.weights()
-        return finish(self._of_engines([engine.load_weights.remote(weights) for engine in self.engines]))
+        return gather(self._of_engines([engine.load_weights.remote(weights) for engine in self.engines]))
 
     def _collective(self) -> list[int]:
         first, *others = self.learner.ranks
@@ -100,22 +65,22 @@ class Broadcast:
         if members != self.members or not all(ray.get([member.in_group.remote() for member in members])):
             rendezvous = ray.get(first.rendezvous.remote())
             joining = [member.join_group.remote(rendezvous, i, len(members)) for i, member in enumerate(members)]
-            finish({"learner-0": joining[0]} | self._of_engines(joining[1:]))
+            gather({"learner-0": joining[0]} | self._of_engines(joining[1:]))
             self.members = members
         sending = {f"learner-{i}": rank.send_weights.remote() for i, rank in enumerate((first, *others))}
         receiving = self._of_engines([engine.receive_weights.remote() for engine in self.engines])
-        return finish(sending | receiving)[len(sending) :]
+        return gather(sending | receiving)[len(sending) :]
 
     def _ipc(self) -> list[int]:
         pairs = zip(self.learner.ranks, self.engines, strict=True)
-        return finish({f"learner-{i}": rank.share_weights.remote(engine) for i, (rank, engine) in enumerate(pairs)})
+        return gather({f"learner-{i}": rank.share_weights.remote(engine) for i, (rank, engine) in enumerate(pairs)})
 
     @staticmethod
     def _of_engines(calls: list[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
         return {f"rollout.engine-{i}": call for i, call in enumerate(calls)}
 
 
-def finish(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[Any]:
+def gather(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[Any]:
     """Results of calls to actors that work together, in order; does not wait for the others of one that failed."""
     waiting, deadline = list(calls.values()), monotonic() + timeout
     while waiting:

@@ -14,26 +14,22 @@ from actors.pool import Pool
 from actors.rollout import stream
 from actors.scorer import ScorerActor
 from simplear_rl.benchmarks.benchmark import Benchmark
-from simplear_rl.benchmarks.output import begin, finish, unfinished
+from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.config import (
-    BenchmarkConfig,
-    CommandConfig,
-    EvaluateConfig,
-    EvaluationConfig,
-    GrpoConfig,
-    PoolConfig,
-)
+from simplear_rl.config.base import CommandConfig, PoolConfig
+from simplear_rl.config.benchmarks import BenchmarkConfig, EvaluateConfig, EvaluationConfig
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.errors import UserError
-from simplear_rl.plan import Decoder, images_at_once
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.sizes import Decoder
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt
+from simplear_rl.rollout.capacity import images_at_once
 
 STEP = 0  # of all seeds: no step of training has it
 
 
-def draw(
+def draw_and_judge(
     config: EvaluateConfig,
     benchmark: Benchmark,
     todo: Sequence[int],
@@ -52,7 +48,7 @@ def draw(
     free = cycle(scorers)
     pending: list[ray.ObjectRef] = []
     for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt", leave=None):
-        pending = _unfinished([*pending, next(free).draw.remote(rollout, config.output)])
+        pending = _unfinished([*pending, next(free).judge_rollout.remote(rollout, config.output)])
     ray.get(pending)
 
 
@@ -118,9 +114,9 @@ class Evaluation:
         start, name = monotonic(), f"step-{step:06d}"
         folders = {"policy": self.run / "checkpoints" / name / "model", "output": self.run / "evaluations" / name}
         config = self.config.model_copy(update=folders)
-        begin(config, self.benchmark)
-        draw(config, self.benchmark, unfinished(config, self.benchmark), engines, self.scorers, step, weights)
-        scores = finish(config, self.benchmark)["scores"]
+        open_folder(config, self.benchmark)
+        draw_and_judge(config, self.benchmark, unfinished(config, self.benchmark), engines, self.scorers, step, weights)
+        scores = write_results(config, self.benchmark)["scores"]
         metrics = {f"evaluation_{name}": score for name, score in scores.items()}
         return metrics | {"evaluation_seconds": monotonic() - start}
 

@@ -11,16 +11,17 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from actors.broadcast import GroupMember
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
 from actors.supervision import raise_cause
-from simplear_rl.config import AlgorithmConfig, LearnerConfig, TokenDataConfig
-from simplear_rl.learning.weights import Weights
+from actors.weight_member import WeightMember
+from simplear_rl.config.data import TokenDataConfig
+from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig
+from simplear_rl.weights.snapshot import Weights
 
 
 @ray.remote(concurrency_groups=CONCURRENCY_GROUPS | {"checkpoint": 1})
-class LearnerActor(Monitored, GroupMember):
+class LearnerActor(Monitored, WeightMember):
     """One rank of the Learner. The three stages use the same class."""
 
     def __init__(self, name: str, rank: int):
@@ -65,7 +66,7 @@ class LearnerActor(Monitored, GroupMember):
         self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig
     ) -> dict[str, float]:
         """One GRPO batch; each of this rank's `groups` refers to a rollout, its rewards and its reference log-probs."""
-        from simplear_rl.learning.learner import ScoredRollout
+        from simplear_rl.policy.rollouts import ScoredRollout
 
         scored = [
             ScoredRollout(rollout, rewards["total"], reference)
@@ -85,7 +86,7 @@ class LearnerActor(Monitored, GroupMember):
             if self.rank:
                 self.learner.send_weights(None)
                 return
-            with self.transfer() as group:
+            with self.weight_transfer() as group:
                 self.learner.send_weights(group)
 
     def share_weights(self, engine: ActorHandle) -> int:

@@ -15,9 +15,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.pool import Pool
-from actors.supervision import ActorLostError, Heartbeat, loss
-from simplear_rl.config import ActorsConfig, FaultsConfig, PoolConfig
-from simplear_rl.errors import UserError
+from actors.supervision import Heartbeat, lost_actor
+from simplear_rl.config.base import ActorsConfig, FaultsConfig, PoolConfig
+from simplear_rl.errors import ActorLostError, UserError
 
 ANSWER = 10.0  # seconds
 # Ray speaks gRPC, over HTTP/2, where a client begins with this and an empty frame of settings (RFC 9113, 3.4).
@@ -163,7 +163,7 @@ class Stage:
         for actor in self.actors.values():
             ray.kill(actor)
         remove_placement_group(self.placement)
-        if lost := loss(error):
+        if lost := lost_actor(error):
             raise self._explain(lost) from error
 
     def _explain(self, lost: RayActorError | ObjectLostError) -> ActorLostError:

@@ -43,13 +43,13 @@ class Pool:
     """
 
     def __init__(self, fixed: Sequence[ActorHandle], extra: Mapping[str, Callable[[], ActorHandle]] | None = None):
-        self.fixed, self.start = list(fixed), dict(extra or {})
-        self.extra = [self._ask_for(name) for name in self.start]
+        self.fixed, self.starters = list(fixed), dict(extra or {})
+        self.extra = [self._ask_for(name) for name in self.starters]
         self.gone: set[str] = set()  # identifiers of extra actors
         self.turn = 0
 
     def _ask_for(self, name: str) -> Extra:
-        actor = self.start[name]()
+        actor = self.starters[name]()
         return Extra(name, actor, actor.ready.remote())
 
     def up(self) -> list[ActorHandle]:
@@ -64,7 +64,7 @@ class Pool:
                 try:
                     ray.get(extra.built)
                 except RayActorError as error:
-                    if error.actor_init_failed or not self.lost(error):
+                    if error.actor_init_failed or not self.replace_lost(error):
                         raise
                 else:
                     extra.joined = True
@@ -75,7 +75,7 @@ class Pool:
         """Whether it is not one of the fixed actors."""
         return actor not in self.fixed
 
-    def lost(self, error: RayError) -> bool:
+    def replace_lost(self, error: RayError) -> bool:
         """Whether an extra actor that is gone is behind the error. Another one is then asked for."""
         lost = {cause.actor_id for cause in causes(error) if isinstance(cause, RayActorError)}
         for i, extra in enumerate(self.extra):
@@ -91,7 +91,7 @@ class Pool:
 
         Raises the error if there is another reason for it.
         """
-        if self.is_extra(actor) and (self.lost(error) or isinstance(error, ObjectLostError)):
+        if self.is_extra(actor) and (self.replace_lost(error) or isinstance(error, ObjectLostError)):
             return self.up()
         if isinstance(error, ActorUnavailableError):
             return [actor]
@@ -104,7 +104,7 @@ class Pool:
         self.turn += 1
         return Call(actor, method, args, getattr(actor, method).remote(*args))
 
-    def results(self, calls: Sequence[Call]) -> list[ray.ObjectRef]:
+    def settled(self, calls: Sequence[Call]) -> list[ray.ObjectRef]:
         """What the calls return, once all of it is there. A call of an extra actor that is gone is made again."""
         waiting = {call.reference: call for call in calls}
         while waiting:

@@ -6,7 +6,7 @@ import numpy as np
 import ray
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
-from simplear_rl.rollout.types import Rollout
+from simplear_rl.policy.rollouts import Rollout
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)

@@ -8,10 +8,10 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
-from simplear_rl.config import RewardConfig
+from simplear_rl.config.rewards import RewardConfig
+from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.report.grids import grid_figure
-from simplear_rl.rollout.types import Rollout
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)

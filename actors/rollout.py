@@ -8,25 +8,25 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from actors.broadcast import GroupMember
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.pool import Pool
-from simplear_rl.config import EngineConfig
-from simplear_rl.learning.weights import Weights
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt, Rollout
+from actors.weight_member import WeightMember
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.sampling import Sampling
+from simplear_rl.weights.snapshot import Weights
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
-class RolloutActor(Monitored, GroupMember):
+class RolloutActor(Monitored, WeightMember):
     """An engine in an actor of its own. A restarted one holds the weights of the policy folder, version 0.
 
-    Weights are broadcast to vLLM (RolloutEngine) alone.
+    Weights are broadcast to vLLM (VllmEngine) alone.
     """
 
     def __init__(self, name: str, index: int, policy: Path, config: EngineConfig):
         super().__init__(name, ("decode", "load weights"))
-        from simplear_rl.rollout.engines import build_engine
+        from simplear_rl.rollout.engine import build_engine
 
         with self.building():
             self.engine: Any = build_engine(policy, config)
@@ -55,26 +55,26 @@ class RolloutActor(Monitored, GroupMember):
             yield from self.engine.generate(prompts, samples, (seed, step), sampling)
 
     def load_weights(self, weights: Weights) -> int:
-        """Load a broadcast and verify it, see RolloutEngine.load_weights; returns the version."""
+        """Load a broadcast and verify it, see VllmEngine.load_weights; returns the version."""
         with self.phase("load weights", weights.version, images=0):
             self.engine.load_weights(weights)
         return self.engine.version
 
     @ray.method(max_task_retries=0)  # a transfer cannot be repeated by one member alone
     def receive_weights(self) -> int:
-        """Take part in the group's broadcast, see RolloutEngine.receive_weights; returns the version."""
-        with self.phase("load weights", self.engine.version + 1, images=0), self.transfer() as group:
+        """Take part in the group's broadcast, see VllmEngine.receive_weights; returns the version."""
+        with self.phase("load weights", self.engine.version + 1, images=0), self.weight_transfer() as group:
             self.engine.receive_weights(group)
         return self.engine.version
 
     @ray.method(max_task_retries=0)
     def map_weights(self, handles: bytes) -> None:
-        """Copy a bucket that a learner on this device shows, see RolloutEngine.map_weights."""
+        """Copy a bucket that a learner on this device shows, see VllmEngine.map_weights."""
         self.engine.map_weights(handles)
 
     @ray.method(max_task_retries=0)
     def accept_weights(self, version: int, checksum: dict[str, str]) -> int:
-        """Verify what has been copied, see RolloutEngine.accept_weights; returns the version."""
+        """Verify what has been copied, see VllmEngine.accept_weights; returns the version."""
         with self.phase("load weights", version, images=0):
             self.engine.accept_weights(version, checksum)
         return self.engine.version

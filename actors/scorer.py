@@ -6,9 +6,9 @@ import ray
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from simplear_rl.benchmarks.benchmark import Benchmark
-from simplear_rl.config import EvaluateConfig
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.types import Rollout
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
@@ -23,10 +23,10 @@ class ScorerActor(Monitored):
             self.scorer = BenchmarkScorer(config, benchmark, layout)
             self.number = config.images_per_prompt
 
-    def draw(self, rollout: Rollout, output: Path) -> int:
-        """See BenchmarkScorer.draw."""
+    def judge_rollout(self, rollout: Rollout, output: Path) -> int:
+        """See BenchmarkScorer.judge_rollout."""
         with self.phase("judge", rollout.seed[1], images=len(rollout.codes)):
-            return self.scorer.draw(rollout, output)
+            return self.scorer.judge_rollout(rollout, output)
 
     def judge(self, index: int, folder: Path, output: Path) -> int:
         """See BenchmarkScorer.judge."""

@@ -1,33 +1,22 @@
 """What happens when actors are lost.
 
-Ray restarts an actor of a pool (rollout, reward, reference, scorer) and calls it again; see Stage.launch. Here is the
-rest: a heartbeat that ends actors that hang, the message that says who was lost, and the continuation of a stage whose
-learner is gone from its last checkpoint.
+Ray restarts an actor of a pool (rollout, reward, reference, scorer) and calls it again; see Stage.launch. This module
+adds a heartbeat, which ends actors that hang, and finds the actor or the error that explains a failure.
+simplear_rl/run/restart.py continues a stage whose learner is lost.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from threading import Event, Thread
 from time import monotonic
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
-from simplear_rl.config import StageConfig
-from simplear_rl.errors import PeerLostError, UserError, causes
+from simplear_rl.errors import PeerLostError, causes
 
 GRACE = 10.0  # seconds in which what explains another actor's error comes to light
-
-
-class ActorLostError(UserError):
-    """An actor or an object is gone and Ray does not bring it back. `learner`: it can be had from the checkpoint."""
-
-    def __init__(self, message: str, learner: bool):
-        super().__init__(message)
-        self.learner = learner
 
 
 @dataclass
@@ -102,7 +91,7 @@ class Heartbeat(Thread):
         self.beats[beat.actor.beat.remote(self.seconds / 10)] = beat
 
 
-def loss(error: BaseException | None) -> RayActorError | ObjectLostError | None:
+def lost_actor(error: BaseException | None) -> RayActorError | ObjectLostError | None:
     """The lost actor or object behind an error."""
     return next((cause for cause in causes(error) if isinstance(cause, RayActorError | ObjectLostError)), None)
 
@@ -120,31 +109,3 @@ def raise_cause(error: RayTaskError, calls: list[ray.ObjectRef]) -> NoReturn:
         except RayTaskError as other:
             own.append(other)
     raise next((e for e in own if not isinstance(e, PeerLostError)), error)
-
-
-def restarting(train: Callable[..., None]) -> Callable[..., None]:
-    """Let `train` go on from its last checkpoint when its learner, or an object that it needs, is lost.
-
-    At most `faults.max_restarts` times in a row without a new checkpoint; then, and when an actor of a pool has used up
-    its own restarts, the run ends with a UserError that says who was lost, where, after which step and why.
-    """
-    from simplear_rl.run import checkpoints, read_metrics  # brings wandb, which the actors can do without
-
-    @wraps(train)
-    def supervised(config: StageConfig, *args: Any, **options: Any) -> None:
-        restarts, last = 0, None
-        while True:
-            try:
-                return train(config, *args, **options)
-            except ActorLostError as lost:
-                newest = [path.name for path in checkpoints(config.run)][-1:]
-                restarts = restarts + 1 if newest == last else 1
-                last = newest
-                rows = read_metrics(config.run / "metrics.jsonl")
-                message = f"after step {rows[-1]['step'] if rows else 0}: {lost}"
-                if not lost.learner or restarts > config.faults.max_restarts:
-                    again = f"{config.run}: ended after faults.max_restarts={config.faults.max_restarts} restarts"
-                    raise UserError(f"{message}\n{again}; the same command continues") from lost
-                print(f"{message}\n{config.run}: starting again from {(newest or ['the beginning'])[0]}", flush=True)
-
-    return supervised

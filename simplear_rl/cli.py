@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from simplear_rl.config import CONFIGS, Schema, known_keys, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import Schema, known_keys, load_config
 from simplear_rl.errors import UserError, causes
 
 EXAMPLES = """\

@@ -14,12 +14,15 @@ from typing import Any
 from actors.placement import connect
 from simplear_rl import grpo, pretrain, sft
 from simplear_rl.cli import run_command
-from simplear_rl.config import CONFIGS, DemoConfig, EvaluateConfig, GrpoConfig, SupervisedConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import DemoConfig, GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
-from simplear_rl.run import checkpoints
+from simplear_rl.run.checkpoints import checkpoints
 
 STAGES: dict[str, tuple[Callable[[Any], None], type[Any]]] = {
     "pretrain": (pretrain.train, SupervisedConfig),

@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that the user can mend; errors that others explain, and what was wrapped."""
+"""The errors of the project: UserError, which the user can mend; lost actors and peers; and what an error wraps."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,14 @@ class UserError(ValueError):
 
     Entry points print the message without a traceback and exit with status 1.
     """
+
+
+class ActorLostError(UserError):
+    """An actor or an object is gone and Ray does not bring it back. `learner`: it can be had from the checkpoint."""
+
+    def __init__(self, message: str, learner: bool):
+        super().__init__(message)
+        self.learner = learner
 
 
 class PeerLostError(RuntimeError):

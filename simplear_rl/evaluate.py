@@ -7,18 +7,19 @@ command continues an evaluation that was stopped. With `score_only=FOLDER` the i
 
 from pathlib import Path
 
-from actors.evaluation import draw, judge
+from actors.evaluation import draw_and_judge, judge
 from actors.placement import Stage
 from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
+from simplear_rl import sft
 from simplear_rl.benchmarks.benchmark import Benchmark, inspect
-from simplear_rl.benchmarks.output import begin, finish, unfinished
+from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.cli import run_command
-from simplear_rl.config import EvaluateConfig
+from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import count_weights
-from simplear_rl.inputs import require, require_writable
+from simplear_rl.files import count_weights, require_writable
+from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
 from simplear_rl.tokenizers.cosmos import read_geometry
 
@@ -29,7 +30,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     benchmark = BENCHMARKS[config.benchmark](config)
     checksums = _inspect(config, benchmark, config.score_only) if config.score_only else None
     layout = _check(config, benchmark, config.policy) if config.policy and not config.score_only else None
-    begin(config, benchmark)
+    open_folder(config, benchmark)
     if todo := unfinished(config, benchmark, checksums):
         with Stage("evaluate", config.roles, config.faults) as stage:
             scorers = stage.launch("scorer", ScorerActor, config, benchmark, layout)
@@ -39,13 +40,13 @@ def evaluate(config: EvaluateConfig) -> dict:
             else:
                 engines = stage.pool("engine.actors", RolloutActor, config.policy, config.engine)
                 stage.ready()
-                draw(config, benchmark, todo, engines, scorers)
-    return finish(config, benchmark)
+                draw_and_judge(config, benchmark, todo, engines, scorers)
+    return write_results(config, benchmark)
 
 
 def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageLayout:
     """The policy's layout, once policy, tokenizer and prompts are known to fit each other. Raises UserError."""
-    require(config, config.tokenizer, policy)
+    require(config, config.tokenizer, policy, stages=sft.STAGES)
     layout = read_layout(policy)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     encode = read_encoder(policy, config.engine.max_prompt_tokens)

@@ -1,5 +1,6 @@
-"""Files and folders: written completely or not at all, and found on this machine or on the Hugging Face Hub."""
+"""Files and folders: written whole or not at all, and found on this machine or on the Hugging Face Hub."""
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,18 @@ def write_text(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text)
     partial.rename(file)
+
+
+def require_writable(folder: Path, key: str) -> None:
+    """Raise UserError unless `folder` is, or can become, a folder that files can be written to; touches nothing.
+
+    `key` is where the user named it.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: {existing} cannot be written to; choose another `{key}`, or change its rights")
 
 
 def is_hub_id(path: Path) -> bool:

@@ -13,17 +13,16 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from simplear_rl.cli import exit_on_user_error
-from simplear_rl.config import EngineConfig, EngineType
+from simplear_rl.config.rollout import EngineConfig, EngineType
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
-from simplear_rl.files import count_weights
-from simplear_rl.inputs import require_writable
+from simplear_rl.files import count_weights, require_writable
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
-from simplear_rl.rollout.engines import Engine, build_engine
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt
+from simplear_rl.rollout.engine import Engine, build_engine
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 EXAMPLES = """examples:

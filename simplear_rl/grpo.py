@@ -15,18 +15,19 @@ from actors.placement import Stage
 from actors.reference import ReferenceActor
 from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor, stream
-from actors.supervision import restarting
+from simplear_rl import sft
 from simplear_rl.cli import run_command
-from simplear_rl.config import GrpoConfig
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
-from simplear_rl.dry_run import plan_grpo
 from simplear_rl.inputs import require
-from simplear_rl.learning.guards import Warnings
+from simplear_rl.plan.dry_run import plan_grpo
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.report.metrics import reward_metrics
 from simplear_rl.rewards.files import check_files
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.run import Run, finished
+from simplear_rl.rewards.metrics import reward_metrics
+from simplear_rl.run.folder import Run, finished
+from simplear_rl.run.guards import Warnings
+from simplear_rl.run.restart import restarting
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 
@@ -35,7 +36,7 @@ def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
         return
-    require(config, *config.inputs)
+    require(config, *config.inputs, stages=sft.STAGES)
     layout = read_layout(config.start)
     layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     rollout, algorithm = config.rollout, config.algorithm
@@ -70,7 +71,7 @@ def train(config: GrpoConfig) -> None:
                 calls[index] = group, rewards.call("score", group), references.call("log_probs", group)
             decoded = monotonic()
             groups, scoring, comparing = zip(*(calls[index] for index in range(len(batch))), strict=True)
-            scores, log_probs = rewards.results(scoring), references.results(comparing)
+            scores, log_probs = rewards.settled(scoring), references.settled(comparing)
             in_order = list(zip(groups, scores, log_probs, strict=True))
             metrics = learner.update(step, in_order, algorithm)
             updated = monotonic()

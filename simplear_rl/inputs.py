@@ -1,17 +1,22 @@
-"""What a command reads must be there before it starts: found, made by the embedded world, or refused."""
+"""What a command reads must be there before it starts: found, made by a stage or the miniature world, or refused."""
 
-import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from simplear_rl.config import CommandConfig
+from simplear_rl.config.base import CONFIGS, CommandConfig
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id
 
+Stages = Mapping[str, Callable[[SupervisedConfig], None]]  # by name, what runs a training stage
 
-def require(config: CommandConfig, *paths: Path) -> None:
+
+def require(config: CommandConfig, *paths: Path, stages: Stages | None = None) -> None:
     """Make sure that every path exists; the embedded world makes its own where they are missing.
 
-    A Hugging Face id is fetched by what reads it.
+    Where a stage of `stages` is missing its result, `root/<stage>/final`, it is run. A Hugging Face id is fetched by
+    what reads it.
 
     Raises:
         UserError: a path is missing and `config.world` does not make it.
@@ -25,16 +30,10 @@ def require(config: CommandConfig, *paths: Path) -> None:
             if path in prepare.products(config.root):
                 prepare.make(path, config)
                 continue
+            if stage := next((name for name in stages or () if path == config.root / name / "final"), None):
+                assert stages
+                prepare.announce(path)
+                values = [f"root={config.root}", f"seed={config.seed}"]
+                stages[stage](load_config(SupervisedConfig, CONFIGS / "shapes" / f"{stage}.yaml", values))
+                continue
         raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it")
-
-
-def require_writable(folder: Path, key: str) -> None:
-    """Raise UserError unless `folder` is, or can become, a folder that files can be written to; touches nothing.
-
-    `key` is where the user named it.
-    """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: {existing} cannot be written to; choose another `{key}`, or change its rights")

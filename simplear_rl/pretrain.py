@@ -5,24 +5,27 @@ For each step: batch -> cross-entropy over text and visual ids -> update. SFT is
 
 from actors.learner import LearnerGroup
 from actors.placement import Stage
-from actors.supervision import restarting
 from simplear_rl.cli import run_command
-from simplear_rl.config import SupervisedConfig
+from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
-from simplear_rl.dry_run import plan_supervised
-from simplear_rl.inputs import require
+from simplear_rl.inputs import Stages, require
+from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
-from simplear_rl.run import Run, finished
+from simplear_rl.run.folder import Run, finished
+from simplear_rl.run.restart import restarting
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
 @restarting
-def train(config: SupervisedConfig, name: str = "pretrain") -> None:
-    """Run the stage to its last step, continuing from its last checkpoint if there is one."""
+def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | None = None) -> None:
+    """Run the stage to its last step, continuing from its last checkpoint if there is one.
+
+    `before` runs the stages before this one where the miniature world needs their policy, see `require`.
+    """
     if finished(config):
         return
-    require(config, *config.inputs)
+    require(config, *config.inputs, stages=before)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
     layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
     read_encoder(config.start)

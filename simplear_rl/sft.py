@@ -2,13 +2,16 @@
 
 from simplear_rl import pretrain
 from simplear_rl.cli import run_command
-from simplear_rl.config import SupervisedConfig
-from simplear_rl.dry_run import plan_supervised
+from simplear_rl.config.stages import SupervisedConfig
+from simplear_rl.plan.dry_run import plan_supervised
 
 
 def train(config: SupervisedConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
-    pretrain.train(config, name="sft")
+    pretrain.train(config, name="sft", before={"pretrain": pretrain.train})
+
+
+STAGES = {"pretrain": pretrain.train, "sft": train}  # what comes before GRPO, in this order
 
 
 if __name__ == "__main__":

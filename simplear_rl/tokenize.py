@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from actors.placement import check_fits, connect
 from simplear_rl.cli import run_command
-from simplear_rl.config import TokenizeConfig
+from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.images import BatchTokenizer
 from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.sources import Part, divide, find_files, read_batches

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from simplear_rl.config import ActorsConfig, DetectorConfig, EngineConfig, LearnerConfig, OptimizerConfig
-from simplear_rl.policy.model import create_policy, word_tokenizer
+from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.policy.model import random_policy, word_tokenizer
 
 torch.set_num_threads(1)
 
@@ -49,7 +52,7 @@ CLIP = {
 
 def make_policy(folder: Path, seed: int = 0) -> Path:
     """A random policy of 16-token images from 100 codes."""
-    create_policy(
+    random_policy(
         folder,
         word_tokenizer(WORDS),
         codebook_size=CODES,
@@ -96,7 +99,9 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the miniature world in which nothing has been trained for more than a few steps."""
-    from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+    from simplear_rl.config.base import CONFIGS
+    from simplear_rl.config.load import load_config
+    from simplear_rl.config.stages import SupervisedConfig
     from simplear_rl.inputs import require
     from simplear_rl.shapes import clip_training, prepare
 
@@ -124,7 +129,7 @@ def detector_config(tmp_path_factory: pytest.TempPathFactory) -> DetectorConfig:
         SwinConfig,
     )
 
-    from simplear_rl.benchmarks.coco_classes import CLASSES
+    from simplear_rl.vision.coco_classes import CLASSES
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("detector")

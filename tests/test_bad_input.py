@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from actors import placement
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
-from simplear_rl.checkpoints import begin_checkpoint
 from simplear_rl.cli import exit_on_user_error, run_command
-from simplear_rl.config import ActorsConfig, EvaluateConfig, GrpoConfig, SupervisedConfig
+from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
+from simplear_rl.run.checkpoints import begin_checkpoint
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 from simplear_rl.tokenizers.fsq import FsqTokenizer, export
 

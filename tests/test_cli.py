@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simplear_rl import cli
-from simplear_rl.config import EvaluateConfig
+from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.evaluate import OPTIONS
 
 REPOSITORY = Path(__file__).parents[1]

@@ -19,11 +19,13 @@ from simplear_rl.benchmarks import scorer
 from simplear_rl.benchmarks.dpg import COLUMNS, grid
 from simplear_rl.benchmarks.geneval import TAGS
 from simplear_rl.benchmarks.geneval_files import GenEval
-from simplear_rl.benchmarks.vqa import TransformersJudge
-from simplear_rl.config import CONFIGS, EvaluateConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate, report
 from simplear_rl.shapes.world import crowded_images, evaluation_prompts, render, sample_scene
+from simplear_rl.vision.vqa import TransformersJudge
 from tests.visual_judge import make_model
 
 ENTRIES = evaluation_prompts()[::50]  # one of each tag

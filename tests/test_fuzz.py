@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from simplear_rl.config import CONFIGS, GrpoConfig, known_keys, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import known_keys, load_config
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.order import Piece
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.data.shards import TokenShards

@@ -12,11 +12,14 @@ import ray
 from pyarrow import parquet
 
 from simplear_rl import pretrain
-from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.errors import UserError
-from simplear_rl.learning.weights import checksum
 from simplear_rl.policy.model import load_policy
-from simplear_rl.run import checkpoints, read_metrics
+from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.history import read_metrics
+from simplear_rl.weights.snapshot import checksum
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from simplear_rl.config import CONFIGS, TokenDataConfig, TokenizeConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.data import TokenDataConfig, TokenizeConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.data.batches import TokenDataset
 from simplear_rl.data.images import to_square
 from simplear_rl.data.shard_writer import ShardWriter

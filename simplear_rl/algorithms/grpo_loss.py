@@ -4,7 +4,7 @@ import torch
 
 from simplear_rl.algorithms.advantages import group_advantages
 from simplear_rl.algorithms.kl import kl_estimate
-from simplear_rl.config import AlgorithmConfig
+from simplear_rl.config.learner import AlgorithmConfig
 
 
 def clipped_policy_loss(

@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import read_text
-from simplear_rl.benchmarks.vqa import JUDGES_DIFFER, VisualJudge
 from simplear_rl.errors import UserError
+from simplear_rl.vision.vqa import JUDGES_DIFFER, VisualJudge
 
 PUBLISHED = "https://github.com/TencentQQGYLab/ELLA (dpg_bench)"
 Rules = Literal["corrected", "official"]
@@ -53,7 +53,7 @@ class Question:
     detailed: str  # with its broad category: "entity - whole"
 
 
-def read_prompts(file: Path) -> dict[str, str]:
+def read_dpg_prompts(file: Path) -> dict[str, str]:
     """The prompts of a JSON Lines file (`item_id` and `text`, both text), by item_id, in order.
 
     Raises:

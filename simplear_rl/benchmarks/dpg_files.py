@@ -8,8 +8,8 @@ from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
 from simplear_rl.benchmarks.dpg import Question, Rules, grid, judge, split_grid, summary
-from simplear_rl.benchmarks.vqa import VisualJudge
 from simplear_rl.errors import UserError
+from simplear_rl.vision.vqa import VisualJudge
 
 
 class DpgBench:

@@ -4,11 +4,12 @@ A prompt's metadata states what its image must hold: `include` and `exclude` lis
 `color` and `position` ([relation, index of the target requirement]). A detector says what the image holds.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+
+from simplear_rl.vision.detection import Detection
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -18,26 +19,6 @@ REWARD_IS_METRIC = (
     "Warning: the reward is GenEval's own verdict, and so is the metric of the benchmarks geneval and shapes. Their "
     "scores say how well the policy learned the reward; they are no independent measure of it."
 )
-
-
-@dataclass(frozen=True)
-class Detection:
-    """One object found in an image."""
-
-    label: str
-    confidence: float
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, y downwards
-    mask: np.ndarray | None = None  # bool [H, W]
-
-
-class Detector(Protocol):
-    """What finds the objects in an image and names the colour of one."""
-
-    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """All detections of each image (uint8 [H, W, 3]), of any confidence."""
-
-    def colour(self, image: np.ndarray, detection: Detection) -> str:
-        """Colour name of a detected object."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
-from simplear_rl.benchmarks.geneval import TAGS, Detection, Detector, confidence_intervals, judge, scores
+from simplear_rl.benchmarks.geneval import TAGS, confidence_intervals, judge, scores
 from simplear_rl.errors import UserError
+from simplear_rl.vision.detection import Detection, Detector
 
 SAMPLE = re.compile(r"[0-9]+\.png")
 

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from simplear_rl.benchmarks.benchmark import read_text
-from simplear_rl.benchmarks.coco_classes import CLASSES, COLOURS
 from simplear_rl.benchmarks.geneval import TAGS
 from simplear_rl.errors import UserError
+from simplear_rl.vision.coco_classes import CLASSES, COLOURS
 
 PUBLISHED = "https://github.com/djghosh13/geneval (prompts/evaluation_metadata.jsonl)"
 

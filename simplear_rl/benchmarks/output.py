@@ -16,10 +16,10 @@ from pathlib import Path
 import yaml
 
 from simplear_rl.benchmarks.benchmark import Benchmark
-from simplear_rl.config import EvaluateConfig
+from simplear_rl.benchmarks.page import write_page
+from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
-from simplear_rl.report.evaluation import write_page
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
 FREE = ("root", "world", "prompts", "questions", "allow_missing", "scorer")
@@ -27,7 +27,7 @@ DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engi
 FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
 
 
-def begin(config: EvaluateConfig, benchmark: Benchmark) -> None:
+def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
     """Write config.yaml, or make sure that the folder was begun with the same settings and prompts.
 
     Raises:
@@ -67,7 +67,7 @@ def unfinished(
     return todo
 
 
-def finish(config: EvaluateConfig, benchmark: Benchmark) -> dict:
+def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
     """Write results.jsonl, scores.json and index.html from the verdicts; returns what scores.json holds."""
     rows = [row for index in range(len(benchmark.texts)) for row in _read_verdict(config.output, index) or []]
     left_out = len(benchmark.texts) * config.images_per_prompt - len(rows)

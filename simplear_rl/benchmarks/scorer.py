@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simplear_rl.benchmarks.benchmark import Benchmark
-from simplear_rl.benchmarks.coco_detector import CocoDetector
-from simplear_rl.benchmarks.dpg import read_prompts, read_questions
+from simplear_rl.benchmarks.dpg import read_dpg_prompts, read_questions
 from simplear_rl.benchmarks.dpg_files import DpgBench
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.geneval_metadata import read_metadata
 from simplear_rl.benchmarks.output import write_verdict
-from simplear_rl.benchmarks.vqa import MplugJudge, TransformersJudge, VisualJudge
-from simplear_rl.config import EvaluateConfig
+from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.types import Rollout
-from simplear_rl.shapes.detector import ShapesDetector
 from simplear_rl.shapes.world import evaluation_prompts
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+from simplear_rl.vision.coco_detector import CocoDetector
+from simplear_rl.vision.shapes_detector import ShapesDetector
+from simplear_rl.vision.vqa import MplugJudge, TransformersJudge, VisualJudge
 
 Entry = TypeVar("Entry")
 
@@ -36,7 +36,7 @@ def _geneval(config: EvaluateConfig) -> Benchmark:
 
 def _dpg(config: EvaluateConfig) -> Benchmark:
     assert config.prompts and config.questions, "the schema asks for them"
-    prompts = read_prompts(config.prompts)
+    prompts = read_dpg_prompts(config.prompts)
     questions = read_questions(config.questions, prompts, config.rules)
     prompts = dict(_subset(list(prompts.items()), config.prompt_count))
     questions = {item: questions[item] for item in prompts}
@@ -79,7 +79,7 @@ class BenchmarkScorer:
         self.tokenizer = CosmosTokenizer(config.tokenizer, device) if layout else None
         self.model = MODELS[config.benchmark](config, device)
 
-    def draw(self, rollout: Rollout, output: Path) -> int:
+    def judge_rollout(self, rollout: Rollout, output: Path) -> int:
         """Write the images of a rollout below `output`, in the benchmark's layout, and judge them; see `judge`."""
         assert self.tokenizer and self.layout
         images = self.tokenizer.decode(rollout.codes, self.layout.rows, self.layout.columns)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from simplear_rl.config import TokenDataConfig
+from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.data.order import pieces, shares
 from simplear_rl.data.shards import TokenRow, TokenShards
 from simplear_rl.errors import UserError

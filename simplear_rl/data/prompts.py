@@ -4,8 +4,8 @@ from pathlib import Path
 
 from simplear_rl.data.order import items_of_step
 from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Prompt
 from simplear_rl.policy.vocabulary import PromptEncoder
-from simplear_rl.rollout.types import Prompt
 
 
 def read_prompts(file: Path, encode: PromptEncoder) -> list[str]:

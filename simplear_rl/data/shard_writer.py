@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from simplear_rl.config import TokenizeConfig
+from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.sources import Part
 from simplear_rl.errors import UserError
 from simplear_rl.files import resolve, write_text

@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RawSample:
     """What was found: `key` is the line number (from 1), the row (from 0) or the WebDataset key within the file."""
 
     key: str
@@ -163,42 +163,42 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _read_lines(part: Part) -> Iterator[Sample]:
+def _read_lines(part: Part) -> Iterator[RawSample]:
     with part.path.open("rb") as file:
         file.seek(part.offset)
         for number, line in enumerate(islice(file, part.rows), start=part.start + 1):
             yield _read_line(part, str(number), line)
 
 
-def _read_line(part: Part, key: str, line: bytes) -> Sample:
+def _read_line(part: Part, key: str, line: bytes) -> RawSample:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Sample(key, problem=f"not JSON: {error}")
+        return RawSample(key, problem=f"not JSON: {error}")
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        return Sample(key, problem="expected an object with the path `image`")
+        return RawSample(key, problem="expected an object with the path `image`")
     try:
         image = (part.path.parent / entry["image"]).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no valid path at all
-        return Sample(key, problem=f"{entry['image']}: {getattr(error, 'strerror', None) or error}")
-    return Sample(key, image, entry.get("caption"), entry.get("short_caption"))
+        return RawSample(key, problem=f"{entry['image']}: {getattr(error, 'strerror', None) or error}")
+    return RawSample(key, image, entry.get("caption"), entry.get("short_caption"))
 
 
-def _read_tar(part: Part) -> Iterator[Sample]:
+def _read_tar(part: Part) -> Iterator[RawSample]:
     """As in WebDataset, consecutive files with the same path up to the first dot of the name are a sample."""
     keys: set[str] = set()
-    problems: list[Sample] = []
+    problems: list[RawSample] = []
     for key, members in groupby(_read_members(part, problems), key=lambda member: member[0]):
         fields = [(kind, data) for _, kind, data in members]
         if key in keys or len(dict(fields)) < len(fields):
-            yield Sample(key, problem="the key has two files of a kind, or files in several places")
+            yield RawSample(key, problem="the key has two files of a kind, or files in several places")
         else:
             yield _read_fields(key, dict(fields))
         keys.add(key)
     yield from problems
 
 
-def _read_members(part: Part, problems: list[Sample]) -> Iterator[tuple[str, str, bytes]]:
+def _read_members(part: Part, problems: list[RawSample]) -> Iterator[tuple[str, str, bytes]]:
     """Key, kind and content of the files in a tar that have both; what cannot be read goes to `problems`."""
     name = "the start"
     try:
@@ -210,29 +210,29 @@ def _read_members(part: Part, problems: list[Sample]) -> Iterator[tuple[str, str
                 if stem and kind and member.isreg():
                     yield folder + slash + stem, kind.lower(), tar.extractfile(member).read()  # type: ignore[union-attr]
                 elif not member.isreg() and not member.isdir():
-                    problems.append(Sample(name, problem="a link or special file"))
+                    problems.append(RawSample(name, problem="a link or special file"))
             # At a broken header, and at the end of the first of several archives, tarfile stops without a word.
             file.seek(tar.offset)
             if any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b"")):
                 raise tarfile.ReadError(f"no header at byte {tar.offset}, but more data")
     except tarfile.TarError as error:
-        problems.append(Sample(f"after {name}", problem=f"damaged archive, what follows is lost: {error}"))
+        problems.append(RawSample(f"after {name}", problem=f"damaged archive, what follows is lost: {error}"))
 
 
-def _read_fields(key: str, fields: dict[str, bytes]) -> Sample:
+def _read_fields(key: str, fields: dict[str, bytes]) -> RawSample:
     images = [fields[kind] for kind in IMAGE_KINDS if kind in fields]
     if len(images) != 1:
-        return Sample(key, problem=f"expected one image ({', '.join(IMAGE_KINDS)}), found {len(images)}")
+        return RawSample(key, problem=f"expected one image ({', '.join(IMAGE_KINDS)}), found {len(images)}")
     try:
         texts = json.loads(fields.get("json", b"{}"))
     except (ValueError, RecursionError) as error:
-        return Sample(key, problem=f"json: not JSON: {error}")
+        return RawSample(key, problem=f"json: not JSON: {error}")
     if not isinstance(texts, dict):
-        return Sample(key, problem=f"json: expected an object, found {type(texts).__name__}")
-    return Sample(key, images[0], fields.get("txt", texts.get("caption")), texts.get("short_caption"))
+        return RawSample(key, problem=f"json: expected an object, found {type(texts).__name__}")
+    return RawSample(key, images[0], fields.get("txt", texts.get("caption")), texts.get("short_caption"))
 
 
-def _read_parquet(part: Part) -> Iterator[Sample]:
+def _read_parquet(part: Part) -> Iterator[RawSample]:
     file = parquet.ParquetFile(part.path, page_checksum_verification=True)
     stop, end = part.start + (part.rows or 0), 0
     for group in range(file.num_row_groups):
@@ -247,7 +247,7 @@ def _read_parquet(part: Part) -> Iterator[Sample]:
                     row += 1
         except (OSError, pa.ArrowException) as error:
             for lost in range(max(row, part.start), min(end, stop)):
-                yield Sample(str(lost), problem=f"damaged Parquet file: {error}")
+                yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")
 
 
 def _columns(file: parquet.ParquetFile) -> list[str]:
@@ -262,12 +262,12 @@ def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(pa.schema([f.with_type(pa.large_binary()) if f.type in texts else f for f in batch.schema]))
 
 
-def _read_row(key: str, image: Any, caption: Any, short_caption: Any = None) -> Sample:
+def _read_row(key: str, image: Any, caption: Any, short_caption: Any = None) -> RawSample:
     image = image["bytes"] if isinstance(image, dict) else image
-    return Sample(key, image, caption, short_caption, problem="" if image else "no image bytes")
+    return RawSample(key, image, caption, short_caption, problem="" if image else "no image bytes")
 
 
-READERS: dict[str, Callable[[Part], Iterator[Sample]]] = {
+READERS: dict[str, Callable[[Part], Iterator[RawSample]]] = {
     ".jsonl": _read_lines,
     ".tar": _read_tar,
     ".parquet": _read_parquet,

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -18,29 +17,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Qwen2ForCausalLM, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from simplear_rl.algorithms.grpo_loss import grpo_loss
-from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.learning.flops import ModelSize, peak_flops
-from simplear_rl.learning.guards import Sample, group_sample, refusal
-from simplear_rl.learning.weight_group import WeightGroup
-from simplear_rl.learning.weight_sharing import shared
-from simplear_rl.learning.weights import BUCKET_BYTES, Weights, checksum, in_buckets
 from simplear_rl.policy.log_probs import in_chunks, rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
+from simplear_rl.policy.rollouts import Rollout, ScoredRollout
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
-from simplear_rl.rollout.types import Rollout
-
-
-@dataclass(frozen=True)
-class ScoredRollout:
-    """A rollout with what the reward and the reference actors said of it."""
-
-    rollout: Rollout
-    rewards: np.ndarray  # float32 [G]
-    reference_log_probs: np.ndarray  # float32 [G, T]
+from simplear_rl.run.guards import Evidence, group_evidence, refusal
+from simplear_rl.weights.group import WeightGroup
+from simplear_rl.weights.sharing import shared
+from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets
 
 
 class Computation(nn.Module):
@@ -209,7 +199,7 @@ class Learner:
         with torch.set_grad_enabled(not no_grad):
             return self.engine(rollout_log_probs, rollout, self.layout, config.unconditional_gradient)
 
-    def _backward(self, loss: torch.Tensor, sample: Callable[[], Sample]) -> None:
+    def _backward(self, loss: torch.Tensor, sample: Callable[[], Evidence]) -> None:
         """One pass of a step, and its optimizer step with the last one; `sample` is asked if something is not finite.
 
         Where one rank refuses, the others wait for it or refuse as well: none takes the step.
@@ -234,12 +224,12 @@ class Learner:
         """Sees a parameter's gradient of one pass whole, under every ZeRO stage; does not wait for the device."""
         self.finite.logical_and_(gradient.isfinite().all())
 
-    def _of_tokens(self, batch: TokenBatch, rows: np.ndarray) -> Sample:
+    def _of_tokens(self, batch: TokenBatch, rows: np.ndarray) -> Evidence:
         ids = [batch.ids[row] for row in rows]
         prompts = [self.encode.tokenizer.decode(row[row < self.layout.visual_offset]) for row in ids]
         about = f"the {len(ids)} rows that begin with {prompts[0]!r}"
         arrays = {"prompt": prompts, "lengths": [len(row) for row in ids], "ids": np.concatenate(ids)}
-        return Sample(about, f"rank-{self.rank}", arrays)
+        return Evidence(about, f"rank-{self.rank}", arrays)
 
     def _finished_step(self) -> dict[str, float]:
         self.step += 1
@@ -347,7 +337,7 @@ def summed_cross_entropy(model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_B
     return torch.stack(parts).sum()
 
 
-def _of_group(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Sample:
+def _of_group(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Evidence:
     values = {
         "rewards": group.rewards,
         "behaviour_log_probs": group.rollout.log_probs,
@@ -355,7 +345,7 @@ def _of_group(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) ->
     }
     if log_probs_GT is not None:
         values["log_probs"] = log_probs_GT.detach().cpu().numpy()
-    return group_sample(group.rollout, **values)
+    return group_evidence(group.rollout, **values)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:

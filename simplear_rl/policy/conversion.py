@@ -16,8 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from simplear_rl.errors import UserError
-from simplear_rl.files import new_folder, resolve
-from simplear_rl.inputs import require_writable
+from simplear_rl.files import new_folder, require_writable, resolve
 from simplear_rl.policy.model import save_policy
 from simplear_rl.policy.vocabulary import DEFAULT_PREFIX, SPECIAL_TOKENS, ImageLayout, read_layout, read_tokenizer
 from simplear_rl.tokenizers.cosmos import TokenizerGeometry

@@ -8,9 +8,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2ForCausalLM
 
 from simplear_rl.policy.guidance import guided_logits
+from simplear_rl.policy.rollouts import Rollout
+from simplear_rl.policy.sampling import sampling_log_probs
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.sampling import sampling_log_probs
-from simplear_rl.rollout.types import Rollout
 
 # 256 MiB in float32. All logits of 4 images of 4,096 tokens at once would take 4.2 GB, and their gradients as much.
 LOGITS_PER_CHUNK = 2**26

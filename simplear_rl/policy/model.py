@@ -22,7 +22,7 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def create_policy(
+def random_policy(
     folder: Path,
     tokenizer: PreTrainedTokenizerFast,
     *,

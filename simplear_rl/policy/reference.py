@@ -8,8 +8,8 @@ import torch
 from simplear_rl.device import default_device
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.types import Rollout
 
 
 class ReferencePolicy:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC, TAGS
 from simplear_rl.report.grids import grid_figure
-from simplear_rl.run import read_metrics
+from simplear_rl.run.history import read_metrics
 
 CURVES = {
     "pretrain": {"loss": "cross-entropy (nats per token)"},

@@ -1,22 +1,19 @@
 """CLIP as a reward: the cosine of image and text features, through open_clip."""
 
-import pickle
 from functools import partial
 
 import numpy as np
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg
-from safetensors import SafetensorError
 from torch.nn.functional import normalize
 
-from simplear_rl.config import RewardModelConfig
+from simplear_rl.config.rewards import RewardModelConfig
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.preprocess import hpsv2_transform, open_clip_transform, simplear_transform
+from simplear_rl.vision.clip import LOAD_ERRORS, load_clip
 
 CACHED_CAPTIONS = 4096
-LOAD_ERRORS = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError)
-PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 TRANSFORMS = {"clip": open_clip_transform, "hpsv2": hpsv2_transform, "simplear": simplear_transform}
 
 
@@ -98,10 +95,4 @@ class ClipReward:
             self.captions |= zip(part, normalize(features.float(), dim=-1), strict=True)
 
     def _load(self) -> open_clip.CLIP:
-        return open_clip.create_model_from_pretrained(
-            self.config.model,
-            self.config.weights,
-            precision=PRECISION[self.config.dtype],
-            device=self.device,
-            return_transform=False,
-        )
+        return load_clip(self.config.model, self.config.weights, self.config.dtype, self.device)[0]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from simplear_rl.benchmarks.geneval_metadata import read_entries
-from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.shapes.world import metadata

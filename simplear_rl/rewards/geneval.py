@@ -4,11 +4,13 @@ from functools import partial
 
 import numpy as np
 
-from simplear_rl.benchmarks.coco_detector import CocoDetector
-from simplear_rl.benchmarks.geneval import Detector, judge, partial_credit
-from simplear_rl.config import DetectorConfig, RewardModelConfig
+from simplear_rl.benchmarks.geneval import judge, partial_credit
+from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.rewards import RewardModelConfig
 from simplear_rl.rewards.files import read_requirements, require_entries
-from simplear_rl.shapes.detector import ShapesDetector
+from simplear_rl.vision.coco_detector import CocoDetector
+from simplear_rl.vision.detection import Detector
+from simplear_rl.vision.shapes_detector import ShapesDetector
 
 
 class GenEvalReward:

@@ -7,9 +7,10 @@ import open_clip
 import torch
 from huggingface_hub import hf_hub_download
 
-from simplear_rl.config import HPSV2_WEIGHTS
+from simplear_rl.config.rewards import HPSV2_WEIGHTS
 from simplear_rl.errors import UserError
-from simplear_rl.rewards.clip import PRECISION, ClipReward
+from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.vision.clip import PRECISION
 
 REPOSITORY = "xswu/HPSv2"
 

@@ -7,14 +7,14 @@ from typing import Protocol
 import numpy as np
 
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
-from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
 from simplear_rl.device import default_device
-from simplear_rl.learning.guards import group_sample, refusal
+from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.geneval import GenEvalReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
-from simplear_rl.rollout.types import Rollout
+from simplear_rl.run.guards import group_evidence, refusal
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
@@ -84,7 +84,7 @@ class RewardScorer:
         for name, values in rewards.items():
             if not np.isfinite(values).all():
                 quantity = f"reward {name} {values[~np.isfinite(values)][0]}"
-                raise refusal(self.run, rollout.seed[1], quantity, group_sample(rollout, **rewards))
+                raise refusal(self.run, rollout.seed[1], quantity, group_evidence(rollout, **rewards))
         total = np.stack([self.models[name][0] * values for name, values in rewards.items()]).sum(axis=0)
         cut = any(model.too_long([rollout.prompt.text])[0] for _, model in self.models.values())
         truncated = np.full(len(images), cut, np.float32)

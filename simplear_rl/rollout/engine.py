@@ -1,72 +1,18 @@
-"""The rollout engine: prompts in, groups of sampled images (as codes) with their log-probs out, on vLLM."""
+"""The engines that draw images, by the names that `engine.type` and --engine choose from."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-# One process: weights are updated in place and the engine steps only when it is asked to.
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-# Bound to cores, the engines of one machine would all sit on the same ones.
-os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-# The logits processor is written for the V1 runner, which CPUs use anyway.
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-
-import numpy as np
-import torch._dynamo
-from vllm import LLM, CompletionOutput, ModelRegistry, RequestOutput, SamplingParams
-from vllm.logprobs import Logprob
-from vllm.sampling_params import RequestOutputKind
-
-from simplear_rl.config import EngineConfig
+from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
-from simplear_rl.learning.weight_group import WeightGroup
-from simplear_rl.learning.weight_sharing import mapped, wait_for_device
-from simplear_rl.learning.weights import Weights, checksum
-from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.rollout.pairing import PairScheduler
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt, Rollout
-from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
-
-# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile on a CPU.
-torch._dynamo.config.disable = True
-
-UNCONDITIONAL = "/unconditional"  # ends the name of a pair's second request
-ModelRegistry.register_model("VisualQwen2ForCausalLM", VisualQwen2ForCausalLM)
+from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.sampling import Sampling
+from simplear_rl.rollout.transformers_engine import TransformersEngine
 
 
-class RolloutEngine:
-    """A policy folder in vLLM. Raises UserError if the folder is no policy or the cache is too small for it."""
-
-    def __init__(self, policy: Path, config: EngineConfig):
-        self.layout = read_layout(policy)
-        self.encode = read_encoder(policy, config.max_prompt_tokens)
-        try:
-            self.llm = LLM(
-                model=str(policy),
-                hf_overrides={"architectures": ["VisualQwen2ForCausalLM"]},
-                skip_tokenizer_init=True,
-                load_format="safetensors",  # never pickled weights: loading those can run code
-                dtype=config.dtype,
-                max_model_len=config.max_prompt_tokens + self.layout.tokens,
-                max_num_seqs=config.max_concurrent,
-                kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-                gpu_memory_utilization=0.01,  # beside the above only what must be free at start: others share the GPU
-                logits_processors=[CodeSampler],
-                logprobs_mode="processed_logits",
-                generation_config="vllm",  # not the checkpoint's own: it may carry a repetition penalty and EOS ids
-                scheduler_cls=PairScheduler,
-                async_scheduling=False,  # PairScheduler is written for the plain one
-                enforce_eager=True,
-                disable_log_stats=True,
-            )
-        except ValueError as error:  # for example a cache that holds not even one image
-            raise UserError(f"vLLM does not start with kv_cache_gib={config.kv_cache_gib:g}: {error}") from error
-        self.scheduler: PairScheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
-        self.llm.apply_model(lambda model: model.pack())
-        self.version = 0
+class Engine(Protocol):
+    """What draws images; see VllmEngine."""
 
     def generate(
         self,
@@ -76,127 +22,19 @@ class RolloutEngine:
         sampling: Sampling,
         negative_prompt: str | None = None,
     ) -> Iterator[Rollout]:
-        """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete.
-
-        Args:
-            prompts: each with its place in the step's list.
-            samples: G, images per prompt.
-            seed: (run seed, step), see `uniform_stream`.
-            sampling: with guidance every image is decoded in two contexts.
-            negative_prompt: caption of the unconditional context; the null prompt of training if there is none.
-
-        Raises:
-            UserError: a prompt is empty, longer than `max_prompt_tokens`, or can never fit; nothing is drawn then.
-        """
-        ids = [self.encode(prompt.text) for prompt in prompts]
-        guided = sampling.guidance_scale != 1
-        unconditional = (self.encode(negative_prompt) if negative_prompt else self.encode.null) if guided else None
-        self._check_fits([max(ids, key=len), *([unconditional] if unconditional else [])])
-        images = [(i, k) for i in range(len(prompts)) for k in range(samples)]
-        self._empty_cache()  # what was drawn before, an evaluation for instance, changes no rounding here
-        try:
-            for i, k in images:
-                draw = {"seed": [*seed, prompts[i].index, k], "sampling": sampling}
-                self._add(f"{i}/{k}", ids[i], draw | ({"pair": f"{i}/{k}"} if guided else {}))
-                if unconditional:
-                    self._add(
-                        f"{i}/{k}{UNCONDITIONAL}", unconditional, draw | {"pair": f"{i}/{k}", "unconditional": True}
-                    )
-            finished: dict[str, RequestOutput] = {}
-            for i, prompt in enumerate(prompts):
-                members = [f"{i}/{k}" for k in range(samples)]
-                while not all(member in finished for member in members):
-                    outputs = self.llm.llm_engine.step()
-                    finished.update((output.request_id, output) for output in outputs if output.finished)
-                group = [finished.pop(member).outputs[0] for member in members]
-                codes = np.array([image.token_ids for image in group]) - self.layout.visual_offset
-                log_probs = [[entry[token].logprob for token, entry in _positions(image)] for image in group]
-                yield Rollout(
-                    prompt=prompt,
-                    prompt_ids=ids[i],
-                    unconditional_ids=unconditional,
-                    codes=codes.astype(np.uint16),
-                    log_probs=np.array(log_probs, dtype=np.float32),
-                    sampling=sampling,
-                    weight_version=self.version,
-                    seed=seed,
-                )
-        finally:
-            # What is left when the caller did not take every group.
-            names = [f"{i}/{k}{half}" for i, k in images for half in ("", UNCONDITIONAL)]
-            self.llm.llm_engine.abort_request(names)
-
-    def _add(self, name: str, prompt_ids: list[int], draw: dict[str, Any]) -> None:
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=self.layout.tokens,
-            ignore_eos=True,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=draw,
-        )
-        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, params)
-
-    def _check_fits(self, contexts: list[list[int]]) -> None:
-        """Raise UserError if an image with these contexts could never be admitted, see PairScheduler."""
-        slots, blocks = self.scheduler.max_num_running_reqs, self.scheduler.capacity
-        needed = sum(self.scheduler.blocks(len(ids), self.layout.tokens) for ids in contexts)
-        if len(contexts) > slots:
-            raise UserError(f"a guided image takes 2 slots, engine.max_concurrent is {slots}: raise it")
-        if needed > blocks:
-            raise UserError(
-                f"an image takes {needed} blocks of the key-value cache, the engine has {blocks}: "
-                f"raise engine.kv_cache_gib by a factor of {needed / blocks:.2f}"
-            )
-
-    def load_weights(self, weights: Weights) -> None:
-        """Replace the weights, verify the checksum of what the engine then holds, and empty the prefix cache.
-
-        Raises:
-            RuntimeError: images are still being drawn, or the checksum differs from the sender's.
-        """
-        self._check_idle()
-        self.llm.apply_model(lambda model: model.load_weights(weights.tensors.items()))
-        self.accept_weights(weights.version, weights.checksum)
-
-    def receive_weights(self, group: WeightGroup) -> None:
-        """The same with what the first rank of `group` sends, a bucket at a time."""
-        self._check_idle()
-        ((version, sent),) = self.llm.apply_model(lambda model: group.receive(model.load_weights))
-        self.accept_weights(version, sent)
-
-    def map_weights(self, handles: bytes) -> None:
-        """Copy one bucket out of another process's memory; `accept_weights` follows the last one."""
-        self._check_idle()
-        self.llm.apply_model(lambda model: model.load_weights(mapped(handles).items()))
-        wait_for_device()
-
-    def _check_idle(self) -> None:
-        if self.llm.llm_engine.has_unfinished_requests():
-            raise RuntimeError("weights cannot change while images are being drawn")
-
-    def accept_weights(self, version: int, sent: dict[str, str]) -> None:
-        """Verify what has been loaded by the sender's checksum and empty the prefix cache. Raises RuntimeError."""
-        self.llm.apply_model(lambda model: model.pack())
-        self._empty_cache()
-        held = self.checksum()
-        if held != sent:
-            first = next(name for name in sorted(held | sent) if held.get(name) != sent.get(name))
-            raise RuntimeError(
-                f"weights of version {version}: {first} differs: sent {sent.get(first)}, engine holds {held.get(first)}"
-            )
-        self.version = version
-
-    def _empty_cache(self) -> None:
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("the prefix cache could not be emptied: images are being drawn")
-
-    def checksum(self) -> dict[str, str]:
-        """Checksum of the weights in the engine, comparable with the learner's."""
-        return self.llm.apply_model(lambda model: checksum(model.named_weights()))[0]
+        """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete."""
 
 
-def _positions(image: CompletionOutput) -> Iterator[tuple[int, dict[int, Logprob]]]:
-    """Token and log-probs of every position of an image."""
-    return zip(image.token_ids, image.logprobs, strict=True)
+def build_engine(policy: Path, config: EngineConfig) -> Engine:
+    """The engine of `config.type`, with the weights of the folder `policy`.
+
+    Raises:
+        UserError: vLLM is not installed; the folder is no policy; see the engines.
+    """
+    if config.type != "vllm":
+        return TransformersEngine(policy, config)
+    try:
+        from simplear_rl.rollout.vllm_engine import VllmEngine
+    except ImportError as error:
+        raise UserError(f"engine vllm: vLLM is not installed ({error}); the engine transformers needs none") from error
+    return VllmEngine(policy, config)

@@ -9,8 +9,8 @@ from transformers import Qwen2ForCausalLM
 from transformers.cache_utils import Cache
 
 from simplear_rl.policy.guidance import guided_logits
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from transformers import DynamicCache, Qwen2ForCausalLM, StaticCache
 
-from simplear_rl.config import EngineConfig
+from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
-from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
-from simplear_rl.rollout.types import Prompt, Rollout
 
 
 class TransformersEngine:
@@ -42,7 +42,7 @@ class TransformersEngine:
         sampling: Sampling,
         negative_prompt: str | None = None,
     ) -> Iterator[Rollout]:
-        """See RolloutEngine.generate. Behaviour log-probs are not computed: they are NaN.
+        """See VllmEngine.generate. Behaviour log-probs are not computed: they are NaN.
 
         Raises:
             UserError: a prompt is empty or too long, or a guided image has more contexts than `max_concurrent`.

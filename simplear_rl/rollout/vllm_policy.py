@@ -16,8 +16,8 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from simplear_rl.policy.guidance import guided_logits
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 
 PACKED_FOR_ROWS = 32  # batch for which oneDNN chooses the layout, as in vLLM
 

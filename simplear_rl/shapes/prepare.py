@@ -1,4 +1,4 @@
-"""Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, earlier runs."""
+"""Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, random policy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from simplear_rl.config import CONFIGS, CommandConfig, SupervisedConfig, load_config
+from simplear_rl.config.base import CommandConfig
 from simplear_rl.files import new_folder
-from simplear_rl.inputs import require
-from simplear_rl.policy.model import create_policy, word_tokenizer
+from simplear_rl.policy.model import random_policy, word_tokenizer
 from simplear_rl.policy.vocabulary import PROMPT_PREFIXES
 from simplear_rl.shapes import world
 from simplear_rl.shapes.clip_training import train_clip
@@ -40,15 +39,23 @@ def products(root: Path) -> dict[Path, Callable[[Path, CommandConfig], None]]:
         root / "data" / "pretrain": _pretrain_shards,
         root / "data" / "sft": _sft_shards,
         root / "data" / "prompts.txt": _prompts,
-        root / "pretrain" / "final": _pretrain,
-        root / "sft" / "final": _sft,
     }
 
 
 def make(path: Path, config: CommandConfig) -> None:
-    """Make one of `products`, with all that it needs itself."""
-    print(f"{path} is missing: making it", flush=True)
+    """Make one of `products`, and before it the tokenizer if that is missing."""
+    announce(path)
     products(config.root)[path](path, config)
+
+
+def announce(path: Path) -> None:
+    """Say what is made now."""
+    print(f"{path} is missing: making it", flush=True)
+
+
+def _require_tokenizer(config: CommandConfig) -> None:
+    if config.tokenizer == config.root / "tokenizer" and not config.tokenizer.exists():
+        make(config.tokenizer, config)
 
 
 def _tokenizer(path: Path, config: CommandConfig) -> None:
@@ -58,17 +65,17 @@ def _tokenizer(path: Path, config: CommandConfig) -> None:
 
 
 def _clip(path: Path, config: CommandConfig) -> None:
-    require(config, config.tokenizer)
+    _require_tokenizer(config)
     with new_folder(path) as folder:
         train_clip(folder, CosmosTokenizer(config.tokenizer), config.seed, CLIP_STEPS)
 
 
 def _policy(path: Path, config: CommandConfig) -> None:
-    require(config, config.tokenizer)
+    _require_tokenizer(config)
     geometry = read_geometry(config.tokenizer)
     side = world.SIZE // geometry.patch
     with new_folder(path) as folder:
-        create_policy(
+        random_policy(
             folder,
             word_tokenizer(policy_words()),
             codebook_size=geometry.codebook_size,
@@ -93,7 +100,7 @@ def _sft_shards(path: Path, config: CommandConfig) -> None:
 
 
 def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.ndarray) -> None:
-    require(config, config.tokenizer)
+    _require_tokenizer(config)
     codes = CosmosTokenizer(config.tokenizer).encode(images).astype("uint16")
     with new_folder(path) as folder:
         table = pa.table({"caption": captions, "codes": list(codes)})
@@ -103,20 +110,3 @@ def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.n
 def _prompts(path: Path, config: CommandConfig) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(world.rl_prompts()) + "\n")
-
-
-def _pretrain(path: Path, config: CommandConfig) -> None:
-    from simplear_rl.pretrain import train
-
-    train(_stage_config("pretrain", config))
-
-
-def _sft(path: Path, config: CommandConfig) -> None:
-    from simplear_rl.sft import train
-
-    train(_stage_config("sft", config))
-
-
-def _stage_config(name: str, config: CommandConfig) -> SupervisedConfig:
-    overrides = [f"root={config.root}", f"seed={config.seed}"]
-    return load_config(SupervisedConfig, CONFIGS / "shapes" / f"{name}.yaml", overrides)

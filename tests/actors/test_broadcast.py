@@ -7,12 +7,13 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from actors.broadcast import Broadcast, finish
+from actors.broadcast import Broadcast, gather
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.pool import Pool
 from actors.rollout import RolloutActor
-from simplear_rl.config import ActorsConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.policy.model import load_policy
 from tests.conftest import make_policy
 
@@ -204,5 +205,5 @@ def test_actors_that_do_not_answer_are_named(ray_cluster):
     sleep = ray.remote(num_cpus=0.1)(lambda seconds: time.sleep(seconds))
     quick, slow = sleep.remote(0), sleep.remote(60)
     with pytest.raises(RuntimeError, match="no answer within 20 s from rollout.engine-1"):
-        finish({"rollout.engine-0": quick, "rollout.engine-1": slow}, timeout=20)
+        gather({"rollout.engine-0": quick, "rollout.engine-1": slow}, timeout=20)
     ray.cancel(slow, force=True)

@@ -19,8 +19,12 @@ import ray
 from actors.broadcast import Broadcast
 from actors.learner import LearnerGroup
 from simplear_rl import grpo, pretrain
-from simplear_rl.config import CONFIGS, GrpoConfig, SupervisedConfig, load_config
-from simplear_rl.run import Run, checkpoints, read_metrics
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
+from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.folder import Run
+from simplear_rl.run.history import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = int(os.environ.get("CHAOS_STEPS", 18))

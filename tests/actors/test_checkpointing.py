@@ -10,10 +10,13 @@ import ray
 
 from actors.learner import LearnerGroup
 from simplear_rl import pretrain
-from simplear_rl.checkpoints import checkpoints
-from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.errors import UserError
-from simplear_rl.run import Run, read_metrics
+from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.folder import Run
+from simplear_rl.run.history import read_metrics
 
 
 @pytest.fixture

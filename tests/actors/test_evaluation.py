@@ -11,10 +11,13 @@ from actors import evaluation
 from actors.evaluation import Evaluation
 from simplear_rl import grpo
 from simplear_rl.benchmarks.geneval import TAGS
-from simplear_rl.config import CONFIGS, EvaluateConfig, GrpoConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
-from simplear_rl.run import read_metrics
+from simplear_rl.run.history import read_metrics
 
 
 def grpo_config(world, run, *overrides):

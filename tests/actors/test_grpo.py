@@ -16,22 +16,18 @@ from actors.reward import RewardActor
 from actors.rollout import RolloutActor, stream
 from simplear_rl import grpo, pretrain
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
-from simplear_rl.config import (
-    CONFIGS,
-    ActorsConfig,
-    EngineConfig,
-    GrpoConfig,
-    RewardConfig,
-    SupervisedConfig,
-    load_config,
-)
+from simplear_rl.config.base import CONFIGS, ActorsConfig
+from simplear_rl.config.load import load_config
+from simplear_rl.config.rewards import RewardConfig
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
-from simplear_rl.learning.weights import checksum
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt
-from simplear_rl.run import read_metrics
+from simplear_rl.run.history import read_metrics
+from simplear_rl.weights.snapshot import checksum
 
 
 def grpo_config(world, run, *overrides):

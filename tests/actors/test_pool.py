@@ -9,7 +9,7 @@ import ray
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
-from simplear_rl.config import PoolConfig
+from simplear_rl.config.base import PoolConfig
 from simplear_rl.errors import UserError
 
 
@@ -41,13 +41,13 @@ def test_calls_of_an_extra_actor_that_dies_are_made_again_and_another_one_joins(
         running.ready()
         fixed, extra = joined(pool)
         processes = [ray.get(actor.work.remote(0)) for actor in (fixed, extra)]
-        assert ray.get(pool.results([pool.call("work", 0) for _ in range(4)])) == processes * 2
+        assert ray.get(pool.settled([pool.call("work", 0) for _ in range(4)])) == processes * 2
         calls = [pool.call("work", 1) for _ in range(4)]
         os.kill(processes[1], signal.SIGKILL)
-        again = ray.get(pool.results(calls))
+        again = ray.get(pool.settled(calls))
         assert again[::2] == processes[:1] * 2
         assert processes[1] not in again
-        assert ray.get(pool.results([pool.call("work", 0)])) == processes[:1]
+        assert ray.get(pool.settled([pool.call("work", 0)])) == processes[:1]
         other = joined(pool)
         assert other[0] == fixed
         assert other[1] != extra
@@ -62,7 +62,7 @@ def test_nothing_waits_for_an_actor_without_room(ray_cluster):
         running.ready()
         ray.wait([extra.built for extra in pool.extra], timeout=30)
         assert len(pool.up()) == 2  # of 8 CPUs
-        assert len(set(ray.get(pool.results([pool.call("work", 0) for _ in range(4)])))) == 2
+        assert len(set(ray.get(pool.settled([pool.call("work", 0) for _ in range(4)])))) == 2
 
 
 def test_an_extra_actor_that_cannot_be_built_says_why(ray_cluster):

@@ -10,10 +10,8 @@ import ray
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
-from actors.supervision import ActorLostError, restarting
-from simplear_rl.config import CONFIGS, ActorsConfig, FaultsConfig, SupervisedConfig, load_config
-from simplear_rl.errors import UserError
-from simplear_rl.run import Run, read_metrics
+from simplear_rl.config.base import ActorsConfig, FaultsConfig
+from simplear_rl.errors import ActorLostError
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
@@ -64,46 +62,3 @@ def test_actor_without_restarts_left_is_named_with_node_process_log_and_cause(ra
         rf"supervised/worker-0 \(node [\d.]+, process {process}, log \S+-{process}\.err\) is lost", message
     )
     assert "its worker process has died" in message
-
-
-@pytest.fixture
-def config(tmp_path, policy):
-    overrides = [
-        f"root={tmp_path}",
-        f"start={policy}",
-        "steps=6",
-        "checkpoint_every=2",
-        "wandb=false",
-        "faults.max_restarts=2",
-    ]
-    return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides)
-
-
-def train_with_losses(lost_at, learner=True):
-    """A stage without actors that loses its learner in those steps, each as often as it stands in the list."""
-    left = list(lost_at)
-
-    @restarting
-    def train(config):
-        with Run("pretrain", config) as run:
-            for step in run.steps():
-                if step in left:
-                    left.remove(step)
-                    raise ActorLostError(f"learner-0 died at {step}", learner=learner)
-                run.log(step, {"loss": 0.0}, show=("loss",))
-                if run.checkpoint_due:
-                    run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
-
-    return train
-
-
-def test_lost_learner_costs_the_steps_since_the_checkpoint(config):
-    train_with_losses([1, 2, 4, 4, 6, 6])(config)
-    assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize(("losses", "learner"), [([4, 4, 4], True), ([4], False)])
-def test_run_ends_when_restarts_do_not_help(config, losses, learner):
-    with pytest.raises(UserError, match="(?s)after step 3: learner-0 died at 4.*faults.max_restarts=2") as ended:
-        train_with_losses(losses, learner)(config)
-    assert not isinstance(ended.value, ActorLostError)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from simplear_rl.algorithms.grpo_loss import clipped_policy_loss, grpo_loss
-from simplear_rl.config import AlgorithmConfig, KlConfig
+from simplear_rl.config.learner import AlgorithmConfig, KlConfig
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from simplear_rl.benchmarks.dpg import (
     confidence_intervals,
     grid,
     judge,
-    read_prompts,
+    read_dpg_prompts,
     read_questions,
     scores,
     split_grid,
@@ -305,7 +305,7 @@ def test_read_prompts(tmp_path):
     file = tmp_path / "prompts.jsonl"
     good = [{"item_id": "1", "text": "a\u2028b"}, {"item_id": "x2", "text": "c"}]
     file.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in good))
-    assert read_prompts(file) == {"1": "a\u2028b", "x2": "c"}
+    assert read_dpg_prompts(file) == {"1": "a\u2028b", "x2": "c"}
     bad = {
         '{"item_id": "1", "text": "again"}': "line 3: item_id 1 stands there twice",
         '{"item_id": 3, "text": "number"}': "line 3: expected item_id and text",
@@ -317,15 +317,15 @@ def test_read_prompts(tmp_path):
     for line, message in bad.items():
         file.write_text(content + line + "\n")
         with pytest.raises(UserError, match=message):
-            read_prompts(file)
+            read_dpg_prompts(file)
     file.write_text("")
     with pytest.raises(UserError, match="line 1: not JSON"):
-        read_prompts(file)
+        read_dpg_prompts(file)
 
 
 @pytest.mark.skipif(not PUBLISHED_PROMPTS.exists(), reason=f"{PUBLISHED_PROMPTS} is missing")
 def test_the_published_prompts():
-    prompts = read_prompts(PUBLISHED_PROMPTS)
+    prompts = read_dpg_prompts(PUBLISHED_PROMPTS)
     assert len(prompts) == 1065
     assert "partiprompts97" in prompts
 

@@ -8,7 +8,9 @@ from simplear_rl.benchmarks.benchmark import inspect
 from simplear_rl.benchmarks.dpg import COLUMNS, Question
 from simplear_rl.benchmarks.dpg_files import DpgBench
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.config import CONFIGS, EvaluateConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 
 QUESTIONS = [

@@ -6,15 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simplear_rl.benchmarks.geneval import (
-    TAGS,
-    Detection,
-    confidence_intervals,
-    judge,
-    partial_credit,
-    relative_position,
-    scores,
-)
+from simplear_rl.benchmarks.geneval import TAGS, confidence_intervals, judge, partial_credit, relative_position, scores
+from simplear_rl.vision.detection import Detection
 
 METADATA = Path(__file__).parents[3] / "shared" / "data" / "geneval_evaluation_metadata.jsonl"
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import inspect
-from simplear_rl.benchmarks.geneval import Detection
 from simplear_rl.benchmarks.geneval_files import GenEval
+from simplear_rl.vision.detection import Detection
 
 ENTRIES = [
     {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"},

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from simplear_rl.benchmarks.geneval import Detection, judge
+from simplear_rl.benchmarks.geneval import judge
 from simplear_rl.benchmarks.geneval_metadata import read_entries, read_metadata
 from simplear_rl.errors import UserError
+from simplear_rl.vision.detection import Detection
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "geneval_evaluation_metadata.jsonl"
 needs_official = pytest.mark.skipif(not OFFICIAL.exists(), reason=f"{OFFICIAL} is missing")

@@ -3,8 +3,10 @@
 import pytest
 
 from simplear_rl.benchmarks.geneval_files import GenEval
-from simplear_rl.benchmarks.output import begin, unfinished, write_verdict
-from simplear_rl.config import CONFIGS, EvaluateConfig, load_config
+from simplear_rl.benchmarks.output import open_folder, unfinished, write_verdict
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 
 COW = {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"}
@@ -17,8 +19,8 @@ def settings(folder, *overrides):
 
 
 def test_where_and_how_fast_it_runs_may_change(tmp_path):
-    begin(settings(tmp_path), BENCHMARK)
-    begin(settings(tmp_path, "scorer.count=3", "engine.actors.gpus=1", "engine.kv_cache_gib=2"), BENCHMARK)
+    open_folder(settings(tmp_path), BENCHMARK)
+    open_folder(settings(tmp_path, "scorer.count=3", "engine.actors.gpus=1", "engine.kv_cache_gib=2"), BENCHMARK)
 
 
 @pytest.mark.parametrize(
@@ -33,31 +35,31 @@ def test_where_and_how_fast_it_runs_may_change(tmp_path):
     ],
 )
 def test_what_changes_images_or_verdicts_may_not(tmp_path, override, message):
-    begin(settings(tmp_path), BENCHMARK)
+    open_folder(settings(tmp_path), BENCHMARK)
     with pytest.raises(UserError, match=f"out: was begun with other settings(.|\n)*{message}"):
-        begin(settings(tmp_path, override), BENCHMARK)
+        open_folder(settings(tmp_path, override), BENCHMARK)
 
 
 def test_other_requirements_are_other_prompts(tmp_path):
-    begin(settings(tmp_path), BENCHMARK)
+    open_folder(settings(tmp_path), BENCHMARK)
     with pytest.raises(UserError, match="prompts_sha256: "):
-        begin(settings(tmp_path), GenEval([COW, COW | {"include": [{"class": "cow", "count": 2}]}]))
+        open_folder(settings(tmp_path), GenEval([COW, COW | {"include": [{"class": "cow", "count": 2}]}]))
 
 
 def test_a_link_to_another_checkpoint_is_another_policy(tmp_path):
     for step in "step-1", "step-2":
         (tmp_path / step).mkdir()
     (tmp_path / "final").symlink_to("step-1")
-    begin(settings(tmp_path), BENCHMARK)
+    open_folder(settings(tmp_path), BENCHMARK)
     (tmp_path / "final").unlink()
     (tmp_path / "final").symlink_to("step-2")
     with pytest.raises(UserError, match=r"policy: .*step-1 -> .*step-2"):
-        begin(settings(tmp_path), BENCHMARK)
+        open_folder(settings(tmp_path), BENCHMARK)
 
 
 def test_the_policy_does_not_matter_where_nothing_is_drawn(tmp_path):
-    begin(settings(tmp_path, "score_only=/images"), BENCHMARK)
-    begin(settings(tmp_path, "score_only=/images", "policy=null", "guidance_scale=2", "tokenizer=a/b"), BENCHMARK)
+    open_folder(settings(tmp_path, "score_only=/images"), BENCHMARK)
+    open_folder(settings(tmp_path, "score_only=/images", "policy=null", "guidance_scale=2", "tokenizer=a/b"), BENCHMARK)
 
 
 def test_prompts_without_a_verdict_on_these_images_are_to_do(tmp_path):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from simplear_rl.config import TokenDataConfig
+from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.data.batches import Prefetcher, TokenBatch, TokenDataset
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import read_encoder, read_layout

@@ -10,14 +10,15 @@ import ray
 import torch
 from pyarrow import parquet
 
-from simplear_rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig, TokenDataConfig, TokenSourceConfig
+from simplear_rl.config.data import TokenDataConfig, TokenSourceConfig
+from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch, TokenDataset
-from simplear_rl.learning.learner import Learner, ScoredRollout
-from simplear_rl.learning.weights import checksum
+from simplear_rl.learning.learner import Learner
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt, Rollout
+from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
+from simplear_rl.policy.sampling import Sampling
+from simplear_rl.weights.snapshot import checksum
 
 CODES = 100  # of the policy of conftest.py
 

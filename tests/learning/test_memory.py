@@ -6,9 +6,10 @@ import pytest
 import ray
 import torch
 
-from simplear_rl import plan
-from simplear_rl.config import ActorsConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.learning.learner import Learner, summed_cross_entropy
+from simplear_rl.plan.memory import states_memory
 from simplear_rl.policy.model import load_policy
 
 
@@ -41,6 +42,6 @@ def test_a_rank_holds_what_the_plan_says(policy, ray_cluster, stage, dtype, rank
     task = ray.remote(max_calls=1)(states)
     weights, optimizer = ray.get([task.remote(policy, config, rank, rendezvous) for rank in range(ranks)])[0]
     model = load_policy(policy)[0]
-    planned = plan.states_memory(sum(p.numel() for p in model.parameters()), config)
+    planned = states_memory(sum(p.numel() for p in model.parameters()), config)
     assert weights == pytest.approx(planned["weights"], rel=0.02)
     assert optimizer == pytest.approx(planned["optimizer"], rel=0.02)

@@ -24,9 +24,9 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.conversion import convert
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, read_encoder, read_layout, read_tokenizer
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt
 from simplear_rl.tokenizers.cosmos import OFFICIAL, TokenizerGeometry
 
 QWEN = Path(__file__).parents[3] / "shared" / "data" / "qwen2.5_tokenizer"
@@ -342,12 +342,12 @@ real_tokenizer = pytest.mark.skipif(not QWEN.exists(), reason=f"{QWEN} is missin
 @real_tokenizer
 @pytest.mark.parametrize("geometry", [SMALL, pytest.param(HALF_BILLION, marks=pytest.mark.slow)])
 def test_published_layout_has_the_same_log_probs_in_transformers_and_vllm(tmp_path, engine_config, geometry):
-    from simplear_rl.rollout.engine import RolloutEngine
+    from simplear_rl.rollout.vllm_engine import VllmEngine
 
     folder = trained_policy(tmp_path, geometry)
     layout = read_layout(folder)
     assert layout == ImageLayout(151_672, 64_000, 4, 4, "A highly realistic image of ")
-    (rollout,) = RolloutEngine(folder, engine_config).generate([Prompt(0, "two dogs")], 2, (0, 0), Sampling())
+    (rollout,) = VllmEngine(folder, engine_config).generate([Prompt(0, "two dogs")], 2, (0, 0), Sampling())
     assert (rollout.prompt_ids[0], rollout.prompt_ids[-1]) == (151_665, 151_667)
     model, _ = load_policy(folder)
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_published_layout_has_the_same_log_probs_in_transformers_and_vllm(tmp_pa
 def test_stock_vllm_and_transformers_load_it_as_it_is(tmp_path):
     from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM as StockQwen2
 
-    from simplear_rl.rollout.engine import LLM, ModelRegistry, SamplingParams  # with the environment that it sets
+    from simplear_rl.rollout.vllm_engine import LLM, ModelRegistry, SamplingParams  # with the environment that it sets
 
     # As an object: vLLM inspects classes that it knows by name in a process of its own, which imports torchvision.
     ModelRegistry.register_model("Qwen2ForCausalLM", StockQwen2)

@@ -9,9 +9,9 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy import log_probs
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt, Rollout
 
 
 def test_folder_is_loaded_by_plain_transformers(policy):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.files import check_files
 from simplear_rl.rewards.geneval import GenEvalReward

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simplear_rl.config import RewardModelConfig
+from simplear_rl.config.rewards import RewardModelConfig
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 

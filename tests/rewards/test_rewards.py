@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from simplear_rl.config import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rewards.scorer import RewardScorer
-from simplear_rl.rollout.sampling import Sampling
-from simplear_rl.rollout.types import Prompt, Rollout
 from simplear_rl.shapes import clip_training
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 from simplear_rl.tokenizers.fsq import FsqTokenizer, export

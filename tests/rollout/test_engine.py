@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from simplear_rl.errors import UserError
-from simplear_rl.learning.weights import Weights, checksum
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
-from simplear_rl.rollout.engine import RolloutEngine
-from simplear_rl.rollout.sampling import Sampling
 from simplear_rl.rollout.transformers_engine import sample_codes
-from simplear_rl.rollout.types import Prompt
+from simplear_rl.rollout.vllm_engine import VllmEngine
+from simplear_rl.weights.snapshot import Weights, checksum
 
 TEXTS = [
     "a red circle",
@@ -29,7 +29,7 @@ PROMPTS = [Prompt(i, text) for i, text in enumerate(TEXTS)]
 
 @pytest.fixture(scope="module")
 def engine(policy, engine_config):
-    return RolloutEngine(policy, engine_config)
+    return VllmEngine(policy, engine_config)
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ import torch
 from scipy.stats import chisquare
 from transformers import DynamicCache
 
-from simplear_rl.config import EngineConfig
+from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
-from simplear_rl.policy.model import create_policy, load_policy, word_tokenizer
+from simplear_rl.policy.model import load_policy, random_policy, word_tokenizer
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import read_layout
-from simplear_rl.rollout import engine as engine_module
-from simplear_rl.rollout.engine import RolloutEngine
+from simplear_rl.rollout import vllm_engine as engine_module
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
-from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.rollout.transformers_engine import sample_codes
-from simplear_rl.rollout.types import Prompt
+from simplear_rl.rollout.vllm_engine import VllmEngine
 
 WORDS = ["A", "photo", "of", "a", "red", "green", "blue", "circle", "square", "cross"]
 GUIDED = Sampling(guidance_scale=3.0)
@@ -35,7 +35,7 @@ def make_policy(folder, grid=(4, 4), codes=50):
         "initializer_range": 0.15,
     }
     tokenizer = word_tokenizer(WORDS)
-    create_policy(
+    random_policy(
         folder, tokenizer, codebook_size=codes, grid=grid, prompt_prefix="A photo of ", geometry=geometry, seed=1
     )
     return folder
@@ -103,7 +103,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    return RolloutEngine(policy, EngineConfig(max_concurrent=16, kv_cache_gib=0.1, max_prompt_tokens=150))
+    return VllmEngine(policy, EngineConfig(max_concurrent=16, kv_cache_gib=0.1, max_prompt_tokens=150))
 
 
 @pytest.mark.parametrize("negative", [None, "a blue square"])
@@ -129,7 +129,7 @@ def test_greedy_on_many_prompts_and_long_images(tmp_path, grid):
     policy = make_policy(tmp_path / "policy", grid)
     prompts, sampling = prompts_of_many_lengths(32), Sampling(temperature=0, guidance_scale=2.0)
     expected = loop_images(policy, prompts, (0, 0), sampling)
-    engine = RolloutEngine(policy, EngineConfig(max_concurrent=32, kv_cache_gib=0.2, max_prompt_tokens=150))
+    engine = VllmEngine(policy, EngineConfig(max_concurrent=32, kv_cache_gib=0.2, max_prompt_tokens=150))
     assert engine_images(engine, prompts, (0, 0), sampling) == expected
     for static_cache in False, True:
         assert transformers_images(policy, prompts, (0, 0), sampling, static_cache) == expected
@@ -159,7 +159,7 @@ def exact_joint(policy, prompt, scale):
 def test_first_two_codes_follow_the_exact_guided_distribution(tmp_path):
     policy, number = make_policy(tmp_path / "policy", grid=(1, 2), codes=5), 6000
     exact = exact_joint(policy, "a red circle", 2.0).ravel()
-    engine = RolloutEngine(policy, EngineConfig(max_concurrent=256, kv_cache_gib=0.1, max_prompt_tokens=20))
+    engine = VllmEngine(policy, EngineConfig(max_concurrent=256, kv_cache_gib=0.1, max_prompt_tokens=20))
     (group,) = engine.generate([Prompt(0, "a red circle")], number, (0, 0), Sampling(guidance_scale=2.0))
     model, encode = load_policy(policy)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def small_engine(policy):
     with pytest.MonkeyPatch.context() as patch:
         small = {"max_num_batched_tokens": 256, "num_gpu_blocks_override": 48, "block_size": 32}
         patch.setattr(engine_module, "LLM", partial(engine_module.LLM, **small))
-        return RolloutEngine(policy, EngineConfig(max_concurrent=7, kv_cache_gib=0.1, max_prompt_tokens=150))
+        return VllmEngine(policy, EngineConfig(max_concurrent=7, kv_cache_gib=0.1, max_prompt_tokens=150))
 
 
 def add(engine, prompt, k, half):
@@ -247,7 +247,7 @@ def test_caller_that_takes_one_group_leaves_nothing_behind(small_engine):
 def test_image_that_can_never_fit_is_refused(policy):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "LLM", partial(engine_module.LLM, num_gpu_blocks_override=9, block_size=32))
-        tight = RolloutEngine(policy, EngineConfig(max_concurrent=8, kv_cache_gib=0.1, max_prompt_tokens=150))
+        tight = VllmEngine(policy, EngineConfig(max_concurrent=8, kv_cache_gib=0.1, max_prompt_tokens=150))
     long, short = prompts_of_many_lengths(2)[1:], [Prompt(0, "a circle")]
     assert len(list(tight.generate(short, 1, (0, 0), GUIDED))) == 1
     with pytest.raises(UserError, match=r"takes 10 blocks .* the engine has 8: raise engine.kv_cache_gib by a factor"):

@@ -10,11 +10,11 @@ from transformers import DynamicCache
 
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.log_probs import hidden_states
-from simplear_rl.policy.model import create_policy, load_policy, word_tokenizer
+from simplear_rl.policy.model import load_policy, random_policy, word_tokenizer
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout import jacobi
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
-from simplear_rl.rollout.sampling import Sampling, draw_codes, sampling_log_probs
 
 GUIDED = Sampling(guidance_scale=2.0)
 TRUNCATED = Sampling(temperature=1.2, top_k=2, top_p=0.9, guidance_scale=1.5)
@@ -49,7 +49,7 @@ def enumerable(tmp_path_factory):
         "max_position_embeddings": 64,
     }
     tokenizer = word_tokenizer(["a", "red", "circle"])
-    create_policy(folder, tokenizer, codebook_size=3, grid=(1, 5), prompt_prefix="", geometry=geometry, seed=4)
+    random_policy(folder, tokenizer, codebook_size=3, grid=(1, 5), prompt_prefix="", geometry=geometry, seed=4)
     return load_peaked(folder, 12)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from simplear_rl.benchmarks.geneval import TAGS, judge
-from simplear_rl.shapes.detector import ShapesDetector
 from simplear_rl.shapes.world import (
     COLOURS,
     SHAPES,
@@ -21,6 +20,7 @@ from simplear_rl.shapes.world import (
     sample_scene,
     sft_samples,
 )
+from simplear_rl.vision.shapes_detector import ShapesDetector
 
 DETECTOR = ShapesDetector()
 

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from simplear_rl.config import CONFIGS, EvaluateConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 from simplear_rl.inputs import require
 from simplear_rl.tokenizers import cosmos

@@ -1,0 +1,86 @@
+"""What all parts of the schema are made of: sections, paths, numbers, actors, and what every command has."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from simplear_rl.files import is_hub_id
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def absolute(path: Path) -> Path:
+    """Absolute, since actors have working directories of their own."""
+    if not str(path).isprintable():
+        raise ValueError(f"control characters in the path {str(path)!r}")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+Location = Annotated[Path, AfterValidator(absolute)]
+LocationOrHubId = Annotated[Path, AfterValidator(lambda path: path if is_hub_id(path) else absolute(path))]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ActorsConfig(Section):
+    """How many actors of a role, and what each one occupies."""
+
+    count: Count = 1
+    cpus: Positive = Field(1.0, description="CPUs that Ray reserves for each actor; fractions share a core")
+    gpus: NonNegative = Field(0.0, description="GPUs that Ray reserves for each actor")
+    threads: Count = Field(1, description="threads of each actor's CPU kernels")
+
+
+class PoolConfig(ActorsConfig):
+    """Actors each of which can do any piece of the work, so that more may join while a run goes on."""
+
+    max_count: Count | None = Field(
+        None,
+        description="beyond the `count` actors that a run needs, up to so many work whenever the cluster has room; "
+        "nodes with them may join and leave",
+    )
+
+    @model_validator(mode="after")
+    def _at_least_count(self) -> "PoolConfig":
+        if self.max_count is not None and self.max_count < self.count:
+            raise ValueError(f"max_count ({self.max_count}) must be at least count ({self.count})")
+        return self
+
+
+class FaultsConfig(Section):
+    """What happens when actors die or hang."""
+
+    max_restarts: Count = Field(
+        3,
+        description="how often an actor of a pool is restarted, and how often in a row, without a new checkpoint, "
+        "a stage that lost its learner starts again from the last one",
+    )
+    heartbeat_seconds: Positive = Field(
+        60, description="an actor that gives no sign of life for so long, not even from an idle thread, is killed"
+    )
+
+
+class CommandConfig(Section):
+    """What every command has."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    root: Location = Field(description="folder of what is read and written, ${root} in other values")
+    world: Literal["shapes"] | None = Field(
+        None, description="embedded world that makes what a command needs and does not find below root"
+    )
+    tokenizer: LocationOrHubId = Field(
+        description="visual tokenizer: folder with encoder.jit and decoder.jit, or Hugging Face id"
+    )
+    faults: FaultsConfig = FaultsConfig()

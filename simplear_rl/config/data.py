@@ -1,0 +1,63 @@
+"""Token shards: what pretraining and SFT read, and what `tokenize` writes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from simplear_rl.config.base import (
+    ActorsConfig,
+    CommandConfig,
+    Count,
+    Fraction,
+    Location,
+    LocationOrHubId,
+    Positive,
+    Section,
+)
+
+
+class TokenSourceConfig(Section):
+    """One folder of token shards, and its share of what is trained on."""
+
+    shards: Location = Field(description="folder of Parquet files with columns `caption`, `codes`, `short_caption`")
+    weight: Positive = Field(1.0, description="share of the images, relative to the other sources' weights")
+
+
+class TokenDataConfig(Section):
+    """Token shards for pretraining and SFT."""
+
+    sources: Annotated[list[TokenSourceConfig], Field(min_length=1)]
+    batch_size: Count = Field(description="images per step, over all learner ranks")
+    micro_batch: Count = Field(description="images per forward pass of one rank")
+    drop_caption: Fraction = Field(0.1, description="share of captions replaced by the null prompt (for guidance)")
+    short_caption: Fraction = Field(0.5, description="share of short captions, where an image has one")
+    max_prompt_tokens: Count = Field(512, description="longest prompt, special tokens included")
+    long_caption: Literal["refuse", "truncate"] = Field("refuse", description="what happens to a longer one")
+    shuffle_rows: Count = Field(65_536, description="images of a source that are in memory and shuffled at a time")
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the shards are."""
+        return [source.shards for source in self.sources]
+
+
+class TokenizeConfig(CommandConfig):
+    """Token shards from images and captions."""
+
+    input: LocationOrHubId = Field(
+        description="folder, file or Hugging Face data set: JSON lines, WebDataset tars or Parquet with image bytes"
+    )
+    files: str = Field("**/*", description="glob pattern that chooses among the files below `input`")
+    output: Location = Field(description="folder for the shards and rejected.jsonl")
+    size: Count = Field(description="pixels per side of the square that an image is resized and cropped to")
+    batch_size: Count = Field(32, description="images that the tokenizer encodes at a time")
+    shard_size: Count = Field(1000, description="samples of a shard, bad ones included; a tar always makes one shard")
+    max_rejected: Fraction = Field(1.0, description="share of bad samples above which the command fails, at its end")
+    actors: ActorsConfig = ActorsConfig()
+
+    @model_validator(mode="after")
+    def _output_is_no_input(self) -> "TokenizeConfig":
+        if self.output.is_relative_to(self.input):
+            raise ValueError(f"output ({self.output}) must not be inside input: its shards would become input")
+        return self

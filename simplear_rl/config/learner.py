@@ -1,0 +1,57 @@
+"""The learner: DeepSpeed, its optimizer, and what GRPO optimises."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, Positive, Section
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: Positive
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    gradient_clip: Positive = 1.0
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed learner."""
+
+    actors: ActorsConfig = ActorsConfig()
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what ZeRO shards: 1 optimizer, 2 + gradients, 3 + weights")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
+    optimizer: OptimizerConfig
+
+
+class KlConfig(Section):
+    """KL to the frozen reference."""
+
+    beta: NonNegative = 0.04
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    placement: Literal["loss", "reward"] = Field(
+        "loss", description="loss: beta * KL is added per token (published code); reward: r - beta * KL (paper)"
+    )
+
+
+class AlgorithmConfig(Section):
+    """GRPO."""
+
+    advantage: Literal["std", "mean"] = Field("std", description="std: (r - mean) / (std + 1e-4); mean: r - mean")
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.2
+    updates_per_batch: Count = 1
+    unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
+    kl: KlConfig = KlConfig()
+
+
+class GuardsConfig(Section):
+    """When a GRPO run warns. What is not finite stops it, whatever stands here."""
+
+    kl_warning: Positive = Field(1.0, description="KL to the reference per token, nats")
+    mismatch_warning: Positive = Field(1.0, description="mismatch_max: rollout and learner log-probs differ, nats")
+    collapsed_groups_warning: Count = Field(3, description="steps in a row in which no group has unequal rewards")

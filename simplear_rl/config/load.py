@@ -1,0 +1,93 @@
+"""Reads a configuration: a YAML file, `${root}` in its values, and `key=value` overrides."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from simplear_rl.config.base import absolute
+from simplear_rl.errors import UserError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ()) -> Schema:
+    """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
+
+    Raises:
+        UserError: unreadable file, broken YAML, malformed override, unknown key (nearest valid name offered) or bad
+            value; the message names the file or the override.
+    """
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
+        raise UserError(f"{file}: not a readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        if isinstance(values.get("root"), str):
+            values["root"] = str(absolute(Path(values["root"])))
+            values = _with_root(values, values["root"])
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(schema, problem) for problem in error.errors()]
+        raise UserError("\n".join([f"{file}{' with overrides' if overrides else ''}:", *problems])) from None
+    except RecursionError as error:
+        raise UserError(f"{file}: a value contains itself") from error
+    except ValueError as error:
+        raise UserError(f"{file}: root: {error}") from error
+
+
+def _with_root(value: Any, root: str) -> Any:
+    """`value` with every ${root} replaced."""
+    if isinstance(value, dict):
+        return {key: _with_root(part, root) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_root(part, root) for part in value]
+    return value.replace("${root}", root) if isinstance(value, str) else value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{override!r}: an override is written key=value, for example learner.zero_stage=2")
+    try:
+        value = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{override!r}: the value is not YAML: {error}") from error
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        values = values.setdefault(name, {}) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            raise UserError(f"{override!r}: {'.'.join(sections[: depth + 1])} is not a section")
+    values[last] = value
+
+
+def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:
+    """One line for one of pydantic's errors: key, what was expected, what was found."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        without_indices = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+        nearest = difflib.get_close_matches(without_indices, known_keys(schema), n=1, cutoff=0)
+        return f"  {key}: unknown key; did you mean {nearest[0]}?"
+    if problem["type"] == "missing":
+        return f"  {key}: missing"
+    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+    return f"  {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a schema, sections included."""
+    keys = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        for section in (field.annotation, *get_args(field.annotation)):  # itself, or what a list holds
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                keys += known_keys(section, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,44 @@
+"""The engines that draw images, and what GRPO draws in each step."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from simplear_rl.config.base import Count, NonNegative, PoolConfig, Positive, Section
+
+EngineType = Literal["vllm", "transformers", "sjd"]
+
+
+class EngineConfig(Section):
+    """The rollout engines."""
+
+    type: EngineType = Field(
+        "vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding; GRPO draws with vllm"
+    )
+    actors: PoolConfig = PoolConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_concurrent: Count = Field(64, description="contexts that one engine decodes at a time; a guided image has two")
+    kv_cache_gib: Positive = Field(0.25, description="vllm: memory of one engine's key-value cache, GiB")
+    max_prompt_tokens: Count = Field(64, description="longest prompt, special tokens included")
+
+
+class RolloutConfig(Section):
+    """What is drawn in each step."""
+
+    engine: EngineConfig = EngineConfig()
+    prompts_per_step: Count
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
+    temperature: Positive = 1.0
+    guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
+    broadcast: Literal["object_store", "collective", "ipc"] = Field(
+        "object_store",
+        description="weights to the engines: object_store: through the host; collective: device to device (NCCL, "
+        "gloo); ipc: through memory that learner rank i and engine i share, on one GPU or one node's CPUs",
+    )
+
+    @field_validator("engine")
+    @classmethod
+    def _takes_new_weights(cls, engine: EngineConfig) -> EngineConfig:
+        if engine.type != "vllm":
+            raise ValueError(f"GRPO draws with vllm alone: no other engine takes new weights, found type {engine.type}")
+        return engine

@@ -1,0 +1,172 @@
+"""The training stages, composed of the other parts."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from simplear_rl.config.base import ActorsConfig, CommandConfig, Count, Location, PoolConfig, Positive, Section
+from simplear_rl.config.benchmarks import EvaluationConfig
+from simplear_rl.config.data import TokenDataConfig
+from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig
+from simplear_rl.config.rewards import RewardConfig
+from simplear_rl.config.rollout import RolloutConfig
+
+
+class PlanConfig(Section):
+    """What --dry-run takes for given where it finds no Ray cluster (RAY_ADDRESS) and no policy; a run ignores it."""
+
+    nodes: Count
+    gpus_per_node: Count
+    cpus_per_node: Count
+    gpu_memory_gib: Positive
+    policy: Literal["simplear-0.5b", "simplear-1.5b"] = Field(description="sizes of `start`")
+    resolution: Annotated[int, Field(ge=16, multiple_of=16)] = Field(description="pixels along each side of an image")
+
+
+class BestConfig(Section):
+    """Which checkpoint is the best: by the mean of a metric over the steps that led to it."""
+
+    metric: str = Field(description="name in metrics.jsonl")
+    prefer: Literal["highest", "lowest"] = "highest"
+
+
+class StageConfig(CommandConfig):
+    """What every training stage has."""
+
+    run: Location = Field(description="folder of this run: config, metrics, checkpoints, samples")
+    start: Location = Field(description="policy folder to start from")
+    steps: Count
+    checkpoint_every: Count = Field(description="steps between checkpoints; the last step always has one")
+    keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
+    keep_every: Count | None = Field(None, description="checkpoints of these steps' multiples stay as well")
+    keep_best: BestConfig | None = Field(None, description="the best checkpoint so far stays as well")
+    wandb: bool = Field(True, description="log to Weights & Biases: offline unless WANDB_API_KEY is set")
+    learner: LearnerConfig
+    plan: PlanConfig | None = Field(None, description="hardware and policy that --dry-run assumes where there are none")
+
+
+class SupervisedConfig(StageConfig):
+    """Pretraining and SFT: next-token prediction on token shards."""
+
+    data: TokenDataConfig
+    sample_prompts: list[str] = Field([], description="captions of the sample grid that goes with each checkpoint")
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must be there before the stage starts."""
+        return [self.tokenizer, self.start, *self.data.folders]
+
+    @property
+    def roles(self) -> dict[str, ActorsConfig]:
+        """The actors, by configuration key."""
+        return {"learner.actors": self.learner.actors}
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each rank per step."""
+        return self.data.batch_size // (self.data.micro_batch * self.learner.actors.count)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "SupervisedConfig":
+        share = self.data.micro_batch * self.learner.actors.count
+        if self.data.batch_size % share:
+            raise ValueError(
+                f"data.batch_size ({self.data.batch_size}) must be a multiple of data.micro_batch x "
+                f"learner.actors.count ({self.data.micro_batch} x {self.learner.actors.count})"
+            )
+        return self
+
+
+class GrpoConfig(StageConfig):
+    """Group-relative policy optimisation with image rewards."""
+
+    prompts: Location = Field(description="text file: one prompt per line")
+    rollout: RolloutConfig
+    reward: RewardConfig
+    reference: PoolConfig = PoolConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    guards: GuardsConfig = GuardsConfig()
+    evaluation: EvaluationConfig | None = Field(None, description="benchmark scores while it trains, in the metrics")
+    samples_every: Count = Field(10, description="steps between sample grids")
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must be there before the stage starts."""
+        evaluated = self.evaluation.files if self.evaluation else []
+        return [self.tokenizer, self.start, self.prompts, *self.reward.files, *evaluated]
+
+    @property
+    def roles(self) -> dict[str, ActorsConfig]:
+        """The actors, by configuration key."""
+        roles = {
+            "learner.actors": self.learner.actors,
+            "rollout.engine.actors": self.rollout.engine.actors,
+            "reward.actors": self.reward.actors,
+            "reference": self.reference,
+        }
+        return roles | ({"evaluation.scorer": self.evaluation.scorer} if self.evaluation else {})
+
+    @property
+    def colocated(self) -> tuple[str, ...]:
+        """Roles whose actors of equal number share a GPU or, without GPUs, a node."""
+        return ("learner.actors", "rollout.engine.actors") if self.rollout.broadcast == "ipc" else ()
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "GrpoConfig":
+        if self.rollout.prompts_per_step % self.learner.actors.count:
+            raise ValueError(
+                f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of "
+                f"learner.actors.count ({self.learner.actors.count}): a group is never split between ranks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _geneval_knows_the_prompts(self) -> "GrpoConfig":
+        if self.world != "shapes" and any(m.type == "geneval" and not m.metadata for m in self.reward.models):
+            raise ValueError("a geneval reward needs `metadata`, except in the miniature world (world: shapes)")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_the_engines(self) -> "GrpoConfig":
+        learner, engine = self.learner, self.rollout.engine
+        if learner.dtype != engine.dtype:
+            raise ValueError(
+                f"rollout.engine.dtype ({engine.dtype}) must be learner.dtype ({learner.dtype}): "
+                "engines hold the learner's weights bit for bit"
+            )
+        gpus = learner.actors.gpus, engine.actors.gpus
+        if self.rollout.broadcast == "collective" and any(gpus) and not all(n and n == int(n) for n in gpus):
+            raise ValueError(
+                "rollout.broadcast=collective: NCCL needs a GPU of its own in every learner and engine, found "
+                f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
+                "reserve whole ones for both, or set rollout.broadcast=object_store"
+            )
+        if self.rollout.broadcast == "ipc":
+            if learner.actors.count != engine.actors.count:
+                raise ValueError(
+                    "rollout.broadcast=ipc: every learner shares its device with one engine, found "
+                    f"learner.actors.count {learner.actors.count}, rollout.engine.actors.count {engine.actors.count}: "
+                    "set both to the same, or rollout.broadcast=object_store"
+                )
+            if (engine.actors.max_count or 0) > engine.actors.count:
+                raise ValueError(
+                    "rollout.broadcast=ipc: an engine that joins later has no learner to share memory with, found "
+                    f"rollout.engine.actors.max_count {engine.actors.max_count}: leave it out, or set "
+                    "rollout.broadcast=object_store"
+                )
+            if any(gpus) and (not all(gpus) or sum(gpus) > 1):
+                raise ValueError(
+                    "rollout.broadcast=ipc: a learner and an engine share a GPU, found "
+                    f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
+                    "reserve fractions that sum to 1, or set rollout.broadcast=object_store"
+                )
+        return self
+
+
+class DemoConfig(Section):
+    """The whole pipeline on the miniature world; the stages take their values from configs/shapes."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    root: Location
+    fresh: bool = Field(False, description="delete `root` first")

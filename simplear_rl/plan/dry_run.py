@@ -1,0 +1,209 @@
+"""--dry-run: checks what can be checked and prints what a stage takes and where its actors go. Starts no actor.
+
+Hardware: the Ray cluster of RAY_ADDRESS; without that variable what `plan` in the configuration describes, or else this
+machine. Policy: the folder `start`; while it is not there, what `plan` describes, or what the embedded world makes.
+An input that is not there is listed as missing and is no error: the plan is often made on another machine.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from actors.evaluation import Evaluation
+from actors.placement import cluster_nodes
+from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.benchmarks import EvaluationConfig
+from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
+from simplear_rl.data.prompts import read_prompts
+from simplear_rl.data.shards import TokenShards
+from simplear_rl.errors import UserError
+from simplear_rl.files import is_hub_id
+from simplear_rl.plan import memory
+from simplear_rl.plan.memory import Memory
+from simplear_rl.plan.places import Node, Place, place
+from simplear_rl.policy.sizes import Decoder, published
+from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
+from simplear_rl.rollout.capacity import GIB, context_cache, images_at_once
+from simplear_rl.tokenizers.cosmos import read_geometry
+
+
+@dataclass(frozen=True)
+class Role:
+    """One role of a stage."""
+
+    actors: ActorsConfig
+    memory: Memory  # of each actor
+    keys: str  # what to change where it does not fit
+
+
+def plan_supervised(config: SupervisedConfig) -> None:
+    """Print the plan of pretraining or SFT. Raises UserError if something does not fit."""
+    decoder, policy = _policy(config)
+    data, learner = config.data, config.learner
+    if config.start.exists():
+        for folder in filter(Path.exists, data.folders):
+            TokenShards(folder, read_layout(config.start))
+    needed = memory.supervised_memory(decoder, learner, data.micro_batch, data.max_prompt_tokens)
+    keys = "data.micro_batch, data.max_prompt_tokens, or set learner.activation_checkpointing and learner.zero_stage"
+    images = data.batch_size
+    lines = [
+        policy,
+        f"steps    {config.steps:,} of {images:,} images = {config.steps * images:,} images; a step has "
+        f"{images * decoder.tokens:,} visual tokens and up to {images * data.max_prompt_tokens:,} of prompts,",
+        f"         in {config.passes} x {data.micro_batch} images on each of {learner.actors.count} ranks",
+    ]
+    _report(config, lines, {"learner.actors": Role(learner.actors, needed, keys)})
+
+
+def plan_grpo(config: GrpoConfig) -> None:
+    """Print the plan of GRPO. Raises UserError if something does not fit."""
+    decoder, policy = _policy(config)
+    rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
+    if config.start.exists() and config.prompts.exists():
+        read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
+    evaluation = config.evaluation
+    if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
+        Evaluation(config)
+    guided = rollout.guidance_scale != 1
+    group = rollout.samples_per_prompt, guided, engine.max_prompt_tokens
+    prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
+    at_once = images_at_once(decoder, engine, guided)
+    scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
+    rewards, unknown = memory.reward_memory(config.reward.models)
+    needed = {
+        "learner.actors": (
+            memory.grpo_memory(decoder, learner, *group),
+            "rollout.samples_per_prompt, or set learner.activation_checkpointing and learner.zero_stage",
+        ),
+        "rollout.engine.actors": (
+            memory.engine_memory(decoder, engine),
+            "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
+        ),
+        "reward.actors": (rewards, "reward.models.batch_size, or set reward.models.dtype"),
+        "reference": (memory.reference_memory(decoder, learner.dtype, *group), "rollout.samples_per_prompt"),
+        "evaluation.scorer": (scorer, "the size of its model (evaluation.detector, evaluation.judge)"),
+    }
+    lines = [
+        policy,
+        f"steps    {config.steps:,} of {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} = {images} "
+        f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
+        f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
+        f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
+        f"{engine.kv_cache_gib:g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
+        *([_in_words(evaluation)] if evaluation else []),
+        *(f"unknown  size of reward {name}: not counted" for name in unknown),
+        *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
+    ]
+    _report(config, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
+
+
+def _in_words(evaluation: EvaluationConfig) -> str:
+    prompts = f"{evaluation.prompt_count} prompts" if evaluation.prompt_count else "all prompts"
+    return (
+        f"scores   every {evaluation.every} steps and after the last: {prompts} of {evaluation.benchmark} x "
+        f"{evaluation.images_per_prompt} images"
+    )
+
+
+def _policy(config: StageConfig) -> tuple[Decoder, str]:
+    """The policy's sizes, and a line that says where they are from."""
+    if config.start.exists():
+        layout = read_layout(config.start)
+        decoder = Decoder.of(AutoConfig.from_pretrained(config.start), layout.codebook_size, layout.tokens)
+        source = f"{config.start}"
+        if config.tokenizer.exists():
+            layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    elif config.plan:
+        decoder = published(config.plan.policy, config.plan.resolution)
+        source = f"assumed: {config.plan.policy} at {config.plan.resolution} pixels (plan), {config.start} is missing"
+    elif config.world == "shapes":
+        decoder, source = _world_policy(), f"assumed: the embedded world's, {config.start} is missing"
+    else:
+        raise UserError(f"{config.start}: no policy there; --dry-run takes its sizes from `plan`, which is not set")
+    return decoder, (
+        f"policy   {decoder.parameters:,} parameters, {decoder.vocabulary:,} ids, {decoder.tokens:,} tokens an image; "
+        f"{source}"
+    )
+
+
+def _world_policy() -> Decoder:
+    from transformers import Qwen2Config
+
+    from simplear_rl.shapes import prepare
+    from simplear_rl.tokenizers.fsq import FsqTokenizer
+
+    codes = prod(FsqTokenizer().quantizer.levels)
+    vocabulary = len(prepare.policy_words()) + len(SPECIAL_TOKENS) + 2 + codes  # unknown word and padding
+    sizes = Qwen2Config(**prepare.POLICY_GEOMETRY, vocab_size=vocabulary)
+    return Decoder.of(sizes, codes, (prepare.world.SIZE // FsqTokenizer.patch) ** 2)
+
+
+def _hardware(config: StageConfig) -> tuple[list[Node], str]:
+    """The machines, and where that is from."""
+    gpu_memory = config.plan.gpu_memory_gib * GIB if config.plan else None
+    if address := os.environ.get("RAY_ADDRESS"):
+        return [Node(cpus, gpus, gpu_memory) for cpus, gpus in cluster_nodes()], f"Ray cluster {address}"
+    if config.plan:
+        p = config.plan
+        return [Node(p.cpus_per_node, p.gpus_per_node, gpu_memory) for _ in range(p.nodes)], "assumed (plan)"
+    gpus = torch.cuda.device_count()
+    smallest = min((torch.cuda.get_device_properties(i).total_memory for i in range(gpus)), default=None)
+    return [Node(os.cpu_count() or 1, gpus, smallest)], "this machine"
+
+
+def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict[str, Role]) -> None:
+    """Print everything. Raises UserError if an actor has no place, or the actors of a GPU not enough memory."""
+    nodes, source = _hardware(config)
+    print(*lines, sep="\n")
+    for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():
+        each = f" of {kind[2] / GIB:.0f} GiB" if kind[2] else ""
+        print(f"cluster  {number} x ({kind[1]} GPUs{each}, {kind[0]:g} CPUs); {source}")
+    colocated = config.colocated if isinstance(config, GrpoConfig) else ()
+    places = place({role: part.actors for role, part in roles.items()}, nodes, colocated)
+    for i, node in enumerate(nodes):
+        count = Counter(where.role for where in places if where.node == i)
+        actors = ", ".join(f"{number} {role}" for role, number in count.items()) or "no actors"
+        print(f"node {i:<3} {actors}; {sum(free > 0.99 for free in node.free_gpus)} GPUs idle")
+    print("memory of each actor, GiB")
+    for role, part in roles.items():
+        print(f"  {role}: {_sum(part)}")
+    for path in config.inputs:
+        if is_hub_id(path):
+            print(f"fetched  {path} from the Hugging Face Hub, when the run starts")
+        elif not path.exists():
+            print(f"missing: {path}")
+    _check_memory(places, nodes, roles)
+
+
+def _sum(part: Role) -> str:
+    if not part.actors.gpus:
+        return "without a GPU, not planned"
+    parts = part.memory | {"process": memory.PROCESS}
+    return f"{sum(parts.values()) / GIB:.1f} = " + " + ".join(
+        f"{size / GIB:.1f} {name}" for name, size in parts.items() if size
+    )
+
+
+def _check_memory(places: list[Place], nodes: list[Node], roles: dict[str, Role]) -> None:
+    on_gpu: dict[tuple[int, int], Counter[str]] = {}
+    for where in places:
+        for gpu in where.gpus[:1]:  # an actor computes on its first
+            on_gpu.setdefault((where.node, gpu), Counter())[where.role] += 1
+    for (node, _), count in on_gpu.items():
+        room = nodes[node].gpu_memory
+        needed = sum(number * (sum(roles[role].memory.values()) + memory.PROCESS) for role, number in count.items())
+        if room is None:
+            raise UserError("the memory of the cluster's GPUs is not known to Ray: state plan.gpu_memory_gib")
+        if needed > room * memory.USABLE:
+            actors = " and ".join(f"{number} x {role} ({_sum(roles[role])})" for role, number in count.items())
+            keys = "; ".join(f"for {role} lower {roles[role].keys}" for role in count)
+            share = f"; or raise {', '.join(f'{role}.gpus' for role in count)}" if count.total() > 1 else ""
+            raise UserError(
+                f"a GPU of {room / GIB:.0f} GiB, {memory.USABLE:.0%} of it planned for use, does not hold {actors}: "
+                f"{needed / GIB:.1f} GiB. {keys[0].upper()}{keys[1:]}{share}"
+            )

@@ -1,0 +1,165 @@
+"""The memory that each role's actor takes. Arithmetic alone.
+
+Weights, gradients and optimizer states follow ZeRO (arXiv 1910.02054, section 3), activations the way of counting of
+arXiv 2205.05198 (section 4), done anew for Qwen2: what each operation of Transformers' layer keeps for its backward
+pass. What cannot be derived is a constant here, with its reason. All sizes are bytes; a `Memory` is a list of parts
+whose sum is the peak, cautiously: not all of them are at their largest at the same moment.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from simplear_rl.config.benchmarks import BenchmarkConfig
+from simplear_rl.config.learner import LearnerConfig
+from simplear_rl.config.rewards import RewardModelConfig
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
+from simplear_rl.policy.sizes import BYTES, Decoder
+from simplear_rl.rollout.capacity import GIB
+from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
+
+Memory = dict[str, float]
+
+# Share of a GPU's memory that a plan may fill: the allocator fragments, and drivers keep a part.
+USABLE = 0.9
+# CUDA context, kernels, cuBLAS and NCCL buffers of one process. An allowance, not derived.
+PROCESS = 1.5 * GIB
+# Elements of DeepSpeed's buckets for gradients, and of weights gathered at a time under ZeRO-3 (its defaults).
+BUCKET, GATHERED = 5e8, 1e9
+# Bytes per logit of a chunk, in float32: logits, log-softmax and, in the backward pass, a gradient; guided, of both
+# contexts, whose gradients come after the log-softmax is gone.
+UNGUIDED, GUIDED = 12, 16
+# Gradients of the head that exist at a time, beside the one that training keeps, when logits come in several chunks:
+# the sum so far, a chunk's own and the new sum.
+HEAD_GRADIENTS = 3
+PREFILL = 16_384  # tokens of one prefill step of vLLM
+# Bytes per code and context of an engine's step: the head's row, log-softmax in float32, the CDF in float64.
+DRAWING = 40
+# Cosmos: its two networks in bfloat16, and its feature maps per pixel of a pass. Allowances, not derived.
+COSMOS_WEIGHTS, COSMOS_PER_PIXEL = 0.5 * GIB, 1024
+# Parameters of reward networks, and tokens times width of one image's features.
+CLIP = {"ViT-H-14": (986_109_441, 257 * 1280)}
+# Parameters of the models that judge a benchmark's images by default.
+SCORERS = {
+    "facebook/mask2former-swin-small-coco-instance": 68_741_083,
+    "ViT-L-14-quickgelu": 427_616_513,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+}
+
+
+def layer_activations(decoder: Decoder, dtype: str) -> float:
+    """What one layer keeps per token for its backward pass.
+
+    Two RMSNorms keep their input in float32, the normalised and the weighted one; attention (flash: no score is kept)
+    queries, keys, values, output and a float32 per head; the MLP gate, its SiLU, up and their product.
+    """
+    e, h = BYTES[dtype], decoder.hidden
+    norms = 2 * ((4 + 2 * e) * h + 4)
+    attention = 2 * e * (decoder.heads + decoder.kv_heads) * decoder.head_size + 4 * decoder.heads
+    return norms + attention + 4 * e * decoder.ffn
+
+
+def activations(decoder: Decoder, dtype: str, checkpointing: bool) -> float:
+    """Peak per token in a training step, the gradients of one layer included.
+
+    With checkpointing each layer keeps its input alone, and one at a time is computed again.
+    """
+    e, layer = BYTES[dtype], layer_activations(decoder, dtype)
+    kept = decoder.layers * e * decoder.hidden + layer if checkpointing else decoder.layers * layer
+    return kept + layer + (4 + e) * decoder.hidden
+
+
+def states_memory(parameters: int, learner: LearnerConfig) -> Memory:
+    """Weights, gradients and AdamW of one rank under its ZeRO stage, as DeepSpeed keeps them.
+
+    Per weight the optimizer has momentum and variance and, unless it works on float32 weights themselves, a float32
+    copy; its step makes a float32 gradient and the square root of the variance.
+    """
+    e, ranks, stage = BYTES[learner.dtype], learner.actors.count, learner.zero_stage
+    share = [1 if stage < s else 1 / ranks for s in range(4)]
+    own_copy = learner.dtype == "float32" and stage == 0
+    buffers = BUCKET * e * (2 if stage == 3 else 1) if stage else min(BUCKET, parameters) * e * (ranks > 1)
+    gathered = min(GATHERED, parameters) * e if stage == 3 else 0
+    return {
+        "weights": parameters * e * share[3],
+        "gradients": parameters * e * share[2],
+        "optimizer": parameters * (8 if own_copy else 12) * share[1],
+        "optimizer step": parameters * (4 if own_copy else 8) * share[1],
+        "buckets": buffers + gathered,
+    }
+
+
+def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, prompt: int) -> Memory:
+    """A learner's rank in pretraining and SFT: `images` a pass, prompts of `prompt` tokens."""
+    tokens = images * (prompt + decoder.tokens)
+    return states_memory(decoder.parameters, learner) | {
+        "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
+        "logits": logits_peak(decoder, learner.dtype, tokens, decoder.vocabulary, UNGUIDED),
+    }
+
+
+def grpo_memory(decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int) -> Memory:
+    """A learner's rank in GRPO: a group of so many images in one pass; a guided one has two contexts."""
+    tokens = images * (1 + guided) * (prompt + decoder.tokens)
+    per_logit = GUIDED if guided else UNGUIDED
+    return states_memory(decoder.parameters, learner) | {
+        "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
+        "log-probs": logits_peak(decoder, learner.dtype, images * decoder.tokens, decoder.codes, per_logit),
+    }
+
+
+def logits_peak(decoder: Decoder, dtype: str, rows: int, ids: int, per_logit: int) -> float:
+    """Log-probs of `ids` ids at so many positions and their backward pass, see policy/log_probs.py."""
+    chunk = min(rows * ids, LOGITS_PER_CHUNK)
+    heads = HEAD_GRADIENTS if chunk < rows * ids else 1
+    return chunk * per_logit + heads * ids * decoder.hidden * BYTES[dtype]
+
+
+def reference_memory(decoder: Decoder, dtype: str, images: int, guided: bool, prompt: int) -> Memory:
+    """A frozen reference: one layer's activations, and one chunk of logits, at a time."""
+    tokens = images * (1 + guided) * (prompt + decoder.tokens)
+    chunk = min(images * decoder.tokens * decoder.codes, LOGITS_PER_CHUNK)
+    return {
+        "weights": decoder.parameters * BYTES[dtype],
+        "activations": tokens * layer_activations(decoder, dtype),
+        "log-probs": chunk * (GUIDED if guided else UNGUIDED),
+    }
+
+
+def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
+    """A vLLM engine."""
+    e = BYTES[engine.dtype]
+    drawing = engine.max_concurrent * (4 * decoder.vocabulary + DRAWING * decoder.codes)
+    return {
+        "weights": decoder.parameters * e,
+        "KV cache": engine.kv_cache_gib * GIB,
+        "activations": PREFILL * e * (4 * decoder.hidden + 3 * decoder.ffn),
+        "logits": drawing,
+    }
+
+
+def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str]]:
+    """A reward actor: visual tokenizer and reward networks, and the names of those whose size is not known."""
+    known = [model for model in models if model.model in CLIP]
+    passes = [BYTES[m.dtype] * m.batch_size * 12 * CLIP[m.model][1] for m in known]  # one layer's MLP and attention
+    memory = {model.name: float(BYTES[model.dtype] * CLIP[model.model][0]) for model in known} | {
+        "features": float(max(passes, default=0)),
+    }
+    return memory | tokenizer_memory(), [model.name for model in models if model not in known]
+
+
+def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:
+    """A scorer: visual tokenizer and the weights of what judges, and the names of those whose size is not known."""
+    detector, judge = config.detector, config.judge
+    models = {
+        "shapes": {},
+        "geneval": {str(detector.model): detector.dtype, detector.clip: detector.dtype},
+        "dpg": {judge.name: judge.dtype},
+    }[config.benchmark]
+    memory = {Path(name).name: float(BYTES[dtype] * SCORERS[name]) for name, dtype in models.items() if name in SCORERS}
+    return memory | tokenizer_memory(), [name for name in models if name not in SCORERS]
+
+
+def tokenizer_memory() -> Memory:
+    """The visual tokenizer, decoding."""
+    return {"visual tokenizer": COSMOS_WEIGHTS, "pixels": float(COSMOS_PER_PIXEL * PIXELS_PER_PASS)}

@@ -1,0 +1,34 @@
+"""How many images an engine draws at a time: slots and key-value cache."""
+
+from math import ceil
+
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.errors import UserError
+from simplear_rl.policy.sizes import BYTES, Decoder
+
+GIB = 2**30
+BLOCK = 16  # tokens of a block of vLLM's key-value cache
+
+
+def context_cache(decoder: Decoder, engine: EngineConfig) -> float:
+    """Key-value cache of one context at its full length, in whole blocks."""
+    tokens = ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK) * BLOCK
+    return tokens * 2 * decoder.layers * decoder.kv_heads * decoder.head_size * BYTES[engine.dtype]
+
+
+def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool) -> int:
+    """How many images an engine draws at a time: slots and cache; of each image's contexts it takes all or none.
+
+    Raises:
+        UserError: not even one guided image fits.
+    """
+    # vLLM keeps one block for itself.
+    block = context_cache(decoder, engine) / ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK)
+    contexts = min(engine.max_concurrent, int((engine.kv_cache_gib * GIB - block) // context_cache(decoder, engine)))
+    if contexts < 2:
+        raise UserError(
+            f"a guided image takes 2 contexts of {context_cache(decoder, engine) / GIB:.3f} GiB each; "
+            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} and rollout.engine.max_concurrent="
+            f"{engine.max_concurrent} have room for {contexts}: raise them"
+        )
+    return contexts // 2 if guided else contexts

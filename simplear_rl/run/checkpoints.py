@@ -1,0 +1,175 @@
+"""Checkpoint folders on disk: written whole or not at all, verified before they are used, removed by rule."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+
+from simplear_rl.config.stages import StageConfig
+from simplear_rl.errors import UserError, causes
+from simplear_rl.files import count_weights
+
+CHECKSUMS = "checksums.json"  # inside every checkpoint: file -> SHA-256
+# Of one weight, in either precision: the model as it is published, the learner's copy, and AdamW's three values in
+# float32 (with float32 weights, two: the copy is one of them).
+BYTES_PER_WEIGHT = 16
+REFUSED_BY_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+FULL = 2**20  # bytes; with less, a disk is full for any writer
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run folder that were written to their end, oldest first. What they hold is not verified here."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal())
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def newest_intact(run: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written; damaged ones are set aside, with a line each."""
+    for folder in reversed(checkpoints(run)):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        aside = _unused(folder.with_suffix(".damaged"))
+        folder.rename(aside)
+        print(f"{folder}: damaged: {problem}; set aside as {aside.name}, the checkpoint before it is used", flush=True)
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What differs between a checkpoint and its checksums; None if nothing does."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text())
+        found = {str(file.relative_to(folder)) for file in _files(folder)} - {CHECKSUMS}
+        if missing := sorted(expected.keys() - found):
+            return f"{missing[0]} is missing"
+        if unknown := sorted(found - expected.keys()):
+            return f"{unknown[0]} is not in {CHECKSUMS}"
+        changed = (name for name in sorted(expected) if _sha256(folder / name) != expected[name])
+        return next((f"{name} is not what was written" for name in changed), None)
+    except (OSError, ValueError, AttributeError) as error:
+        return f"cannot be verified: {error}"
+
+
+def begin_checkpoint(folder: Path, save: Callable[[Path], Callable[[], None]]) -> Callable[[], None]:
+    """Let `save` copy what is to be written into a temporary folder, by the function that it returns.
+
+    What this one returns does that, in any thread; `folder` appears once all is on the disk, checksums included.
+
+    Raises:
+        UserError: also later; the disk is full or cannot be written to; what was written of the checkpoint is removed.
+    """
+    # The name is new each time: a learner that was killed while it wrote may not be quite gone yet.
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    with _disk_may_refuse(folder, partial):
+        partial.mkdir(parents=True)
+        write = save(partial)
+
+    def finish() -> None:
+        with _disk_may_refuse(folder, partial):
+            write()
+            sums = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
+            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
+                _sync(path)
+            partial.rename(folder)
+            _sync(folder.parent)
+
+    return finish
+
+
+@contextmanager
+def _disk_may_refuse(folder: Path, partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # writers have errors of their own for a full disk, as torch's RuntimeError
+        free = shutil.disk_usage(folder.parent).free if folder.parent.exists() else 0
+        refusal = next((cause for cause in causes(error) if getattr(cause, "errno", None) in REFUSED_BY_DISK), None)
+        if not refusal and free >= FULL:
+            raise
+        written = size(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"{folder}: the checkpoint cannot be written: {refusal or error}; {written:,} bytes were, {free:,} are "
+            "free: the checkpoints before it are untouched; make room, and the same command continues from the last one"
+        ) from error
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; one of which a part is left is never found."""
+    partial = checkpoint.with_suffix(".partial")
+    checkpoint.rename(partial)
+    shutil.rmtree(partial)
+
+
+def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> list[Path]:
+    """The checkpoints that no rule keeps: the last k, every n-th step, the best by a metric.
+
+    `rows` are the run's metrics; a checkpoint's value is the mean over its `checkpoint_every` steps.
+    """
+    done = checkpoints(run)
+    kept = set(done[-config.keep_checkpoints :])
+    if config.keep_every:
+        kept |= {folder for folder in done if step_of(folder) % config.keep_every == 0}
+    if config.keep_best and done:
+        best, every = config.keep_best, config.checkpoint_every
+
+        def value(folder: Path) -> float:
+            step = step_of(folder)
+            values = [row[best.metric] for row in rows if step - every < row["step"] <= step and best.metric in row]
+            mean = sum(values) / len(values) if values else -inf  # none from before it was logged
+            return -mean if values and best.prefer == "lowest" else mean
+
+        kept.add(max(done, key=value))
+    return [folder for folder in done if folder not in kept]
+
+
+def require_space(run: Path, start: Path) -> None:
+    """Raise UserError unless one more checkpoint fits: as large as the last one or, before the first, an estimate."""
+    done = checkpoints(run)
+    needed = size(done[-1]) if done else BYTES_PER_WEIGHT * count_weights(start)
+    existing = next(folder for folder in (run, *run.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{run}: a checkpoint takes about {needed:,} bytes, {free:,} are free there: make room, or choose another "
+            "`run`"
+        )
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or with a number behind it if that is taken."""
+    names = [path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000))]
+    return next(name for name in names if not name.exists())

@@ -1,0 +1,226 @@
+"""A run directory: configuration, metrics, checkpoints, samples, and where a stopped run continues."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+import yaml
+from tqdm import tqdm
+
+from simplear_rl.config.stages import StageConfig
+from simplear_rl.errors import UserError
+from simplear_rl.files import require_writable, write_text
+from simplear_rl.run.checkpoints import (
+    begin_checkpoint,
+    checkpoints,
+    expired,
+    newest_intact,
+    remove,
+    require_space,
+    step_of,
+)
+from simplear_rl.run.history import read_config, read_metrics, require_same_learner
+
+
+def finished(config: StageConfig) -> bool:
+    """Whether the run has done all its steps already; says so if it has.
+
+    Raises:
+        UserError: it has not, and its folder cannot be written to.
+    """
+    done = checkpoints(config.run)
+    if not done or step_of(done[-1]) < config.steps or newest_intact(config.run) != done[-1]:
+        require_writable(config.run, "run")
+        return False
+    print(f"{config.run}: all {config.steps} steps are done; more `steps` or another `run` goes on")
+    return True
+
+
+class Run:
+    """The folder `config.run`. Nothing is written to it before the first step begins.
+
+    config.yaml          the configuration as it ran
+    metrics.jsonl        one line per step
+    checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
+    final                link to the last step's model, once the run is finished
+    samples/             pictures of samples
+    evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
+    failed-step-N/       what a step was refused for, if one was
+
+    `sometimes` names metrics that not every step logs.
+
+    Raises:
+        UserError: there is no room for a checkpoint, a file of the folder is damaged, or the learner's settings exclude
+            that the last checkpoint is loaded.
+    """
+
+    def __init__(self, stage: str, config: StageConfig, sometimes: Sequence[str] = ()):
+        self.stage, self.config, self.sometimes = stage, config, sometimes
+        self.folder = config.run
+        self.samples = self.folder / "samples"
+        self.last_checkpoint = newest_intact(self.folder)
+        self.step = self.saved = step_of(self.last_checkpoint) if self.last_checkpoint else 0
+        self.stopping = False
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None
+        self.wandb: Any = None
+        self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
+        self.before = read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
+        require_same_learner(self.before, config)
+        require_space(self.folder, config.start)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if not isinstance(error, KeyboardInterrupt):
+                self._settle()
+        except Exception as failure:
+            if not error:
+                raise
+            print(f"{self.folder}: the last checkpoint was not finished: {failure}", flush=True)
+        finally:
+            self._end_wandb()
+
+    def _end_wandb(self) -> None:
+        if self.wandb:
+            with self._wandb_may_be_gone():
+                self.wandb.finish()
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do, from 1 to config.steps, with a progress bar.
+
+        SIGTERM lets the step at hand finish, makes a checkpoint due after it and then ends the process with status 143.
+
+        Raises:
+            UserError: a checkpoint that was being written meanwhile has failed, see `checkpoint`.
+        """
+
+        def stop(*_: object) -> None:
+            self.stopping = True
+
+        self._begin()
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
+                while self.step < self.config.steps:
+                    stopping = self.stopping
+                    self._settle(wait=stopping)
+                    if stopping and self.saved == self.step:
+                        break
+                    yield self.step + 1
+                    self.bar.update()
+                self._settle()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if self.stopping:
+            print(f"{self.folder}: stopped after step {self.step}; the same command continues", flush=True)
+            sys.exit(128 + signal.SIGTERM)
+
+    def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
+        """Record the metrics of a finished step; `show` names those that the progress bar displays."""
+        best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
+        if best and best.metric not in names:
+            raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step} | metrics) + "\n")
+        with self._wandb_may_be_gone():
+            self.wandb.log(metrics, step=step)
+        self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show))
+        self.step = step
+
+    @contextmanager
+    def _wandb_may_be_gone(self) -> Iterator[None]:
+        """Its process can be killed, and `ray job stop` signals that before the step at hand is finished."""
+        try:
+            yield
+        except ConnectionError as error:
+            print(f"{self.folder}: no more Weights & Biases ({error}); metrics.jsonl goes on", flush=True)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint follows the step just logged."""
+        return self.stopping or self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+
+    def checkpoint(self, save: Callable[[Path], Callable[[], None]]) -> None:
+        """Begin a checkpoint of the step just logged, once the one before is finished.
+
+        `save` copies the state and returns what writes it to the folder. That is done in a thread; then those are
+        removed that no rule keeps, and one more must fit. What fails there is raised before the next step begins.
+
+        Raises:
+            UserError: the disk is full or cannot be written to; the checkpoints before are untouched.
+        """
+        self._settle()
+        require_space(self.folder, self.config.start)
+        folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
+        self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
+
+    def _finish(self, folder: Path, write: Callable[[], None]) -> None:
+        write()
+        self.saved = step_of(folder)
+        for old in expired(self.folder, self.config, read_metrics(self.folder / "metrics.jsonl")):
+            remove(old)
+        if self.saved == self.config.steps:
+            link = self.folder / "final.partial"
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path("checkpoints") / folder.name / "model")
+            link.rename(self.folder / "final")
+        else:
+            require_space(self.folder, self.config.start)  # now, while little would be lost
+
+    def _settle(self, wait: bool = True) -> None:
+        """Wait for the checkpoint under way, unless told not to, and raise the error that it ended with."""
+        if self.writing and (wait or self.writing.done()):
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _begin(self) -> None:
+        """Write what a run begins with."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        values = self.config.model_dump(mode="json")
+        for partial in (self.folder / "checkpoints").glob("*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        for evaluation in (self.folder / "evaluations").glob("step-*"):
+            if step_of(evaluation) > self.step:  # as the rows of metrics: those steps are done again
+                shutil.rmtree(evaluation)
+        self._write_config(values)
+        self._write_metrics()
+        mode = _wandb_mode(self.config)
+        try:
+            self.wandb = wandb.init(
+                project="simplear-rl",
+                name=f"{self.stage}-{self.folder.name}",
+                dir=self.folder,
+                config=values,
+                mode=mode,
+                settings=wandb.Settings(silent=mode != "online"),
+            )
+        except wandb.Error as error:
+            raise UserError(f"Weights & Biases: {error}: without WANDB_API_KEY a run is offline") from error
+
+    def _write_config(self, values: dict[str, Any]) -> None:
+        """Write config.yaml; when the run continues, say which sections of it have changed."""
+        file = self.folder / "config.yaml"
+        for key in (key for key in values if self.before and values[key] != self.before.get(key)):
+            print(f"{file}: the run continues with another `{key}`: {self.before.get(key)} -> {values[key]}")
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def _write_metrics(self) -> None:
+        """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def _wandb_mode(config: StageConfig) -> Literal["disabled", "online", "offline"]:
+    if not config.wandb:
+        return "disabled"
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"

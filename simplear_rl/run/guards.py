@@ -1,0 +1,74 @@
+"""What stops a run before a bad step is taken, and what makes it warn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simplear_rl.config.learner import GuardsConfig
+from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a pass computed with, for the error that refuses it."""
+
+    about: str  # in words
+    name: str  # of its file
+    arrays: dict[str, Any]  # NumPy arrays, or what becomes one
+
+
+def refusal(run: Path | None, step: int, quantity: str, evidence: Evidence) -> UserError:
+    """The error that ends a run before the optimizer step of `step`, for `quantity` that is not finite.
+
+    Saves the sample as `failed-step-N/name.npz` in the run's folder; without a run, nothing is saved.
+    """
+    where = ""
+    if run:
+        file = run / f"failed-step-{step:06d}" / f"{evidence.name}.npz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **evidence.arrays)
+        where = f"; saved as {file}"
+    return UserError(
+        f"step {step}: {quantity} of {evidence.about}: expected a finite number{where}; "
+        "the optimizer step was not taken"
+    )
+
+
+def group_evidence(rollout: Rollout, **values: np.ndarray) -> Evidence:
+    """A prompt's group, with `values` of its samples ([G] or [G, T]); `about` names the first that is not finite."""
+    finite_G = np.all([np.isfinite(v.reshape(len(v), -1)).all(1) for v in values.values()], axis=0)
+    which = f", sample {int(np.argmin(finite_G))}" if not finite_G.all() else f", all {len(finite_G)} samples"
+    arrays = {"prompt": rollout.prompt.text, "prompt_ids": rollout.prompt_ids, "codes": rollout.codes}
+    about = f"prompt {rollout.prompt.text!r}{which}"
+    return Evidence(about, f"prompt-{rollout.prompt.index}", arrays | values)
+
+
+class Warnings:
+    """Warnings on a GRPO run's metrics, each when its threshold is crossed and not again before it was met."""
+
+    def __init__(self, config: GuardsConfig):
+        self.config = config
+        self.collapsed = 0  # steps in a row
+        self.active: set[str] = set()
+
+    def check(self, step: int, metrics: dict[str, float]) -> list[str]:
+        """Lines to print after a step."""
+        self.collapsed = self.collapsed + 1 if metrics["zero_advantage_groups"] == 1 else 0
+        limits = self.config
+        lines = {}
+        if metrics["kl"] > limits.kl_warning:
+            lines["kl_warning"] = f"the policy is far from the reference: kl {metrics['kl']:.3g}"
+        if metrics["mismatch_max"] > limits.mismatch_warning:
+            lines["mismatch_warning"] = f"rollout and learner disagree: mismatch_max {metrics['mismatch_max']:.3g}"
+        if self.collapsed >= limits.collapsed_groups_warning:
+            lines["collapsed_groups_warning"] = f"all rewards of every group were equal for {self.collapsed} steps"
+        new = [
+            f"step {step}: {line} (guards.{name} is {getattr(limits, name):g})"
+            for name, line in lines.items()
+            if name not in self.active
+        ]
+        self.active = set(lines)
+        return new

@@ -1,0 +1,61 @@
+"""What a run has written so far: its metrics, its configuration, and whether its checkpoints fit the one of now."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simplear_rl.config.stages import StageConfig
+from simplear_rl.errors import UserError
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """Rows of a metrics file; none if there is no file. A last line that was cut off is left out.
+
+    Raises:
+        UserError: another line is no row of metrics; names it.
+    """
+    if not file.exists():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}, line {number}: expected the metrics of a step, found {line[:60]!r}: mend or remove the line"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run that is to be continued; empty if the file is gone."""
+    try:
+        values = yaml.safe_load(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a readable YAML file; without it the run continues as well: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(values).__name__}: remove it and continue")
+    return values
+
+
+def require_same_learner(before: dict[str, Any], config: StageConfig) -> None:
+    """Raise UserError if the optimizer state of the last checkpoint does not fit what the learner would be now."""
+    learner = config.learner
+    now = {"zero_stage": learner.zero_stage, "dtype": learner.dtype, "actors.count": learner.actors.count}
+    if not learner.zero_stage:
+        now.pop("actors.count")  # every rank has the whole state
+    for key, value in now.items():
+        then: Any = before.get("learner")
+        for part in key.split("."):
+            then = then.get(part) if isinstance(then, dict) else None
+        if then is not None and then != value:
+            raise UserError(
+                f"learner.{key}: {value}, but the checkpoints of {config.run} were written with {then} and cannot be "
+                f"loaded otherwise: set learner.{key}={then}, or choose another `run`"
+            )

@@ -1,0 +1,37 @@
+"""The continuation of a stage whose learner is lost: it starts again from its last checkpoint."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from simplear_rl.config.stages import StageConfig
+from simplear_rl.errors import ActorLostError, UserError
+from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.history import read_metrics
+
+
+def restarting(train: Callable[..., None]) -> Callable[..., None]:
+    """Let `train` go on from its last checkpoint when its learner, or an object that it needs, is lost.
+
+    At most `faults.max_restarts` times in a row without a new checkpoint; then, and when an actor of a pool has used up
+    its own restarts, the run ends with a UserError that says who was lost, where, after which step and why.
+    """
+
+    @wraps(train)
+    def supervised(config: StageConfig, *args: Any, **options: Any) -> None:
+        restarts, last = 0, None
+        while True:
+            try:
+                return train(config, *args, **options)
+            except ActorLostError as lost:
+                newest = [path.name for path in checkpoints(config.run)][-1:]
+                restarts = restarts + 1 if newest == last else 1
+                last = newest
+                rows = read_metrics(config.run / "metrics.jsonl")
+                message = f"after step {rows[-1]['step'] if rows else 0}: {lost}"
+                if not lost.learner or restarts > config.faults.max_restarts:
+                    again = f"{config.run}: ended after faults.max_restarts={config.faults.max_restarts} restarts"
+                    raise UserError(f"{message}\n{again}; the same command continues") from lost
+                print(f"{message}\n{config.run}: starting again from {(newest or ['the beginning'])[0]}", flush=True)
+
+    return supervised

@@ -1,0 +1,153 @@
+"""Visual judges: models that answer questions about images.
+
+Their numbers are their own: a report names the judge and says JUDGES_DIFFER.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from simplear_rl.config.benchmarks import JUDGES
+from simplear_rl.errors import UserError
+from simplear_rl.files import resolve
+
+JUDGES_DIFFER = "Scores from different judges do not compare; DPG-Bench's published scores are mPLUG-large's."
+DEFAULT_MODEL, MPLUG_MODEL = JUDGES["transformers"], JUDGES["mplug"]
+PROMPT = "{question}\nLook at the image and answer with one word, yes or no."
+SPELLINGS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+
+Picture = np.ndarray | Image.Image  # uint8 [H, W, 3], or any PIL mode
+
+
+class VisualJudge(Protocol):
+    """What answers a question about an image; `name` goes into the results."""
+
+    name: str
+
+    def answer(self, images: Sequence[Picture], questions: Sequence[str]) -> list[str]:
+        """The answer to each question about the image at the same place; "yes" is spelled exactly so."""
+
+
+class TransformersJudge:
+    """A vision-language model of Transformers, asked with PROMPT in its own chat template.
+
+    The answer is the likelier of yes and no as the reply's first token: greedy decoding that may write nothing else.
+    So there is no reply to parse ("Yes, there is a cat."), every question has an answer, and it takes one token. A tie
+    is no.
+
+    Args:
+        model: folder, or Hugging Face id.
+        batch_size: questions per forward pass.
+        dtype: of the weights: "float32", "bfloat16" or "float16". Half precision can turn a close answer when the
+            batch changes.
+
+    Raises:
+        UserError: the model cannot be loaded or lacks weights, its processor has no chat template, or yes and no are
+            not single tokens.
+    """
+
+    def __init__(
+        self, model: Path = Path(DEFAULT_MODEL), batch_size: int = 16, dtype: str = "bfloat16", device: str = "cpu"
+    ):
+        self.name, self.batch_size, self.device = str(model), batch_size, device
+        folder = resolve(model, FILES)
+        try:
+            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            self.model, loading = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(f"judge {model}: cannot be loaded: {error}") from error
+        if loading["missing_keys"]:
+            raise UserError(f"judge {model}: weights are missing: {', '.join(sorted(loading['missing_keys']))}")
+        if not self.processor.chat_template:
+            raise UserError(f"judge {model}: its processor has no chat template, so it is not a chat model")
+        self.model.to(device).eval()
+        self.processor.tokenizer.padding_side = "left"  # every row ends where the reply begins
+        self.yes_tokens, self.no_tokens = self._single_tokens()
+
+    def _single_tokens(self) -> tuple[list[int], list[int]]:
+        """Ids of yes and no, of the spellings in which both are one known token."""
+        tokenizer = self.processor.tokenizer
+        pairs = set()
+        for words in SPELLINGS:
+            yes, no = (tokenizer.encode(word, add_special_tokens=False) for word in words)
+            if len(yes) == len(no) == 1 and yes != no and tokenizer.unk_token_id not in yes + no:
+                pairs.add((yes[0], no[0]))
+        if not pairs:
+            raise UserError(f"judge {self.name}: its tokenizer has no single tokens for yes and no")
+        return [yes for yes, _ in sorted(pairs)], [no for _, no in sorted(pairs)]
+
+    def answer(self, images: Sequence[Picture], questions: Sequence[str]) -> list[str]:
+        """Say "yes" or "no" to each question about the image at the same place."""
+        return ["yes" if margin > 0 else "no" for margin in self.margins(images, questions)]
+
+    @torch.no_grad()
+    def margins(self, images: Sequence[Picture], questions: Sequence[str]) -> np.ndarray:
+        """How much likelier yes is than no: difference of their log-probs, float32 [N]."""
+        pictures = [_as_rgb(image) for image in images]
+        texts = [self._text(question) for question in questions]
+        if len(pictures) != len(texts):
+            raise ValueError(f"{len(pictures)} images, {len(texts)} questions")
+        margins = [np.zeros(0, np.float32)]
+        for start in range(0, len(texts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            inputs = self.processor(
+                text=texts[part], images=[[picture] for picture in pictures[part]], padding=True, return_tensors="pt"
+            ).to(self.device, self.model.dtype)
+            # `generate` rather than `forward`: it numbers the positions of padded rows as each model needs.
+            reply = self.model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+            logits = reply.logits[0].float()
+            margin = logits[:, self.yes_tokens].amax(1) - logits[:, self.no_tokens].amax(1)
+            margins.append(margin.cpu().numpy())
+        return np.concatenate(margins)
+
+    def _text(self, question: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": PROMPT.format(question=question)}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+class MplugJudge:
+    """mPLUG-large through ModelScope: the judge of DPG-Bench's published scores, one question at a time.
+
+    ModelScope's preprocessing lowers the case of a question and cuts it at 25 tokens, as for the published scores.
+
+    Raises:
+        UserError: ModelScope cannot be imported.
+    """
+
+    def __init__(self, model: str = MPLUG_MODEL, device: str = "cpu"):
+        try:
+            from modelscope.pipelines import pipeline
+            from modelscope.utils.constant import Tasks
+        except ImportError as error:
+            raise UserError(
+                f"judge {model} needs ModelScope with its multi-modal requirements, best in an environment of its own: "
+                f"pip install 'modelscope[multi-modal]' ({error})"
+            ) from error
+        self.name = model
+        self.pipeline = pipeline(Tasks.visual_question_answering, model=model, device=device)
+
+    def answer(self, images: Sequence[Picture], questions: Sequence[str]) -> list[str]:
+        """The model's own words for each question about the image at the same place."""
+        return [
+            self.pipeline({"image": _as_rgb(image), "question": question})["text"]
+            for image, question in zip(images, questions, strict=True)
+        ]
+
+
+def _as_rgb(image: Picture) -> Image.Image:
+    return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB")

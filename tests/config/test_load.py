@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.data import TokenizeConfig
+from simplear_rl.config.load import known_keys, load_config
+from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
+from simplear_rl.errors import UserError
+
+GRPO = CONFIGS / "shapes" / "grpo.yaml"
+SCHEMAS = {
+    "tokenize": TokenizeConfig,
+    "pretrain": SupervisedConfig,
+    "sft": SupervisedConfig,
+    "grpo": GrpoConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_file_is_an_instance_of_its_schema(name):
+    assert load_config(SCHEMAS[name], CONFIGS / "shapes" / f"{name}.yaml").world == "shapes"
+
+
+@pytest.mark.parametrize("benchmark", ["geneval", "dpg"])
+def test_every_benchmark_has_its_file(benchmark):
+    config = load_config(EvaluateConfig, CONFIGS / benchmark / "evaluate.yaml")
+    assert (config.benchmark, config.images_per_prompt, config.guidance_scale) == (benchmark, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("questions=null", "`questions` is needed"),
+        ("images_per_prompt=2", "grids hold 4 images, found 2"),
+        ("score_only=/images", "`image_size` is needed"),
+    ],
+)
+def test_dpg_needs_questions_and_grids_of_four(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(EvaluateConfig, CONFIGS / "dpg" / "evaluate.yaml", [override])
+
+
+def test_overrides_are_yaml_and_root_is_filled_in(tmp_path):
+    config = load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "algorithm.kl.beta=0.5", "reward.actors={count: 3}"])
+    assert config.start == tmp_path / "sft" / "final"
+    assert config.algorithm.kl.beta == 0.5
+    assert config.reward.actors.count == 3
+    assert config.reward.files == [tmp_path / "clip"]
+
+
+def test_published_rewards_are_one_override_each(tmp_path):
+    """The two arms of docs/rewards.md."""
+    for reward, name in ("clip, weights: laion2b_s32b_b79k", "clip_ViT-H-14"), ("hpsv2, weights: v2.1", "hpsv2"):
+        override = f"reward.models=[{{type: {reward}, model: ViT-H-14}}]"
+        config = load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "run=${root}/grpo-x", override])
+        assert config.run == tmp_path / "grpo-x"
+        assert [model.name for model in config.reward.models] == [name]
+        assert config.reward.files == []
+
+
+def test_geneval_as_a_reward_needs_metadata_outside_the_miniature_world(tmp_path):
+    values = [f"root={tmp_path}", "reward.models=[{type: geneval}]"]
+    assert load_config(GrpoConfig, GRPO, values).reward.files == []
+    with pytest.raises(UserError, match="a geneval reward needs `metadata`"):
+        load_config(GrpoConfig, GRPO, [*values, "world=null"])
+    values[1] = "reward.models=[{type: geneval, metadata: '${root}/m.jsonl', detector: {dtype: float16}}]"
+    config = load_config(GrpoConfig, GRPO, [*values, "world=null"])
+    assert config.reward.files == [tmp_path / "m.jsonl"]
+    # A run's config.yaml, where every key stands, is a configuration again.
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(GrpoConfig, tmp_path / "config.yaml") == config
+
+
+def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("hps.pt").touch()
+    (model,) = load_config(
+        GrpoConfig, GRPO, ["reward.models=[{type: hpsv2, model: ViT-H-14, weights: hps.pt}]"]
+    ).reward.models
+    assert model.weights == str(tmp_path / "hps.pt")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.zero_stag=1", "learner.zero_stag: unknown key; did you mean learner.zero_stage"),
+        ("zero_stage=1", "did you mean learner.zero_stage"),
+        ("reward.models=[{type: clip, model: x, wieght: 2}]", "did you mean reward.models.weight"),
+        ("steps=many", "steps: Input should be a valid integer, .* found 'many'"),
+        ("steps=0", "greater than or equal to 1, found 0"),
+        ("learner.zero_stage=4", "learner.zero_stage: .* found 4"),
+        ("steps", "an override is written key=value"),
+        ("steps.x=1", "steps is not a section"),
+        ("steps=[", "the value is not YAML"),
+        ("rollout.samples_per_prompt=1", "greater than or equal to 2, found 1"),
+        ("learner.actors.count=5", r"prompts_per_step \(12\) must be a multiple of learner.actors.count \(5\)"),
+        ("reward.models=[{type: hpsv2, model: ViT-H-14}]", "an hpsv2 reward needs `weights`"),
+        (
+            "reward.models=[{type: clip, model: ViT-H-14}]",
+            "ViT-H-14: an open_clip name needs `weights`, .* found .* None",
+        ),
+        ("reward.models=[{type: clip, model: hf-hub:a/b, weights: c}]", "hf-hub: bring their own; found weights c"),
+        (
+            "reward.models=[{type: geneval, credit: partial, preprocess: simplear}]",
+            "a geneval reward has no `preprocess`, found simplear",
+        ),
+        ("reward.models=[{type: clip, model: hf-hub:a/b, credit: partial}]", "a clip reward has no `credit`"),
+        ("reward.models=[{type: clip}]", "a clip reward needs `model`"),
+        ("reward.models=[{type: geneval, detector: {dtype: float16}}]", "`detector` is for `metadata`"),
+        ("reward.models=[{type: geneval, metadata: m, detector: {dtipe: x}}]", "did you mean reward.models.detector.d"),
+        (
+            "reward.models=[{type: clip, model: hf-hub:a/x}, {type: clip, model: hf-hub:b/x}]",
+            "called the same in metrics: clip_x, clip_x",
+        ),
+        ("reward.models=[]", "at least 1 item"),
+        ("rollout.engine.type=sjd", "rollout.engine: GRPO draws with vllm alone: .* found type sjd"),
+        ("root=3", "root: .* found 3"),
+        ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),
+        (
+            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",  # noqa: E501
+            "NCCL needs a GPU of its own .* learner.actors.gpus 0, rollout.engine.actors.gpus 0.5",
+        ),
+        (
+            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: ipc, engine: {actors: {count: 2}}}",
+            "learner.actors.count 1, rollout.engine.actors.count 2: set both to the same",
+        ),
+        (
+            "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: ipc, engine: {actors: {gpus: 1}}}",
+            "share a GPU, found learner.actors.gpus 0, rollout.engine.actors.gpus 1: reserve fractions",
+        ),
+    ],
+)
+def test_bad_values_name_the_key_and_what_was_found(override, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_config(GrpoConfig, GRPO, [override])
+    assert "grpo.yaml" in str(error.value) or override in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.shards=x", "data.shards: unknown key; did you mean data.sources.shards"),
+        ("data.sources=[]", "data.sources: .* at least 1 item"),
+        ("data.sources=[{shards: x, weight: 0}]", "data.sources.0.weight: .* greater than 0, found 0"),
+        ("data.long_caption=drop", "data.long_caption: .*'refuse' or 'truncate', found 'drop'"),
+    ],
+)
+def test_bad_data_settings_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "expected keys and values, found list"),
+        ("a: [", "not a readable YAML"),
+        ("seed: 1\n", "root: missing"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(GrpoConfig, file)
+    assert str(file) in str(error.value)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        load_config(GrpoConfig, "nowhere.yaml")
+
+
+def test_paths_are_absolute_since_actors_work_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(GrpoConfig, GRPO, ["root=r", "start=here/policy", "prompts=~/prompts.txt"])
+    assert config.start == tmp_path / "here" / "policy"
+    assert config.prompts == Path.home() / "prompts.txt"
+    assert config.tokenizer == tmp_path / "r" / "tokenizer"
+
+
+def test_known_keys_reach_into_lists():
+    assert {"steps", "learner.optimizer.learning_rate", "reward.models.weight"} <= set(known_keys(GrpoConfig))
+
+
+@pytest.mark.parametrize(
+    ("schema", "overrides", "message"),
+    [
+        (
+            GrpoConfig,
+            ["reward.actors={count: 3, max_count: 2}"],
+            r"reward.actors: max_count \(2\) must be at least count",
+        ),
+        (GrpoConfig, ["learner.actors.max_count=2"], "learner.actors.max_count: unknown key"),
+        (GrpoConfig, ["rollout.broadcast=ipc", "rollout.engine.actors.max_count=2"], "has no learner to share memory"),
+        (EvaluateConfig, ["engine.actors.max_count=2"], "an evaluation shares its prompts out once"),
+    ],
+)
+def test_only_pools_of_a_run_grow(schema, overrides, message):
+    name = "grpo" if schema is GrpoConfig else "evaluate"
+    with pytest.raises(UserError, match=message):
+        load_config(schema, CONFIGS / "shapes" / f"{name}.yaml", overrides)

@@ -1,0 +1,186 @@
+"""--dry-run of every configuration, on a machine that has neither their inputs nor their GPUs."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
+from simplear_rl.errors import UserError
+from simplear_rl.plan.dry_run import plan_grpo, plan_supervised
+
+STAGES = {
+    "pretrain": (SupervisedConfig, plan_supervised),
+    "sft": (SupervisedConfig, plan_supervised),
+    "grpo": (GrpoConfig, plan_grpo),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def dry_run(folder, stage, *overrides):
+    schema, plan = STAGES[stage]
+    plan(load_config(schema, CONFIGS / folder / f"{stage}.yaml", overrides))
+
+
+@pytest.mark.parametrize("folder", ["simplear_0.5b", "simplear_1.5b"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_size_plans(folder, stage, tmp_path, capsys):
+    start = time.monotonic()
+    dry_run(folder, stage, f"root={tmp_path / 'nowhere'}")
+    assert time.monotonic() - start < 20
+    shown = capsys.readouterr().out
+    tokens = "1,024" if stage == "pretrain" else "4,096"
+    assert f"{tokens} tokens an image; assumed: {folder.replace('_', '-')} at" in shown
+    assert "4 x (8 GPUs of 80 GiB, 64 CPUs); assumed (plan)" in shown
+    assert "fetched  nvidia/Cosmos-1.0-Tokenizer-DV8x16x16" in shown
+    assert f"missing: {tmp_path}/nowhere/data/{'prompts.txt' if stage == 'grpo' else ''}" in shown
+    on_first = "7 learner.actors, 1 rollout.engine.actors" if stage == "grpo" else "8 learner.actors"
+    assert f"node 0   {on_first}; 0 GPUs idle" in shown
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "paper"),
+    [
+        ("pretrain", {"rate": 1e-4, "images": 256, "seen": 43_000_064}),
+        ("sft", {"rate": 2e-5, "images": 256, "seen": 5_400_064}),
+        ("grpo", {"rate": 1e-5, "images": 28, "seen": 1572 * 28}),
+    ],
+)
+@pytest.mark.parametrize("folder", ["simplear_0.5b", "simplear_1.5b"])
+def test_hyper_parameters_are_the_papers(folder, stage, paper):
+    config = load_config(STAGES[stage][0], CONFIGS / folder / f"{stage}.yaml")
+    optimizer = config.learner.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (paper["rate"], "constant", 0)
+    assert optimizer.weight_decay == 0.01
+    if stage == "grpo":
+        images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    else:
+        images = config.data.batch_size
+    assert (images, config.steps * images) == (paper["images"], paper["seen"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "message"),
+    [
+        ("pretrain", "plan.gpu_memory_gib=24", r"24 GiB, 90% .* learner.actors .*16.5 activ.*lower data.micro_batch"),
+        ("sft", "plan.nodes=3", r"no node has room for learner.actors-24: .* Lower learner.actors.count"),
+        ("grpo", "plan.cpus_per_node=12", r"no node has room for rollout.engine.actors-5: .* 12 CPUs"),
+        ("grpo", "rollout.samples_per_prompt=128", r"does not hold 1 x learner.actors .* rollout.samples_per_prompt"),
+        ("grpo", "rollout.engine.kv_cache_gib=100", r"lower rollout.engine.kv_cache_gib"),
+        ("grpo", "rollout.engine.kv_cache_gib=0.05", r"kv_cache_gib=0.05 .* have room for 1: raise"),
+        ("grpo", "plan=null", "simplear_0.5b/sft/final: no policy there; .* `plan`, which is not set"),
+    ],
+)
+def test_what_cannot_fit_is_refused(stage, override, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        dry_run("simplear_0.5b", stage, f"root={tmp_path}/simplear_0.5b", override)
+
+
+def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
+    shared = ["reward.actors.gpus=0.5", "reference.gpus=0.5", f"root={tmp_path}"]
+    dry_run("simplear_0.5b", "grpo", *shared)
+    assert "node 1   6 rollout.engine.actors, 1 reward.actors, 1 reference; 1 GPUs idle" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"1 x reward.actors .* and 1 x reference .*raise reward.actors.gpus, refer"):
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=15")
+
+
+def test_a_learner_and_an_engine_that_share_a_gpu_are_placed_together(tmp_path, capsys):
+    shared = ["rollout.broadcast=ipc", "learner.actors.gpus=0.5", "rollout.engine.actors.gpus=0.5", f"root={tmp_path}"]
+    dry_run("simplear_0.5b", "grpo", *shared)
+    shown = capsys.readouterr().out
+    assert "node 0   7 learner.actors, 7 rollout.engine.actors, 1 reward.actors; 0 GPUs idle" in shown
+    assert "node 1   1 reference; 7 GPUs idle" in shown
+    with pytest.raises(UserError, match=r"1 x learner.actors .* and 1 x rollout.engine.actors .*raise learner"):
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=18")
+    with pytest.raises(UserError, match="no node has room for learner.actors and rollout.engine.actors-5"):
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.cpus_per_node=8", "plan.nodes=5")
+
+
+def test_an_evaluation_is_planned_and_its_files_are_looked_for(tmp_path, capsys):
+    asked = ["evaluation.every=100", "evaluation.benchmark=geneval", "evaluation.prompts=${root}/metadata.jsonl"]
+    asked += ["evaluation.scorer.gpus=1", f"root={tmp_path}"]
+    dry_run("simplear_0.5b", "grpo", *asked)
+    shown = capsys.readouterr().out
+    assert "every 100 steps and after the last: all prompts of geneval x 1 images" in shown
+    assert "1 evaluation.scorer" in shown
+    assert "evaluation.scorer: 7.8 = 0.3 mask2former-swin-small-coco-instance + 1.6 ViT-L-14-quickgelu + 0.5" in shown
+    assert f"missing: {tmp_path}/metadata.jsonl" in shown
+    assert "fetched  facebook/mask2former-swin-small-coco-instance" in shown
+    dry_run("simplear_0.5b", "grpo", *asked, "evaluation.detector.clip=hf-hub:some/clip")
+    assert "unknown  size of evaluation's hf-hub:some/clip: not counted" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_cannot_be_is_refused(world, tmp_path):
+    asked = [f"root={world}", f"start={world}/policy", "learner.actors.cpus=0.1"]
+    with pytest.raises(UserError, match="4 prompts, and none of counting, color_attr"):
+        dry_run("shapes", "grpo", *asked, "evaluation.prompt_count=4")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_miniature_world_before_anything_is_made(stage, tmp_path, capsys):
+    # As many CPUs as its actors ask for, whatever this machine has.
+    dry_run("shapes", stage, f"root={tmp_path}", "learner.actors={count: 1, cpus: 0.1}")
+    shown = capsys.readouterr().out
+    assert "64 tokens an image; assumed: the embedded world's" in shown
+    assert "this machine" in shown
+    assert "learner.actors: without a GPU, not planned" in shown
+
+
+def test_a_policy_that_is_there_is_read_and_inputs_are_checked(policy, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    overrides = [f"start={policy}", f"prompts={prompts}", f"root={tmp_path}", "learner.actors.cpus=0.1"]
+    dry_run("shapes", "grpo", *overrides)
+    assert f"16 tokens an image; {policy}" in capsys.readouterr().out
+    prompts.write_text("a red circle\n\n")
+    with pytest.raises(UserError, match=r"prompts.txt, line 2: empty prompt"):
+        dry_run("shapes", "grpo", *overrides)
+
+
+def test_the_world_is_planned_with_the_size_that_it_is_made_with(world, capsys):
+    for overrides in [f"root={world}"], [f"root={world}", f"start={world}/not-made"]:
+        dry_run("shapes", "pretrain", *overrides, "learner.actors.cpus=0.1")
+    made, assumed = (line for line in capsys.readouterr().out.splitlines() if line.startswith("policy"))
+    assert made.split(";")[0] == assumed.split(";")[0]
+
+
+def test_a_ray_cluster_comes_first(ray_cluster, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the fixture's, which this process has joined already
+    dry_run("shapes", "pretrain", f"root={tmp_path}")
+    assert "1 x (0 GPUs, 8 CPUs); Ray cluster auto" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no node has room for learner.actors-0"):
+        dry_run("simplear_0.5b", "pretrain", f"root={tmp_path}")
+
+
+def test_the_command_starts_nothing(tmp_path):
+    command = [sys.executable, "-m", "simplear_rl.sft", "--config", "configs/simplear_0.5b/sft.yaml", "--dry-run"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    shown = subprocess.run(
+        [*command, f"root={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        timeout=120,
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "8 learner.actors" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_actors_that_may_join_need_no_place(tmp_path, capsys):
+    shown = []
+    for more in [], ["rollout.engine.actors.max_count=1000", "reward.actors.max_count=1000"]:
+        dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", *more)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]

@@ -1,0 +1,173 @@
+"""Steps that are refused before they change a weight, and warnings."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.data.batches import TokenBatch
+from simplear_rl.errors import UserError
+from simplear_rl.learning.learner import Learner
+from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.reference import ReferencePolicy
+from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
+from simplear_rl.policy.sampling import Sampling
+from simplear_rl.run.guards import Warnings
+
+NAN = float("nan")
+CODES = np.random.default_rng(0).integers(0, 100, (4, 16)).astype(np.uint16)
+
+
+def groups(policy, **broken):
+    """Two groups; `broken` replaces parts of the second."""
+    encode = load_policy(policy)[1]
+    scored = []
+    for i, text in enumerate(["a red circle", "two cross"]):
+        empty = np.zeros((4, 16), np.float32)
+        rollout = Rollout(Prompt(i, text), encode(text), None, CODES, empty, Sampling(), 0, (0, 1))
+        log_probs = ReferencePolicy(policy, "float32").log_probs(rollout)
+        rollout = dataclasses.replace(rollout, log_probs=log_probs)
+        scored.append(ScoredRollout(rollout, np.arange(4, dtype=np.float32), log_probs))
+    behaviour = broken.pop("log_probs", scored[1].rollout.log_probs)
+    scored[1] = dataclasses.replace(
+        scored[1], rollout=dataclasses.replace(scored[1].rollout, log_probs=behaviour), **broken
+    )
+    return scored
+
+
+def tokens(learner):
+    captions = ["a red circle", "two cross", "three blue square", "a cross"]
+    offset = learner.layout.visual_offset
+    return TokenBatch([np.concatenate([learner.encode(c), CODES[0].astype(np.int64) + offset]) for c in captions])
+
+
+def build(policy, run, zero_stage=0, dtype="float32"):
+    config = LearnerConfig(zero_stage=zero_stage, dtype=dtype, optimizer=OptimizerConfig(learning_rate=1e-3))
+    return Learner(config, policy, 10, micro_batches=2, run=run)
+
+
+def refused(learner, step):
+    """The message of a refused step, and whether the weights are the same before and after."""
+    before = learner.weights().checksum
+    with pytest.raises(UserError) as error:
+        step()
+    return str(error.value), learner.weights().checksum == before
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster):
+    """Runs a function in a process of its own: DeepSpeed's process group lasts as long as its process."""
+    return lambda function, *args: ray.get(ray.remote(max_calls=1)(function).remote(*args))
+
+
+def broken_values(policy, folder):
+    learner = build(policy, folder)
+    good = groups(policy)
+    outcomes = {}
+    for name in "rewards", "reference_log_probs", "log_probs":
+        values = np.array(good[1].rollout.log_probs if name == "log_probs" else getattr(good[1], name))
+        values[2] = NAN if name != "rewards" else np.inf
+        outcomes[name] = refused(
+            learner, lambda n=name, v=values: learner.update(groups(policy, **{n: v}), AlgorithmConfig())
+        )
+    return outcomes
+
+
+def test_rewards_and_log_probs_that_are_not_finite_name_the_sample_and_save_it(run, policy, tmp_path):
+    outcomes = run(broken_values, policy, tmp_path)
+    expected = {
+        "rewards": "the reward inf",
+        "reference_log_probs": "the reference log-prob nan",
+        "log_probs": "the behaviour log-prob nan",
+    }
+    for name, (message, unchanged) in outcomes.items():
+        assert f"step 1: {expected[name]} of prompt 'two cross', sample 2: expected a finite number" in message
+        assert unchanged
+    saved = np.load(tmp_path / "failed-step-000001" / "prompt-1.npz")
+    assert saved["prompt"] == "two cross"
+    assert np.array_equal(saved["codes"], CODES)
+    assert np.isnan(saved["behaviour_log_probs"][2]).all()
+
+
+def broken_passes(policy, folder, zero_stage, dtype):
+    """Steps refused for a loss, for a gradient, for the sum of two; each after a good step."""
+    outcomes = {}
+    for kind in "loss", "gradient", "sum":
+        learner = build(policy, folder / kind, zero_stage, dtype)
+        learner.train_tokens(tokens(learner))
+        norm, passes = learner.model.model.norm, []
+
+        def spoil(_, __, output, kind=kind, passes=passes):
+            passes.append(1)
+            if len(passes) == 1:  # the first pass of the step is left alone
+                return None
+            if kind == "gradient":
+                output.register_hook(lambda gradient: gradient * NAN)
+            return output * NAN if kind == "loss" else None
+
+        if kind == "sum":  # of two finite gradients, beyond the largest float32
+            norm.weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+        else:
+            norm.register_forward_hook(spoil)
+        outcomes[kind] = refused(learner, lambda learner=learner: learner.train_tokens(tokens(learner)))
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16")]
+)
+def test_losses_and_gradients_that_are_not_finite_stop_before_the_optimizer_step(
+    run, policy, tmp_path, zero_stage, dtype
+):
+    outcomes = run(broken_passes, policy, tmp_path, zero_stage, dtype)
+    assert "step 2: the loss nan of the 2 rows that begin with" in outcomes["loss"][0]
+    assert "step 2: a gradient that is infinite or nan of the 2 rows" in outcomes["gradient"][0]
+    assert "step 2: the gradients' norm, summed over passes and ranks" in outcomes["sum"][0]
+    assert [unchanged for _, unchanged in outcomes.values()] == [True] * 3
+    saved = np.load(tmp_path / "loss" / "failed-step-000002" / "rank-0.npz")
+    assert len(saved["prompt"]) == len(saved["lengths"]) == 2
+    assert saved["lengths"].sum() == len(saved["ids"])
+    assert all("<|t2i|>" in prompt and "<|soi|>" in prompt for prompt in saved["prompt"])
+
+
+def overflowing_group(policy, folder):
+    """A policy that gives one code of the second prompt no probability at all."""
+    learner = build(policy, folder)
+    good = groups(policy)
+    far = np.array(good[1].reference_log_probs)
+    far[3, 5] = 200.0  # exp(200) overflows in the KL of sample 3
+    return refused(learner, lambda: learner.update(groups(policy, reference_log_probs=far), AlgorithmConfig()))
+
+
+def test_a_loss_that_overflows_is_refused_with_its_group(run, policy, tmp_path):
+    message, unchanged = run(overflowing_group, policy, tmp_path)
+    assert "step 1: the loss inf of prompt 'two cross'" in message
+    assert unchanged
+    saved = np.load(tmp_path / "failed-step-000001" / "prompt-1.npz")
+    assert saved["reference_log_probs"][3, 5] == 200
+    assert saved["log_probs"].shape == (4, 16)
+
+
+def metrics(kl=0.0, mismatch=0.0, collapsed=0.0):
+    return {"kl": kl, "mismatch_max": mismatch, "zero_advantage_groups": collapsed}
+
+
+def test_warnings_come_when_a_threshold_is_crossed_and_not_again_before_it_was_met():
+    warnings = Warnings(GuardsConfig(kl_warning=0.5, mismatch_warning=0.1, collapsed_groups_warning=2))
+    assert warnings.check(1, metrics(kl=0.5, mismatch=0.1)) == []
+    (line,) = warnings.check(2, metrics(kl=0.6))
+    assert line == "step 2: the policy is far from the reference: kl 0.6 (guards.kl_warning is 0.5)"
+    assert warnings.check(3, metrics(kl=0.7)) == []
+    assert warnings.check(4, metrics()) == []
+    assert len(warnings.check(5, metrics(kl=0.6, mismatch=0.2))) == 2
+
+
+def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
+    warnings = Warnings(GuardsConfig(collapsed_groups_warning=3))
+    shares = [1.0, 1.0, 0.9, 1.0, 1.0, 1.0, 1.0]
+    lines = [warnings.check(step, metrics(collapsed=share)) for step, share in enumerate(shares, start=1)]
+    assert [len(line) for line in lines] == [0, 0, 0, 0, 0, 1, 0]
+    assert "all rewards of every group were equal for 3 steps (guards.collapsed_groups_warning is 3)" in lines[5][0]
