@@ -42,7 +42,8 @@ class Broadcast:
         self.send = transports[transport]
 
     def __call__(self) -> dict[str, float]:
-        """Returns the version that the engines hold and their number."""
+        """Returns the version that the engines hold, their number, and the seconds that it took."""
+        start = monotonic()
         while True:
             try:
                 self.engines = self.pool.up()
@@ -53,7 +54,11 @@ class Broadcast:
                 restarted = any(isinstance(cause, ActorUnavailableError) for cause in causes(error))
                 if not self.pool.replace_lost(error) and not restarted:
                     raise
-        return {"weight_version": float(min(versions)), "engines_verified": float(len(versions))}
+        return {
+            "weight_version": float(min(versions)),
+            "engines_verified": float(len(versions)),
+            "broadcast_seconds": monotonic() - start,
+        }
 
     def _object_store(self) -> list[int]:
         weights = self.learner.weights()

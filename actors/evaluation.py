@@ -20,7 +20,7 @@ from simplear_rl.config.base import CommandConfig, PoolConfig
 from simplear_rl.config.benchmarks import BenchmarkConfig, EvaluateConfig, EvaluationConfig
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.errors import UserError
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.sizes import Decoder
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
@@ -44,7 +44,8 @@ def draw_and_judge(
     """
     prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
-    drawn = stream(engines, STEP, prompts, config.images_per_prompt, config.seed, sampling, version, weights)
+    draw = Draw(prompts, config.images_per_prompt, config.seed, STEP, sampling)
+    drawn = stream(engines, draw, version, weights)
     free = cycle(scorers)
     pending: list[ray.ObjectRef] = []
     for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt", leave=None):

@@ -1,9 +1,9 @@
 """Learner actors: the ranks of one DeepSpeed group, and the handle that drives them as one."""
 
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from ray.exceptions import RayTaskError
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
+from actors.sampler import Group
 from actors.supervision import raise_cause
 from actors.weight_member import WeightMember
-from simplear_rl.config.data import TokenDataConfig
-from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig
+from simplear_rl.config.learner import LearnerConfig
+from simplear_rl.learning.metrics import combined
+from simplear_rl.learning.objective import Objective
+from simplear_rl.policy.rollouts import ScoredRollout
 from simplear_rl.weights.snapshot import Weights
 
 
@@ -25,7 +28,7 @@ class LearnerActor(Monitored, WeightMember):
     """One rank of the Learner. The three stages use the same class."""
 
     def __init__(self, name: str, rank: int):
-        super().__init__(name, ("train", "update", "broadcast", "sample", "save"))
+        super().__init__(name, ("train", "broadcast", "sample", "save"))
         self.rank = rank
 
     def rendezvous(self) -> str:
@@ -35,45 +38,26 @@ class LearnerActor(Monitored, WeightMember):
             return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def start(
-        self, rendezvous: str, config: LearnerConfig, start: Path, steps: int, micro_batches: int, run: Path
+        self,
+        rendezvous: str,
+        config: LearnerConfig,
+        start: Path,
+        steps: int,
+        micro_batches: int,
+        run: Path,
+        objective: Callable[[Any], Objective],
     ) -> None:
         """Load the policy and join the other ranks."""
         from simplear_rl.learning.learner import Learner
 
         self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run)
+        self.objective = objective(self.learner)
 
-    def open_data(self, config: TokenDataConfig, seed: int) -> None:
-        """Open the token shards."""
-        from simplear_rl.data.batches import Prefetcher, TokenDataset
-
-        learner = self.learner
-        data = TokenDataset(config, learner.encode, learner.layout, seed, self.rank, learner.ranks)
-        self.batch = Prefetcher(data.batch)
-
-    def train(self, step: int) -> dict[str, float]:
-        """One supervised step on this rank's share of the batch of `step` (from 1)."""
-        from simplear_rl.learning.flops import throughput
-
-        start = time.monotonic()
-        batch = self.batch(step)
-        with self.phase("train", step, images=len(batch.ids)):
-            metrics = self.learner.train_tokens(batch)
-        seconds = time.monotonic() - start
-        metrics |= throughput(self.learner.size, batch.target_lengths, seconds, self.learner.peak_flops)
-        return metrics | {"truncated": float(batch.truncated)}
-
-    def update(
-        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig
-    ) -> dict[str, float]:
-        """One GRPO batch; each of this rank's `groups` refers to a rollout, its rewards and its reference log-probs."""
-        from simplear_rl.policy.rollouts import ScoredRollout
-
-        scored = [
-            ScoredRollout(rollout, rewards["total"], reference)
-            for rollout, rewards, reference in (ray.get(list(group)) for group in groups)
-        ]
-        with self.phase("update", step, images=sum(len(s.rewards) for s in scored)):
-            return self.learner.update(scored, config)
+    def step(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
+        """One step of the objective on this rank's share, see Objective."""
+        scored = [_fetch(group) for group in groups]
+        with self.phase("train", step, self.objective.images(scored)):
+            return self.objective.step(step, scored)
 
     def weights(self) -> Weights | None:
         """Rank 0: the whole policy, to broadcast."""
@@ -117,35 +101,37 @@ class LearnerActor(Monitored, WeightMember):
 
 
 class LearnerGroup:
-    """All ranks, driven as one learner. A rank is not restarted alone: the stage goes on from its last checkpoint."""
+    """All ranks, driven as one learner. A rank is not restarted alone: the stage goes on from its last checkpoint.
 
-    def __init__(self, stage: Stage, config: LearnerConfig, start: Path, steps: int, micro_batches: int, run: Path):
+    Args:
+        stage: that the ranks are actors of.
+        config: the learner's.
+        start: policy folder to begin from.
+        steps: optimizer steps of the whole run.
+        micro_batches: forward passes of each rank per optimizer step.
+        run: folder of the run.
+        objective: makes what the stage optimises, given a rank's Learner.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: LearnerConfig,
+        start: Path,
+        steps: int,
+        micro_batches: int,
+        run: Path,
+        objective: Callable[[Any], Objective],
+    ):
         self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor, max_restarts=0)
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
-        self._all("start", rendezvous, config, start, steps, micro_batches, run)
+        self._all("start", rendezvous, config, start, steps, micro_batches, run, objective)
 
-    def open_data(self, config: TokenDataConfig, seed: int) -> None:
-        """Open the token shards on every rank."""
-        self._all("open_data", config, seed)
-
-    def train(self, step: int) -> dict[str, float]:
-        """One supervised step; what is a rank's share is summed, its `mfu` averaged."""
-        shares = self._all("train", step)
-        metrics = shares[0] | {
-            name: sum(share[name] for share in shares) for name in ("loss", "tokens_per_second", "truncated")
-        }
-        if "mfu" in metrics:
-            metrics["mfu"] = sum(share["mfu"] for share in shares) / len(shares)
-        return metrics
-
-    def update(
-        self, step: int, groups: Sequence[tuple[ray.ObjectRef, ...]], config: AlgorithmConfig
-    ) -> dict[str, float]:
-        """One GRPO batch; groups are dealt out to the ranks in turn."""
-        ranks = len(self.ranks)
-        shares = _together([actor.update.remote(step, groups[i::ranks], config) for i, actor in enumerate(self.ranks)])
-        extremes = {"_min": np.min, "_max": np.max}
-        return {name: float(extremes.get(name[-4:], np.mean)([s[name] for s in shares])) for name in shares[0]}
+    def step(self, step: int, groups: Sequence[Group] = ()) -> dict[str, float]:
+        """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
+        start, ranks = monotonic(), len(self.ranks)
+        shares = [actor.step.remote(step, groups[i::ranks]) for i, actor in enumerate(self.ranks)]
+        return combined(_together(shares)) | {"update_seconds": monotonic() - start}
 
     def weights(self) -> ray.ObjectRef:
         """Reference to the current Weights, held in the object store."""
@@ -180,3 +166,9 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
         return ray.get(calls)
     except RayTaskError as error:
         raise_cause(error, calls)
+
+
+def _fetch(group: Group) -> ScoredRollout:
+    """What a group refers to."""
+    rollout, rewards, log_probs = ray.get([group.rollout, group.rewards, group.reference_log_probs])
+    return ScoredRollout(rollout, rewards["total"], log_probs)

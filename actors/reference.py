@@ -22,5 +22,5 @@ class ReferenceActor(Monitored):
 
     def log_probs(self, rollout: Rollout) -> np.ndarray:
         """float32 [G, T], see ReferencePolicy.log_probs."""
-        with self.phase("log-probs", rollout.seed[1], images=len(rollout.codes)):
+        with self.phase("log-probs", rollout.step, images=len(rollout.codes)):
             return self.reference.log_probs(rollout)

@@ -8,6 +8,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
+from actors.sampler import Group
 from simplear_rl.config.rewards import RewardConfig
 from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
@@ -31,7 +32,7 @@ class RewardActor(Monitored):
 
     def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
         """Rewards of a group, see RewardScorer.score."""
-        with self.phase("score", rollout.seed[1], images=len(rollout.codes)):
+        with self.phase("score", rollout.step, images=len(rollout.codes)):
             return self.scorer.score(rollout)
 
     def decode(self, rollout: Rollout) -> np.ndarray:
@@ -39,10 +40,10 @@ class RewardActor(Monitored):
         return self.scorer.decode(rollout)
 
 
-def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[tuple[ray.ObjectRef, ...]]) -> None:
-    """Draw the samples of (rollout, rewards, ...) groups with the reward above each; a reward actor decodes them."""
-    images = ray.get([scorer.decode.remote(rollout) for rollout, *_ in groups])
-    captions = [rollout.prompt.text for rollout in ray.get([rollout for rollout, *_ in groups])]
-    rewards = ray.get([rewards for _, rewards, *_ in groups])
+def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[Group]) -> None:
+    """Draw the samples of some groups with the reward above each; a reward actor decodes them."""
+    images = ray.get([scorer.decode.remote(group.rollout) for group in groups])
+    captions = [rollout.prompt.text for rollout in ray.get([group.rollout for group in groups])]
+    rewards = ray.get([group.rewards for group in groups])
     titles = [[f"{value:.2f}" for value in group["total"]] for group in rewards]
     grid_figure(list(zip(captions, images, strict=True)), titles).savefig(file)

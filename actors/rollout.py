@@ -1,6 +1,7 @@
 """Rollout actors: engines that draw images for prompts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.pool import Pool
 from actors.weight_member import WeightMember
 from simplear_rl.config.rollout import EngineConfig
-from simplear_rl.policy.rollouts import Prompt, Rollout
-from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.rollouts import Draw, Prompt, Rollout
 from simplear_rl.weights.snapshot import Weights
 
 
@@ -32,16 +32,7 @@ class RolloutActor(Monitored, WeightMember):
             self.engine: Any = build_engine(policy, config)
 
     @ray.method(num_returns="streaming", max_task_retries=0)  # `stream` asks again, for the rest
-    def generate(
-        self,
-        step: int,
-        prompts: list[Prompt],
-        samples: int,
-        seed: int,
-        sampling: Sampling,
-        version: int,
-        weights: Weights | None,
-    ) -> Iterator[Rollout]:
+    def generate(self, draw: Draw, version: int, weights: Weights | None) -> Iterator[Rollout]:
         """Stream one Rollout per prompt, in order, each as soon as its group is complete.
 
         All are drawn with the weights of `version`, loaded first from `weights` if given. An engine that was restarted
@@ -51,8 +42,8 @@ class RolloutActor(Monitored, WeightMember):
             self.load_weights(weights)
         elif version != self.engine.version:
             return
-        with self.phase("decode", step, images=len(prompts) * samples):
-            yield from self.engine.generate(prompts, samples, (seed, step), sampling)
+        with self.phase("decode", draw.step, images=len(draw.prompts) * draw.samples):
+            yield from self.engine.generate(draw)
 
     def load_weights(self, weights: Weights) -> int:
         """Load a broadcast and verify it, see VllmEngine.load_weights; returns the version."""
@@ -81,19 +72,12 @@ class RolloutActor(Monitored, WeightMember):
 
 
 def stream(
-    engines: Pool,
-    step: int,
-    prompts: list[Prompt],
-    samples: int,
-    seed: int,
-    sampling: Sampling,
-    version: int = 0,
-    weights: Callable[[], ray.ObjectRef] | None = None,
+    engines: Pool, draw: Draw, version: int = 0, weights: Callable[[], ray.ObjectRef] | None = None
 ) -> Iterator[tuple[int, ray.ObjectRef]]:
     """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete.
 
     When an engine dies, Ray restarts it and it draws what it still owes; if it is an extra one (see Pool), the others
-    do at once. The samples are the same, since they depend on seed, step, indices and weights alone.
+    do at once. The samples are the same, since they depend on seed, step, indices and weights alone (see Draw).
 
     All draw with the weights of `version`, 0 for those of the policy folder; `weights` fetches them for an engine that
     was restarted or has just joined.
@@ -103,13 +87,13 @@ def stream(
     """
     streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, list[Prompt], int]] = {}
 
-    def draw(by: list[ActorHandle], owed: list[Prompt], source: ray.ObjectRef | None = None) -> None:
+    def share_out(by: list[ActorHandle], owed: Sequence[Prompt], source: ray.ObjectRef | None = None) -> None:
         for i, engine in enumerate(by[: len(owed)]):
-            share = owed[i :: len(by)]
-            call = engine.generate.remote(step, share, samples, seed, sampling, version, source)
+            share = list(owed[i :: len(by)])
+            call = engine.generate.remote(replace(draw, prompts=share), version, source)
             streams[call] = engine, share, len(share)
 
-    draw(engines.up(), prompts)
+    share_out(engines.up(), draw.prompts)
     while streams:
         (ready,), _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
         engine, share, asked = streams[ready]
@@ -130,4 +114,4 @@ def stream(
             continue
         del streams[ready]
         if share and by:
-            draw(by, share, weights() if weights and engine in by else None)
+            share_out(by, share, weights() if weights and engine in by else None)

@@ -25,7 +25,7 @@ class ScorerActor(Monitored):
 
     def judge_rollout(self, rollout: Rollout, output: Path) -> int:
         """See BenchmarkScorer.judge_rollout."""
-        with self.phase("judge", rollout.seed[1], images=len(rollout.codes)):
+        with self.phase("judge", rollout.step, images=len(rollout.codes)):
             return self.scorer.judge_rollout(rollout, output)
 
     def judge(self, index: int, folder: Path, output: Path) -> int:

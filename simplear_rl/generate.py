@@ -18,7 +18,7 @@ from simplear_rl.data.prompts import read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights, require_writable
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
@@ -75,7 +75,8 @@ def generate(options: argparse.Namespace) -> None:
     rows, start = [], monotonic()
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.guidance_scale)
     engine = _engine(options, encode, prompts)
-    groups = engine.generate(prompts, options.num_images, (options.seed, 0), sampling, options.negative_prompt)
+    draw = Draw(prompts, options.num_images, options.seed, 0, sampling, options.negative_prompt)
+    groups = engine.generate(draw)
     with tqdm(total=len(prompts) * options.num_images, desc=options.engine, unit="image") as bar:
         for prompt, group in zip(prompts, groups, strict=True):
             images = tokenizer.decode(group.codes, layout.rows, layout.columns)

@@ -4,7 +4,7 @@ For each step: rollout -> score, reference -> advantage, update -> broadcast. Th
 Ray's store and holds no tensors. Advantages are computed by the learner (algorithms/grpo_loss.py), a group at a time.
 """
 
-from time import monotonic
+from functools import partial
 
 import ray
 
@@ -14,13 +14,16 @@ from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.reference import ReferenceActor
 from actors.reward import RewardActor, save_grid
-from actors.rollout import RolloutActor, stream
+from actors.rollout import RolloutActor
+from actors.sampler import Sampler
 from simplear_rl import sft
 from simplear_rl.cli import run_command
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
 from simplear_rl.inputs import require
+from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
+from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rewards.files import check_files
@@ -52,7 +55,8 @@ def train(config: GrpoConfig) -> None:
         evaluation.launch(stage)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
-        learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run)
+        objective = partial(PolicyGradient, config=algorithm)
+        learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run, objective)
         stage.ready()
         for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):
             print(warning)
@@ -61,24 +65,15 @@ def train(config: GrpoConfig) -> None:
         broadcast = Broadcast(rollout.broadcast, learner, engines)
         broadcast()
 
+        sample = Sampler(engines, rewards, references)
         warnings = Warnings(config.guards)
         for step in run.steps():
-            start = monotonic()
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
-            calls = {}
-            G, seed = rollout.samples_per_prompt, config.seed
-            for index, group in stream(engines, step, batch, G, seed, sampling, step - 1, learner.weights):
-                calls[index] = group, rewards.call("score", group), references.call("log_probs", group)
-            decoded = monotonic()
-            groups, scoring, comparing = zip(*(calls[index] for index in range(len(batch))), strict=True)
-            scores, log_probs = rewards.settled(scoring), references.settled(comparing)
-            in_order = list(zip(groups, scores, log_probs, strict=True))
-            metrics = learner.update(step, in_order, algorithm)
-            updated = monotonic()
+            draw = Draw(batch, rollout.samples_per_prompt, config.seed, step, sampling)
+            groups, metrics = sample(draw, step - 1, learner.weights)
+            metrics |= learner.step(step, groups)
             metrics |= broadcast()
-            metrics |= reward_metrics(ray.get(scores))
-            metrics |= {"rollout_seconds": decoded - start, "update_seconds": updated - decoded}
-            metrics |= {"broadcast_seconds": monotonic() - updated}
+            metrics |= reward_metrics(ray.get([group.rewards for group in groups]))
             if evaluation.due(step):
                 metrics |= evaluation(step, engines, learner.weights)
             run.log(step, metrics, show=("reward", "kl"))
@@ -87,7 +82,7 @@ def train(config: GrpoConfig) -> None:
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
             if step % config.samples_every == 0:
-                save_grid(run.samples / f"step-{step:06d}.png", rewards.fixed[0], in_order[:8])
+                save_grid(run.samples / f"step-{step:06d}.png", rewards.fixed[0], groups[:8])
 
 
 if __name__ == "__main__":

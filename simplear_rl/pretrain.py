@@ -3,12 +3,15 @@
 For each step: batch -> cross-entropy over text and visual ids -> update. SFT is the same on curated data.
 """
 
+from functools import partial
+
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from simplear_rl.cli import run_command
 from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.inputs import Stages, require
+from simplear_rl.learning.supervised import Supervised
 from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
@@ -33,12 +36,12 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
         TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts
     run = Run(name, config)
     with Stage(name, config.roles, config.faults) as stage, run:
-        learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run)
-        learner.open_data(config.data, config.seed)
+        objective = partial(Supervised, config=config.data, seed=config.seed)
+        learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run, objective)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         for step in run.steps():
-            metrics = learner.train(step)
+            metrics = learner.step(step)
             run.log(step, metrics, show=("loss",))
             if run.checkpoint_due:
                 run.checkpoint(learner.save)

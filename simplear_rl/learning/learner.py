@@ -1,9 +1,12 @@
-"""The learner: a policy under DeepSpeed that takes supervised and GRPO steps. One instance is one rank."""
+"""The learner: a policy under DeepSpeed. One instance is one rank.
+
+It sets up, runs passes, refuses what is not finite, steps, and gives away, saves and loads its weights. What a stage
+optimises stands beside it: supervised.py, policy_gradient.py.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,20 +17,16 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Qwen2ForCausalLM, get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from simplear_rl.algorithms.grpo_loss import grpo_loss
-from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
-from simplear_rl.data.batches import TokenBatch
+from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.learning.flops import ModelSize, peak_flops
-from simplear_rl.policy.log_probs import in_chunks, rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
-from simplear_rl.policy.rollouts import Rollout, ScoredRollout
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
-from simplear_rl.run.guards import Evidence, group_evidence, refusal
+from simplear_rl.run.guards import Evidence, refusal
 from simplear_rl.weights.group import WeightGroup
 from simplear_rl.weights.sharing import shared
 from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets
@@ -69,9 +68,6 @@ class Learner:
         rank, ranks, rendezvous: place in the process group, and its `tcp://host:port`.
         run: folder of the run, for the samples of a step that is refused.
 
-    Raises:
-        UserError: in a step whose loss, gradients or what they are made from are not finite; no weight has changed
-            then.
     """
 
     def __init__(
@@ -138,78 +134,29 @@ class Learner:
             # The visual rows of the head are read outside lm_head's own forward.
             deepspeed.zero.register_external_parameter(computation, model.lm_head.weight)
 
-    def train_tokens(self, batch: TokenBatch) -> dict[str, float]:
-        """One supervised step: next-token cross-entropy over text and visual ids, mean over all ranks' tokens.
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.engine.device
 
-        `batch` is this rank's share of the step's batch. Returns this rank's share of `loss`.
-        """
-        loss = 0.0
-        targets = torch.tensor(int(batch.target_lengths.sum()), device=self.engine.device)
-        torch.distributed.all_reduce(targets)  # over all ranks
-        total = targets.item()
-        for rows in batch.micro_batches(self.micro_batches):
-            ids_BL, labels_BL = batch.padded(rows, self.engine.device)
-            summed = self.engine(summed_cross_entropy, ids_BL, labels_BL)
-            # DeepSpeed averages over passes and ranks; the mean over tokens is taken over the whole batch.
-            self._backward(summed * (self.micro_batches * self.ranks / total), partial(self._of_tokens, batch, rows))
-            loss += summed.item() / total
-        return {"loss": loss, **self._finished_step()}
+    def forward(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        """`function(policy, *args)`, inside DeepSpeed's forward pass. Every rank must call it."""
+        return self.engine(function, *args)
 
-    def update(self, groups: list[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
-        """One GRPO batch: every group is one forward pass, `config.updates_per_batch` optimizer steps.
+    def backward(self, loss: torch.Tensor, evidence: Callable[[], Evidence]) -> None:
+        """The backward pass, and with the last pass of a step the optimizer step.
 
-        `groups` are this rank's groups. Advantages, ratios and KL are computed here, where the log-probs are.
-        """
-        for group in groups:
-            for name, values in (
-                ("the reward", group.rewards),
-                ("the behaviour log-prob", group.rollout.log_probs),
-                ("the reference log-prob", group.reference_log_probs),
-            ):
-                if not np.isfinite(values).all():
-                    quantity = f"{name} {values[~np.isfinite(values)][0]}"
-                    raise refusal(self.run, self.step + 1, quantity, _of_group(group))
-        old_GT = (
-            [self._log_probs(g.rollout, config, no_grad=True) for g in groups] if config.updates_per_batch > 1 else []
-        )
-        metrics: list[dict[str, torch.Tensor]] = []  # as measured before the first update
-        clip_fractions = []  # of all updates
-        for update in range(config.updates_per_batch):
-            for i, group in enumerate(groups):
-                log_probs_GT = self._log_probs(group.rollout, config)
-                loss, group_metrics = grpo_loss(
-                    log_probs_GT,
-                    old_GT[i] if old_GT else log_probs_GT.detach(),
-                    torch.from_numpy(group.reference_log_probs).to(log_probs_GT),
-                    torch.from_numpy(group.rewards).to(log_probs_GT),
-                    config,
-                )
-                clip_fractions.append(group_metrics["clip_fraction"])
-                if update == 0:
-                    behaviour_GT = torch.from_numpy(group.rollout.log_probs).to(log_probs_GT)
-                    difference_GT = (log_probs_GT.detach() - behaviour_GT).abs()
-                    group_metrics |= {"mismatch_max": difference_GT.max(), "mismatch_mean": difference_GT.mean()}
-                    group_metrics |= {"entropy_estimate": -log_probs_GT.detach().mean()}
-                    metrics.append(group_metrics)
-                self._backward(loss, partial(_of_group, group, log_probs_GT))
-        clip_fraction = float(torch.stack(clip_fractions).mean())
-        return _reduce(metrics) | {"clip_fraction": clip_fraction} | self._finished_step()
+        If one rank refuses, no rank takes the step: the others block in the next collective until the stage ends.
 
-    def _log_probs(self, rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False) -> torch.Tensor:
-        with torch.set_grad_enabled(not no_grad):
-            return self.engine(rollout_log_probs, rollout, self.layout, config.unconditional_gradient)
-
-    def _backward(self, loss: torch.Tensor, sample: Callable[[], Evidence]) -> None:
-        """One pass of a step, and its optimizer step with the last one; `sample` is asked if something is not finite.
-
-        Where one rank refuses, the others wait for it or refuse as well: none takes the step.
+        Raises:
+            UserError: the loss or a gradient is not finite; with what `evidence` returns.
         """
         if not loss.isfinite():
-            raise refusal(self.run, self.step + 1, f"the loss {loss.item()}", sample())
+            raise refusal(self.run, self.step + 1, f"the loss {loss.item()}", evidence())
         self.finite.fill_(True)
         self.engine.backward(loss)
         if not self.finite:
-            raise refusal(self.run, self.step + 1, "a gradient that is infinite or nan", sample())
+            raise refusal(self.run, self.step + 1, "a gradient that is infinite or nan", evidence())
         last, sharded = self.engine.is_gradient_accumulation_boundary(), self.engine.zero_optimization_stage() > 0
         if last and not sharded:
             # DeepSpeed reports the norm of sharded gradients only, and of those refuses one that is not finite itself.
@@ -218,20 +165,14 @@ class Learner:
         if finite:
             self.engine.step()  # updates the weights on the last pass of a batch only
         if last and not (finite and self.engine.was_step_applied()):
-            raise refusal(self.run, self.step + 1, "the gradients' norm, summed over passes and ranks,", sample())
+            raise refusal(self.run, self.step + 1, "the gradients' norm, summed over passes and ranks,", evidence())
 
     def _watch(self, gradient: torch.Tensor) -> None:
         """Sees a parameter's gradient of one pass whole, under every ZeRO stage; does not wait for the device."""
         self.finite.logical_and_(gradient.isfinite().all())
 
-    def _of_tokens(self, batch: TokenBatch, rows: np.ndarray) -> Evidence:
-        ids = [batch.ids[row] for row in rows]
-        prompts = [self.encode.tokenizer.decode(row[row < self.layout.visual_offset]) for row in ids]
-        about = f"the {len(ids)} rows that begin with {prompts[0]!r}"
-        arrays = {"prompt": prompts, "lengths": [len(row) for row in ids], "ids": np.concatenate(ids)}
-        return Evidence(about, f"rank-{self.rank}", arrays)
-
-    def _finished_step(self) -> dict[str, float]:
+    def finish_step(self) -> dict[str, float]:
+        """Count the step; returns the gradients' norm and the learning rate."""
         self.step += 1
         grad_norm = self.engine.get_global_grad_norm() or self.grad_norm
         return {"grad_norm": float(grad_norm), "learning_rate": self.engine.get_lr()[0]}
@@ -325,37 +266,7 @@ class Learner:
         self.step = client_state["learner_step"]
 
 
-def summed_cross_entropy(model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
-    """Sum of next-token cross-entropies over the full vocabulary; label -100 is not counted."""
-    # Right padding needs no mask: attention is causal, and padded positions have no label.
-    hidden_BLH = model.model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
-
-    def of_rows(hidden_NH: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model.lm_head(hidden_NH).float(), labels_N, reduction="sum")
-
-    parts = in_chunks(of_rows, model.config.vocab_size, hidden_BLH.flatten(0, 1), labels_BL[:, 1:].flatten())
-    return torch.stack(parts).sum()
-
-
-def _of_group(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Evidence:
-    values = {
-        "rewards": group.rewards,
-        "behaviour_log_probs": group.rollout.log_probs,
-        "reference_log_probs": group.reference_log_probs,
-    }
-    if log_probs_GT is not None:
-        values["log_probs"] = log_probs_GT.detach().cpu().numpy()
-    return group_evidence(group.rollout, **values)
-
-
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
     if config.schedule == "cosine":
         return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
     return get_constant_schedule_with_warmup(optimizer, config.warmup_steps)
-
-
-def _reduce(metrics: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """One value per name over all groups: extremes of what ends in _min or _max, means of the rest."""
-    stacked = {name: torch.stack([m[name] for m in metrics]) for name in metrics[0]}
-    extremes = {"_min": torch.min, "_max": torch.max}
-    return {name: float(extremes.get(name[-4:], torch.mean)(values)) for name, values in stacked.items()}

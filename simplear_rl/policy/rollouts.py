@@ -1,5 +1,6 @@
-"""What goes into the rollout engine and what comes out; both travel between actors."""
+"""What goes into an engine and what comes out; all of it travels between actors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,23 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """The G samples drawn for one prompt.
+class Draw:
+    """A request to an engine: `samples` images for each prompt.
 
-    Sample k was drawn with the uniform stream of (*seed, prompt.index, k).
+    Sample k of a prompt is drawn with the uniform stream of (seed, step, prompt.index, k).
     """
+
+    prompts: Sequence[Prompt]
+    samples: int  # G
+    seed: int  # of the run
+    step: int
+    sampling: Sampling  # with guidance every image is decoded in two contexts
+    negative_prompt: str | None = None  # caption of the unconditional context; None: training's null prompt
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The G samples drawn for one prompt."""
 
     prompt: Prompt
     prompt_ids: list[int]
@@ -29,7 +42,8 @@ class Rollout:
     log_probs: np.ndarray  # float32 [G, T], behaviour log-probs over the visual codebook; NaN: not computed
     sampling: Sampling
     weight_version: int
-    seed: tuple[int, int]  # run seed, step
+    seed: int  # see Draw
+    step: int
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Draw
 
 # Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
@@ -142,6 +143,15 @@ class PromptEncoder:
     def max_text_tokens(self) -> int:
         """How many text ids a prompt has room for."""
         return self.max_tokens - 2
+
+    def unconditional(self, draw: Draw) -> list[int] | None:
+        """The other context of a guided draw: its negative prompt, or the null prompt; None if it is unguided.
+
+        Raises UserError if the negative prompt is blank or too long.
+        """
+        if draw.sampling.guidance_scale == 1:
+            return None
+        return self(draw.negative_prompt) if draw.negative_prompt else self.null
 
     @property
     def null(self) -> list[int]:

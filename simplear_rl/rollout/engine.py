@@ -1,28 +1,20 @@
 """The engines that draw images, by the names that `engine.type` and --engine choose from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
-from simplear_rl.policy.rollouts import Prompt, Rollout
-from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.rollout.transformers_engine import TransformersEngine
 
 
 class Engine(Protocol):
     """What draws images; see VllmEngine."""
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        samples: int,
-        seed: tuple[int, int],
-        sampling: Sampling,
-        negative_prompt: str | None = None,
-    ) -> Iterator[Rollout]:
-        """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete."""
+    def generate(self, draw: Draw) -> Iterator[Rollout]:
+        """Draw images; yield each prompt's group, in order, as soon as it is complete."""
 
 
 def build_engine(policy: Path, config: EngineConfig) -> Engine:

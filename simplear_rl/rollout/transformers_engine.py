@@ -12,7 +12,7 @@ from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.model import load_policy
-from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
@@ -21,7 +21,7 @@ from simplear_rl.rollout.jacobi import sample_codes_jacobi
 class TransformersEngine:
     """A policy folder in Transformers: the plain loop, or speculative Jacobi decoding (`config.type: sjd`).
 
-    Implements Engine (`engines.py`). Its weights stay those of the folder. `config.max_concurrent` contexts are one
+    Implements Engine (engine.py). Its weights stay those of the folder. `config.max_concurrent` contexts are one
     batch; there is no `kv_cache_gib`.
 
     Raises:
@@ -34,51 +34,42 @@ class TransformersEngine:
         self.model = load_policy(policy, getattr(torch, config.dtype))[0].to(default_device()).eval()
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        samples: int,
-        seed: tuple[int, int],
-        sampling: Sampling,
-        negative_prompt: str | None = None,
-    ) -> Iterator[Rollout]:
-        """See VllmEngine.generate. Behaviour log-probs are not computed: they are NaN.
+    def generate(self, draw: Draw) -> Iterator[Rollout]:
+        """See Engine. Behaviour log-probs are not computed: they are NaN.
 
         Raises:
             UserError: a prompt is empty or too long, or a guided image has more contexts than `max_concurrent`.
         """
-        ids = {prompt: self.encode(prompt.text) for prompt in prompts}
-        guided = sampling.guidance_scale != 1
-        other = (self.encode(negative_prompt) if negative_prompt else self.encode.null) if guided else None
-        size = self.config.max_concurrent // (2 if guided else 1)
+        ids = {prompt: self.encode(prompt.text) for prompt in draw.prompts}
+        other = self.encode.unconditional(draw)
+        size = self.config.max_concurrent // (2 if other else 1)
         if not size:
             raise UserError(
                 f"a guided image has 2 contexts, engine.max_concurrent is {self.config.max_concurrent}: raise it"
             )
-        images = [(prompt, k) for prompt in prompts for k in range(samples)]
+        images = [(prompt, k) for prompt in draw.prompts for k in range(draw.samples)]
         drawn: list[np.ndarray] = []  # of the prompts that are not complete
-        complete = iter(prompts)
+        complete = iter(draw.prompts)
         for start in range(0, len(images), size):
             batch = images[start : start + size]
-            drawn.extend(self._draw(batch, ids, seed, sampling, other))
-            while len(drawn) >= samples:
-                prompt, codes = next(complete), np.stack(drawn[:samples]).astype(np.uint16)
-                del drawn[:samples]
+            contexts = [ids[prompt] for prompt, _ in batch]
+            seeds = [(draw.seed, draw.step, prompt.index, k) for prompt, k in batch]
+            drawn.extend(self._codes(contexts, [other] * len(batch) if other else None, seeds, draw.sampling))
+            while len(drawn) >= draw.samples:
+                prompt, codes = next(complete), np.stack(drawn[: draw.samples]).astype(np.uint16)
+                del drawn[: draw.samples]
                 log_probs = np.full(codes.shape, np.nan, np.float32)
-                yield Rollout(prompt, ids[prompt], other, codes, log_probs, sampling, self.version, seed)
+                seed, step = draw.seed, draw.step
+                yield Rollout(prompt, ids[prompt], other, codes, log_probs, draw.sampling, self.version, seed, step)
 
-    def _draw(
+    def _codes(
         self,
-        images: list[tuple[Prompt, int]],
-        ids: dict[Prompt, list[int]],
-        seed: tuple[int, int],
+        contexts: list[list[int]],
+        unconditional: list[list[int]] | None,
+        seeds: Sequence[tuple[int, ...]],
         sampling: Sampling,
-        other: list[int] | None,
     ) -> np.ndarray:
         """Codes [B, T] of one batch."""
-        seeds = [(*seed, prompt.index, k) for prompt, k in images]
-        contexts = [ids[prompt] for prompt, _ in images]
-        unconditional = [other] * len(images) if other else None
         if self.config.type == "sjd":
             codes_BT, _ = sample_codes_jacobi(self.model, contexts, self.layout, seeds, sampling, unconditional)
         else:

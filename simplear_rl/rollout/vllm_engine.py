@@ -1,7 +1,7 @@
-"""The rollout engine: prompts in, groups of sampled images (as codes) with their log-probs out, on vLLM."""
+"""The engine on vLLM: prompts in, groups of sampled images (as codes) with their log-probs out."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
-from simplear_rl.policy.rollouts import Prompt, Rollout
-from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.pairing import PairScheduler
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
@@ -68,43 +67,27 @@ class VllmEngine:
         self.llm.apply_model(lambda model: model.pack())
         self.version = 0
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        samples: int,
-        seed: tuple[int, int],
-        sampling: Sampling,
-        negative_prompt: str | None = None,
-    ) -> Iterator[Rollout]:
-        """Draw `samples` images per prompt; yield each prompt's group, in order, as soon as it is complete.
-
-        Args:
-            prompts: each with its place in the step's list.
-            samples: G, images per prompt.
-            seed: (run seed, step), see `uniform_stream`.
-            sampling: with guidance every image is decoded in two contexts.
-            negative_prompt: caption of the unconditional context; the null prompt of training if there is none.
+    def generate(self, draw: Draw) -> Iterator[Rollout]:
+        """Draw images; yield each prompt's group, in order, as soon as it is complete.
 
         Raises:
             UserError: a prompt is empty, longer than `max_prompt_tokens`, or can never fit; nothing is drawn then.
         """
-        ids = [self.encode(prompt.text) for prompt in prompts]
-        guided = sampling.guidance_scale != 1
-        unconditional = (self.encode(negative_prompt) if negative_prompt else self.encode.null) if guided else None
+        ids = [self.encode(prompt.text) for prompt in draw.prompts]
+        unconditional = self.encode.unconditional(draw)
         self._check_fits([max(ids, key=len), *([unconditional] if unconditional else [])])
-        images = [(i, k) for i in range(len(prompts)) for k in range(samples)]
+        images = [(i, k) for i in range(len(draw.prompts)) for k in range(draw.samples)]
         self._empty_cache()  # what was drawn before, an evaluation for instance, changes no rounding here
         try:
             for i, k in images:
-                draw = {"seed": [*seed, prompts[i].index, k], "sampling": sampling}
-                self._add(f"{i}/{k}", ids[i], draw | ({"pair": f"{i}/{k}"} if guided else {}))
+                extra = {"seed": [draw.seed, draw.step, draw.prompts[i].index, k], "sampling": draw.sampling}
+                self._add(f"{i}/{k}", ids[i], extra | ({"pair": f"{i}/{k}"} if unconditional else {}))
                 if unconditional:
-                    self._add(
-                        f"{i}/{k}{UNCONDITIONAL}", unconditional, draw | {"pair": f"{i}/{k}", "unconditional": True}
-                    )
+                    pair = {"pair": f"{i}/{k}", "unconditional": True}
+                    self._add(f"{i}/{k}{UNCONDITIONAL}", unconditional, extra | pair)
             finished: dict[str, RequestOutput] = {}
-            for i, prompt in enumerate(prompts):
-                members = [f"{i}/{k}" for k in range(samples)]
+            for i, prompt in enumerate(draw.prompts):
+                members = [f"{i}/{k}" for k in range(draw.samples)]
                 while not all(member in finished for member in members):
                     outputs = self.llm.llm_engine.step()
                     finished.update((output.request_id, output) for output in outputs if output.finished)
@@ -117,16 +100,17 @@ class VllmEngine:
                     unconditional_ids=unconditional,
                     codes=codes.astype(np.uint16),
                     log_probs=np.array(log_probs, dtype=np.float32),
-                    sampling=sampling,
+                    sampling=draw.sampling,
                     weight_version=self.version,
-                    seed=seed,
+                    seed=draw.seed,
+                    step=draw.step,
                 )
         finally:
             # What is left when the caller did not take every group.
             names = [f"{i}/{k}{half}" for i, k in images for half in ("", UNCONDITIONAL)]
             self.llm.llm_engine.abort_request(names)
 
-    def _add(self, name: str, prompt_ids: list[int], draw: dict[str, Any]) -> None:
+    def _add(self, name: str, prompt_ids: list[int], extra: dict[str, Any]) -> None:
         params = SamplingParams(
             temperature=0,
             max_tokens=self.layout.tokens,
@@ -134,7 +118,7 @@ class VllmEngine:
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=draw,
+            extra_args=extra,
         )
         self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, params)
 

@@ -16,7 +16,7 @@ import torch
 
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.policy.model import load_policy, random_policy, word_tokenizer
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
@@ -44,8 +44,8 @@ def measure(policy: Path, images: int, repeats: int) -> dict[str, float]:
         sample_codes(model, contexts, layout, seeds, GUIDED, [encode.null] * images)
 
     runs: dict[str, Callable[[], object]] = {
-        "vllm guided": lambda: list(engine.generate(prompts, 1, (0, 0), GUIDED)),
-        "vllm unguided": lambda: list(engine.generate(prompts, 1, (0, 0), UNGUIDED)),
+        "vllm guided": lambda: list(engine.generate(Draw(prompts, 1, 0, 0, GUIDED))),
+        "vllm unguided": lambda: list(engine.generate(Draw(prompts, 1, 0, 0, UNGUIDED))),
         "transformers guided": transformers,
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -16,6 +16,7 @@ from threading import Thread
 import pytest
 import ray
 
+from actors import sampler
 from actors.broadcast import Broadcast
 from actors.learner import LearnerGroup
 from simplear_rl import grpo, pretrain
@@ -111,12 +112,12 @@ class Chaos:
 
     def __init__(self, plan, monkeypatch):
         self.plan, self.step, self.threads = dict(plan), 0, []
-        stream, broadcast = grpo.stream, Broadcast.__call__
-        update, checkpoint = LearnerGroup.update, Run.checkpoint
+        stream, broadcast = sampler.stream, Broadcast.__call__
+        update, checkpoint = LearnerGroup.step, Run.checkpoint
 
-        def disturbed_stream(engines, step, *args):
-            self.step = step
-            for i, group in enumerate(stream(engines, step, *args)):
+        def disturbed_stream(engines, draw, *args):
+            self.step = draw.step
+            for i, group in enumerate(stream(engines, draw, *args)):
                 if i == 0:
                     self.enter("rollout")
                 yield group
@@ -128,9 +129,9 @@ class Chaos:
 
             return call
 
-        monkeypatch.setattr(grpo, "stream", disturbed_stream)
+        monkeypatch.setattr(sampler, "stream", disturbed_stream)
         monkeypatch.setattr(Broadcast, "__call__", disturbed("broadcast", broadcast))
-        monkeypatch.setattr(LearnerGroup, "update", disturbed("update", update))
+        monkeypatch.setattr(LearnerGroup, "step", disturbed("update", update))
         monkeypatch.setattr(Run, "checkpoint", disturbed("checkpoint", checkpoint))
 
     def enter(self, phase):
@@ -210,15 +211,15 @@ def test_pretraining_goes_on_when_a_rank_dies(ray_cluster, world, tmp_path, monk
         return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", values)
 
     pretrain.train(config(tmp_path / "undisturbed"))
-    train, killed = LearnerGroup.train, []
+    take_step, killed = LearnerGroup.step, []
 
     def disturbed(group, step):
         if step == 4 and not killed:
             killed.append(pid("learner-1", stage="pretrain"))
             os.kill(killed[0], signal.SIGKILL)
-        return train(group, step)
+        return take_step(group, step)
 
-    monkeypatch.setattr(LearnerGroup, "train", disturbed)
+    monkeypatch.setattr(LearnerGroup, "step", disturbed)
     pretrain.train(config(tmp_path / "run"))
     weights = [(tmp_path / run / "final" / "model.safetensors").read_bytes() for run in ("run", "undisturbed")]
     assert weights[0] == weights[1]

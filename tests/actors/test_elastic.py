@@ -18,10 +18,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 import actors.broadcast
+from actors import sampler
 from actors.placement import Stage
 from simplear_rl import grpo
-from simplear_rl.config import CONFIGS, GrpoConfig, load_config
-from simplear_rl.run import Run
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import GrpoConfig
+from simplear_rl.run.folder import Run
 
 world, folder, phase, transport = sys.argv[1:]
 ray._private.utils.write_ray_address = lambda *_: None  # no other driver of this machine is to join this cluster
@@ -39,7 +42,7 @@ def train(name, *more):
 
 train("undisturbed")
 pools, nodes, used = [], [], {}
-pool, log, stream, broadcast = Stage.pool, Run.log, grpo.stream, actors.broadcast.Broadcast.__call__
+pool, log, stream, broadcast = Stage.pool, Run.log, sampler.stream, actors.broadcast.Broadcast.__call__
 
 
 def place(actor):
@@ -86,12 +89,13 @@ def watched(run, step, *args, **options):
         join()
 
 
-def watched_stream(engines, step, *args):
+def watched_stream(engines, draw, *args):
+    step = draw.step
     used[step] = [sum(on_new_node(actor) for actor in part.up()) for part in pools]
     if step == 4 and phase == "rollout":
         die()
     watched_stream.step = step
-    yield from stream(engines, step, *args)
+    yield from stream(engines, draw, *args)
 
 
 def watched_broadcast(self):
@@ -101,7 +105,7 @@ def watched_broadcast(self):
     return broadcast(self)
 
 
-Stage.pool, Run.log, grpo.stream = remembered, watched, watched_stream
+Stage.pool, Run.log, sampler.stream = remembered, watched, watched_stream
 actors.broadcast.Broadcast.__call__ = watched_broadcast
 more = [f"{role}.max_count=2" for role in ("rollout.engine.actors", "reward.actors")]
 start = time.monotonic()
@@ -117,8 +121,11 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
+from actors import sampler
 from simplear_rl import grpo
-from simplear_rl.config import CONFIGS, GrpoConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import GrpoConfig
 
 world, folder = sys.argv[1:]
 ray._private.utils.write_ray_address = lambda *_: None
@@ -136,18 +143,19 @@ def train(name):
 
 
 train("undisturbed")
-stream = grpo.stream
+stream = sampler.stream
 
 
-def watched_stream(engines, step, *args):
-    for i, group in enumerate(stream(engines, step, *args)):
+def watched_stream(engines, draw, *args):
+    step = draw.step
+    for i, group in enumerate(stream(engines, draw, *args)):
         yield group
         if step == 4 and i == 0 and len(nodes) == 2:
             here = lambda _: ray.get_runtime_context().get_node_id()
             cluster.remove_node(nodes.pop(ray.get(engines.fixed[0].__ray_call__.remote(here))), allow_graceful=False)
 
 
-grpo.stream = watched_stream
+sampler.stream = watched_stream
 train("disturbed")
 assert len(nodes) == 1
 ray.shutdown()

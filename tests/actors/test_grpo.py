@@ -23,7 +23,7 @@ from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.model import load_policy
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.run.history import read_metrics
@@ -148,7 +148,7 @@ def test_a_sample_does_not_depend_on_its_actor(ray_cluster, policy):
         stage.ready()
 
         def drawn(actors, order):
-            drawn = stream(Pool(actors), 5, [prompts[i] for i in order], 2, 0, Sampling())
+            drawn = stream(Pool(actors), Draw([prompts[i] for i in order], 2, 0, 5, Sampling()))
             return {i: ray.get(group) for i, group in drawn}
 
         together, swapped, alone = drawn(engines, range(4)), drawn(engines[::-1], range(4)), drawn(engines[:1], [3, 1])

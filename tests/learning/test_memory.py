@@ -8,7 +8,8 @@ import torch
 
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
-from simplear_rl.learning.learner import Learner, summed_cross_entropy
+from simplear_rl.learning.learner import Learner
+from simplear_rl.learning.supervised import summed_cross_entropy
 from simplear_rl.plan.memory import states_memory
 from simplear_rl.policy.model import load_policy
 
@@ -17,7 +18,7 @@ def states(policy, config, rank, rendezvous):
     """Bytes of weights and of AdamW's tensors that a rank holds after a step."""
     one = Learner(config, policy, 1, 1, rank, config.actors.count, rendezvous)
     ids = torch.zeros(1, 8, dtype=torch.int64)
-    one._backward(one.engine(summed_cross_entropy, ids, ids), dict)
+    one.backward(one.forward(summed_cross_entropy, ids, ids), dict)
     parameters = list(one.model.parameters())
     own = {p.untyped_storage()._cdata for p in parameters}
     weights = [getattr(p, "ds_tensor", p) for p in parameters]

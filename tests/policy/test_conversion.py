@@ -24,7 +24,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.conversion import convert
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy, save_policy
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, read_encoder, read_layout, read_tokenizer
 from simplear_rl.tokenizers.cosmos import OFFICIAL, TokenizerGeometry
@@ -347,7 +347,7 @@ def test_published_layout_has_the_same_log_probs_in_transformers_and_vllm(tmp_pa
     folder = trained_policy(tmp_path, geometry)
     layout = read_layout(folder)
     assert layout == ImageLayout(151_672, 64_000, 4, 4, "A highly realistic image of ")
-    (rollout,) = VllmEngine(folder, engine_config).generate([Prompt(0, "two dogs")], 2, (0, 0), Sampling())
+    (rollout,) = VllmEngine(folder, engine_config).generate(Draw([Prompt(0, "two dogs")], 2, 0, 0, Sampling()))
     assert (rollout.prompt_ids[0], rollout.prompt_ids[-1]) == (151_665, 151_667)
     model, _ = load_policy(folder)
     with torch.no_grad():

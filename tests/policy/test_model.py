@@ -44,7 +44,8 @@ def test_log_probs_are_those_of_the_full_logits_restricted_to_visual_ids(policy,
         log_probs=np.zeros((3, 16), np.float32),
         sampling=Sampling(temperature=0.7, guidance_scale=scale),
         weight_version=0,
-        seed=(0, 1),
+        seed=0,
+        step=1,
     )
     torch.testing.assert_close(rollout_log_probs(model, rollout, layout), expected)
 
@@ -61,7 +62,8 @@ def test_guided_gradient_flows_through_both_contexts_or_one(policy):
         log_probs=np.zeros((2, 16), np.float32),
         sampling=Sampling(guidance_scale=scale),
         weight_version=0,
-        seed=(0, 1),
+        seed=0,
+        step=1,
     )
     weight = model.model.layers[0].mlp.down_proj.weight
     for both in True, False:
@@ -107,7 +109,8 @@ def test_chunks_change_neither_values_nor_gradients(policy, monkeypatch, both):
         log_probs=np.zeros((3, 16), np.float32),
         sampling=Sampling(guidance_scale=3.0),
         weight_version=0,
-        seed=(0, 1),
+        seed=0,
+        step=1,
     )
     found = []
     for logits_per_chunk in 2**26, 700:  # 7 rows at a time

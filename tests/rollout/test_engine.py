@@ -9,7 +9,7 @@ import torch
 from simplear_rl.errors import UserError
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout.transformers_engine import sample_codes
@@ -48,23 +48,23 @@ def perturbed(weights: Weights, version: int = 1) -> Weights:
 def test_log_probs_are_those_of_the_policy(engine, policy):
     model, _ = load_policy(policy)
     for sampling in PLAIN, Sampling(temperature=0.7), GUIDED, Sampling(temperature=0.8, guidance_scale=0.5):
-        for rollout in engine.generate(PROMPTS, 4, (0, 1), sampling):
+        for rollout in engine.generate(Draw(PROMPTS, 4, 0, 1, sampling)):
             with torch.no_grad():
                 own = rollout_log_probs(model, rollout, read_layout(policy))
             assert np.abs(own.numpy() - rollout.log_probs).max() < 1e-4
 
 
 def test_a_sample_depends_on_its_seed_alone(engine, policy):
-    together = {r.prompt.index: r for r in engine.generate(PROMPTS, 4, (0, 3), PLAIN)}
+    together = {r.prompt.index: r for r in engine.generate(Draw(PROMPTS, 4, 0, 3, PLAIN))}
     for prompt in reversed(PROMPTS):
-        (alone,) = engine.generate([prompt], 4, (0, 3), PLAIN)
+        (alone,) = engine.generate(Draw([prompt], 4, 0, 3, PLAIN))
         assert np.array_equal(alone.codes, together[prompt.index].codes)
-    (fewer,) = engine.generate(PROMPTS[:1], 2, (0, 3), PLAIN)
+    (fewer,) = engine.generate(Draw(PROMPTS[:1], 2, 0, 3, PLAIN))
     assert np.array_equal(fewer.codes, together[0].codes[:2])
 
 
 def test_equal_prompts_get_samples_of_their_own(engine):
-    groups = list(engine.generate(PROMPTS, 4, (0, 4), PLAIN))
+    groups = list(engine.generate(Draw(PROMPTS, 4, 0, 4, PLAIN)))
     assert groups[0].prompt.text == groups[3].prompt.text
     assert not np.array_equal(groups[0].codes, groups[3].codes)
     assert len(np.unique(groups[0].codes, axis=0)) == 4
@@ -72,7 +72,7 @@ def test_equal_prompts_get_samples_of_their_own(engine):
 
 def test_the_transformers_engine_draws_the_same_images(engine, policy):
     model, encode = load_policy(policy)
-    groups = list(engine.generate(PROMPTS, 2, (5, 6), PLAIN))
+    groups = list(engine.generate(Draw(PROMPTS, 2, 5, 6, PLAIN)))
     prompts = [encode(p.text) for p in PROMPTS for _ in range(2)]
     seeds = [(5, 6, p.index, k) for p in PROMPTS for k in range(2)]
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_transformers_engine_draws_the_same_images(engine, policy):
 
 def test_greedy_takes_the_likeliest_code(engine, policy):
     model, _ = load_policy(policy)
-    (rollout,) = engine.generate(PROMPTS[:1], 1, (0, 0), Sampling(temperature=0))
+    (rollout,) = engine.generate(Draw(PROMPTS[:1], 1, 0, 0, Sampling(temperature=0)))
     ids = rollout.prompt_ids
     with torch.no_grad():
         for code in rollout.codes[0]:
@@ -93,24 +93,24 @@ def test_greedy_takes_the_likeliest_code(engine, policy):
 
 
 def test_broadcast_replaces_every_weight_and_is_verified(engine, weights):
-    before = next(engine.generate(PROMPTS[:1], 4, (0, 1), PLAIN))
+    before = next(engine.generate(Draw(PROMPTS[:1], 4, 0, 1, PLAIN)))
     new = perturbed(weights)
     engine.load_weights(new)
     assert engine.checksum() == new.checksum != weights.checksum
-    after = next(engine.generate(PROMPTS[:1], 4, (0, 1), PLAIN))
+    after = next(engine.generate(Draw(PROMPTS[:1], 4, 0, 1, PLAIN)))
     assert after.weight_version == 1
     assert not np.array_equal(after.codes, before.codes)
     engine.load_weights(weights)
-    assert np.array_equal(next(engine.generate(PROMPTS[:1], 4, (0, 1), PLAIN)).codes, before.codes)
+    assert np.array_equal(next(engine.generate(Draw(PROMPTS[:1], 4, 0, 1, PLAIN))).codes, before.codes)
 
 
 def test_no_stale_prefix_after_a_broadcast(engine, policy, weights):
     # Longer than a block of the cache (16 tokens on GPUs, 128 on CPUs), so that its keys and values are shared.
     prompt = Prompt(0, "a red circle and " * 34 + "a cross")
-    list(engine.generate([prompt], 4, (0, 1), PLAIN))
+    list(engine.generate(Draw([prompt], 4, 0, 1, PLAIN)))
     new = perturbed(weights)
     engine.load_weights(new)
-    (found,) = engine.generate([prompt], 4, (0, 1), PLAIN)
+    (found,) = engine.generate(Draw([prompt], 4, 0, 1, PLAIN))
     engine.load_weights(weights)
     model, encode = load_policy(policy)
     model.load_state_dict(new.tensors, strict=False)
@@ -122,7 +122,7 @@ def test_no_stale_prefix_after_a_broadcast(engine, policy, weights):
 def test_what_was_drawn_before_is_not_computed_with(engine, monkeypatch):
     """Keys and values of a cached prefix can round differently, so that training would depend on an evaluation."""
     beginning = "a red circle and " * 34  # longer than a block of the cache
-    list(engine.generate([Prompt(0, beginning + "a square")], 1, (0, 0), PLAIN))
+    list(engine.generate(Draw([Prompt(0, beginning + "a square")], 1, 0, 0, PLAIN)))
     cached, step = [], engine.llm.llm_engine.step
 
     def recorded():
@@ -131,7 +131,7 @@ def test_what_was_drawn_before_is_not_computed_with(engine, monkeypatch):
         return outputs
 
     monkeypatch.setattr(engine.llm.llm_engine, "step", recorded)
-    list(engine.generate([Prompt(0, beginning + "a cross")], 1, (0, 1), PLAIN))
+    list(engine.generate(Draw([Prompt(0, beginning + "a cross")], 1, 0, 1, PLAIN)))
     assert cached == [0]
 
 
@@ -146,7 +146,7 @@ def test_damaged_broadcast_is_refused(engine, weights):
 
 
 def test_weights_do_not_change_under_running_images(engine, weights):
-    running = engine.generate(PROMPTS, 4, (0, 1), PLAIN)  # 20 images, 8 at a time
+    running = engine.generate(Draw(PROMPTS, 4, 0, 1, PLAIN))  # 20 images, 8 at a time
     next(running)
     with pytest.raises(RuntimeError, match="being drawn"):
         engine.load_weights(weights)
@@ -156,5 +156,5 @@ def test_weights_do_not_change_under_running_images(engine, weights):
 @pytest.mark.parametrize(("text", "message"), [("  ", "empty caption"), ("a red circle " * 50, "155 tokens")])
 def test_bad_prompts_are_refused_before_anything_is_drawn(engine, text, message):
     with pytest.raises(UserError, match=message):
-        list(engine.generate([*PROMPTS, Prompt(5, text)], 2, (0, 0), PLAIN))
-    assert len(list(engine.generate(PROMPTS[:2], 2, (0, 0), PLAIN))) == 2
+        list(engine.generate(Draw([*PROMPTS, Prompt(5, text)], 2, 0, 0, PLAIN)))
+    assert len(list(engine.generate(Draw(PROMPTS[:2], 2, 0, 0, PLAIN)))) == 2

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.model import load_policy, random_policy, word_tokenizer
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout import vllm_engine as engine_module
@@ -76,7 +76,7 @@ def loop_images(policy, prompts, seed, sampling, samples=1, negative=None):
 
 
 def engine_images(engine, prompts, seed, sampling, samples=1, negative=None):
-    groups = engine.generate(prompts, samples, seed, sampling, negative)
+    groups = engine.generate(Draw(prompts, samples, *seed, sampling, negative))
     return {(g.prompt.index, k): codes.tolist() for g in groups for k, codes in enumerate(g.codes)}
 
 
@@ -160,7 +160,7 @@ def test_first_two_codes_follow_the_exact_guided_distribution(tmp_path):
     policy, number = make_policy(tmp_path / "policy", grid=(1, 2), codes=5), 6000
     exact = exact_joint(policy, "a red circle", 2.0).ravel()
     engine = VllmEngine(policy, EngineConfig(max_concurrent=256, kv_cache_gib=0.1, max_prompt_tokens=20))
-    (group,) = engine.generate([Prompt(0, "a red circle")], number, (0, 0), Sampling(guidance_scale=2.0))
+    (group,) = engine.generate(Draw([Prompt(0, "a red circle")], number, 0, 0, Sampling(guidance_scale=2.0)))
     model, encode = load_policy(policy)
     with torch.no_grad():
         other = sample_codes(
@@ -237,11 +237,11 @@ def test_unguided_images_pass_the_same_gate(small_engine, policy):
 
 def test_caller_that_takes_one_group_leaves_nothing_behind(small_engine):
     prompts = prompts_of_many_lengths(6)
-    groups = small_engine.generate(prompts, 2, (0, 0), GUIDED)
+    groups = small_engine.generate(Draw(prompts, 2, 0, 0, GUIDED))
     next(groups)
     groups.close()
     assert not small_engine.llm.llm_engine.has_unfinished_requests()
-    assert len(list(small_engine.generate(prompts, 2, (0, 0), GUIDED))) == 6
+    assert len(list(small_engine.generate(Draw(prompts, 2, 0, 0, GUIDED)))) == 6
 
 
 def test_image_that_can_never_fit_is_refused(policy):
@@ -249,6 +249,6 @@ def test_image_that_can_never_fit_is_refused(policy):
         patch.setattr(engine_module, "LLM", partial(engine_module.LLM, num_gpu_blocks_override=9, block_size=32))
         tight = VllmEngine(policy, EngineConfig(max_concurrent=8, kv_cache_gib=0.1, max_prompt_tokens=150))
     long, short = prompts_of_many_lengths(2)[1:], [Prompt(0, "a circle")]
-    assert len(list(tight.generate(short, 1, (0, 0), GUIDED))) == 1
+    assert len(list(tight.generate(Draw(short, 1, 0, 0, GUIDED)))) == 1
     with pytest.raises(UserError, match=r"takes 10 blocks .* the engine has 8: raise engine.kv_cache_gib by a factor"):
-        list(tight.generate(long, 1, (0, 0), GUIDED))
+        list(tight.generate(Draw(long, 1, 0, 0, GUIDED)))

@@ -355,10 +355,13 @@ from pathlib import Path
 
 import torch
 from simplear_rl.run.checkpoints import checkpoints, newest_intact, step_of
-from simplear_rl.config import CONFIGS, SupervisedConfig, load_config
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.batches import TokenDataset
+from simplear_rl.learning import supervised
 from simplear_rl.learning.learner import Learner
-from simplear_rl.run import Run
+from simplear_rl.run.folder import Run
 
 torch.set_num_threads(1)
 KILLS = int(sys.argv[1])
@@ -375,7 +378,7 @@ def train():
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         for step in run.steps():
-            run.log(step, learner.train_tokens(data.batch(step)), show=("loss",))
+            run.log(step, supervised.train(learner, data.batch(step)), show=("loss",))
             run.checkpoint(learner.save)
 
 
@@ -429,7 +432,7 @@ def test_a_training_killed_while_it_writes_checkpoints_ends_with_the_same_weight
             capture_output=True,
             text=True,
             timeout=550,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return [int(number) for number in done.stdout.splitlines()[-1].split()]

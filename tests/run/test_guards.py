@@ -10,6 +10,7 @@ import torch
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.errors import UserError
+from simplear_rl.learning import policy_gradient, supervised
 from simplear_rl.learning.learner import Learner
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
@@ -71,7 +72,8 @@ def broken_values(policy, folder):
         values = np.array(good[1].rollout.log_probs if name == "log_probs" else getattr(good[1], name))
         values[2] = NAN if name != "rewards" else np.inf
         outcomes[name] = refused(
-            learner, lambda n=name, v=values: learner.update(groups(policy, **{n: v}), AlgorithmConfig())
+            learner,
+            lambda n=name, v=values: policy_gradient.update(learner, groups(policy, **{n: v}), AlgorithmConfig()),
         )
     return outcomes
 
@@ -97,7 +99,7 @@ def broken_passes(policy, folder, zero_stage, dtype):
     outcomes = {}
     for kind in "loss", "gradient", "sum":
         learner = build(policy, folder / kind, zero_stage, dtype)
-        learner.train_tokens(tokens(learner))
+        supervised.train(learner, tokens(learner))
         norm, passes = learner.model.model.norm, []
 
         def spoil(_, __, output, kind=kind, passes=passes):
@@ -112,7 +114,7 @@ def broken_passes(policy, folder, zero_stage, dtype):
             norm.weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
         else:
             norm.register_forward_hook(spoil)
-        outcomes[kind] = refused(learner, lambda learner=learner: learner.train_tokens(tokens(learner)))
+        outcomes[kind] = refused(learner, lambda learner=learner: supervised.train(learner, tokens(learner)))
     return outcomes
 
 
@@ -139,7 +141,9 @@ def overflowing_group(policy, folder):
     good = groups(policy)
     far = np.array(good[1].reference_log_probs)
     far[3, 5] = 200.0  # exp(200) overflows in the KL of sample 3
-    return refused(learner, lambda: learner.update(groups(policy, reference_log_probs=far), AlgorithmConfig()))
+    return refused(
+        learner, lambda: policy_gradient.update(learner, groups(policy, reference_log_probs=far), AlgorithmConfig())
+    )
 
 
 def test_a_loss_that_overflows_is_refused_with_its_group(run, policy, tmp_path):

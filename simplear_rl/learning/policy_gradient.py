@@ -1,0 +1,105 @@
+"""GRPO on the learner: log-probs of the samples under the policy, the loss of each group, the optimizer steps.
+
+Advantages, ratios and KL are computed here, where the log-probs are; their formulas stand in algorithms/.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from simplear_rl.algorithms.grpo_loss import grpo_loss
+from simplear_rl.config.learner import AlgorithmConfig
+from simplear_rl.learning.metrics import combined
+from simplear_rl.policy.log_probs import rollout_log_probs
+from simplear_rl.policy.rollouts import Rollout, ScoredRollout
+from simplear_rl.run.guards import Evidence, group_evidence, refusal
+
+if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
+    from simplear_rl.learning.learner import Learner
+
+
+class PolicyGradient:
+    """The objective of GRPO: the policy loss of what was drawn, with its KL term."""
+
+    def __init__(self, learner: "Learner", config: AlgorithmConfig):
+        self.learner, self.config = learner, config
+
+    def images(self, groups: Sequence[ScoredRollout]) -> int:
+        """See Objective."""
+        return sum(len(group.rewards) for group in groups)
+
+    def step(self, step: int, groups: Sequence[ScoredRollout]) -> dict[str, float]:
+        """See Objective."""
+        return update(self.learner, groups, self.config)
+
+
+def update(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
+    """One batch on this rank: every group is one forward pass, `config.updates_per_batch` optimizer steps.
+
+    Raises:
+        UserError: rewards, log-probs, the loss or a gradient are not finite; the step is not taken.
+    """
+    for group in groups:
+        _require_finite(learner, group)
+    old_GT: list[torch.Tensor] = []
+    if config.updates_per_batch > 1:
+        old_GT = [log_probs(learner, group.rollout, config, no_grad=True) for group in groups]
+    metrics: list[dict[str, torch.Tensor]] = []  # as measured before the first update
+    clip_fractions = []  # of all updates
+    for number in range(config.updates_per_batch):
+        for i, group in enumerate(groups):
+            log_probs_GT = log_probs(learner, group.rollout, config)
+            loss, group_metrics = grpo_loss(
+                log_probs_GT,
+                old_GT[i] if old_GT else log_probs_GT.detach(),
+                torch.from_numpy(group.reference_log_probs).to(log_probs_GT),
+                torch.from_numpy(group.rewards).to(log_probs_GT),
+                config,
+            )
+            clip_fractions.append(group_metrics["clip_fraction"])
+            if number == 0:
+                metrics.append(group_metrics | _mismatch(log_probs_GT.detach(), group.rollout))
+            learner.backward(loss, partial(_evidence, group, log_probs_GT))
+    clip_fraction = float(torch.stack(clip_fractions).mean())
+    return combined(metrics) | {"clip_fraction": clip_fraction} | learner.finish_step()
+
+
+def log_probs(learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False) -> torch.Tensor:
+    """Log-probs of a rollout's codes under the learner's policy, float32 [G, T]."""
+    with torch.set_grad_enabled(not no_grad):
+        return learner.forward(rollout_log_probs, rollout, learner.layout, config.unconditional_gradient)
+
+
+def _mismatch(log_probs_GT: torch.Tensor, rollout: Rollout) -> dict[str, torch.Tensor]:
+    """How far engine and learner are apart, and the entropy as the samples estimate it."""
+    difference_GT = (log_probs_GT - torch.from_numpy(rollout.log_probs).to(log_probs_GT)).abs()
+    return {
+        "mismatch_max": difference_GT.max(),
+        "mismatch_mean": difference_GT.mean(),
+        "entropy_estimate": -log_probs_GT.mean(),
+    }
+
+
+def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
+    for name, values in (
+        ("the reward", group.rewards),
+        ("the behaviour log-prob", group.rollout.log_probs),
+        ("the reference log-prob", group.reference_log_probs),
+    ):
+        if not np.isfinite(values).all():
+            quantity = f"{name} {values[~np.isfinite(values)][0]}"
+            raise refusal(learner.run, learner.step + 1, quantity, _evidence(group))
+
+
+def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Evidence:
+    values = {
+        "rewards": group.rewards,
+        "behaviour_log_probs": group.rollout.log_probs,
+        "reference_log_probs": group.reference_log_probs,
+    }
+    if log_probs_GT is not None:
+        values["log_probs"] = log_probs_GT.detach().cpu().numpy()
+    return group_evidence(group.rollout, **values)
