@@ -71,15 +71,38 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:
     """One line for one of pydantic's errors: key, what was expected, what was found."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        without_indices = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
-        nearest = difflib.get_close_matches(without_indices, known_keys(schema), n=1, cutoff=0)
-        return f"  {key}: unknown key; did you mean {nearest[0]}?"
-    if problem["type"] == "missing":
-        return f"  {key}: missing"
+    loc, tag = _without_tags(schema, problem["loc"])
+    key = ".".join(str(part) for part in loc)
+    match problem["type"]:
+        case "extra_forbidden":
+            known = ".".join(part for part in loc if isinstance(part, str))
+            nearest = difflib.get_close_matches(known, set(known_keys(schema)) - {known}, n=1, cutoff=0)
+            return f"  {key}: unknown key{f' of type {tag}' if tag else ''}; did you mean {nearest[0]}?"
+        case "missing":
+            return f"  {key}: missing"
+        case "union_tag_not_found":
+            return f"  {key}.type: missing"
+        case "union_tag_invalid":
+            expected = problem["ctx"]["expected_tags"]
+            return f"  {key}.type: expected one of {expected}, found {problem['ctx']['tag']!r}"
     found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
     return f"  {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _without_tags(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[int | str], str | None]:
+    """A place in the configuration as the user writes it, and the type of the union's class that it lies in.
+
+    Where a section is one of several classes, pydantic puts the value of `type` between its key and theirs.
+    """
+    sections, kept, tag = [schema], [], None
+    for part in loc:
+        field = next((s.model_fields[part] for s in sections if part in s.model_fields), None)
+        if isinstance(part, int) or field or len(sections) == 1:
+            kept.append(part)
+            sections = sections_of(field.annotation) if field else sections
+        elif chosen := [s for s in sections if part in get_args(s.model_fields["type"].annotation)]:
+            sections, tag = chosen, str(part)
+    return kept, tag
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
@@ -87,7 +110,13 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
-        for section in (field.annotation, *get_args(field.annotation)):  # itself, or what a list holds
-            if isinstance(section, type) and issubclass(section, BaseModel):
-                keys += known_keys(section, f"{prefix}{name}.")
-    return keys
+        for section in sections_of(field.annotation):
+            keys += known_keys(section, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation names: itself, or what an optional, a list or a union holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_of(part)]

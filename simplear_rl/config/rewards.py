@@ -1,4 +1,7 @@
-"""The reward models, and the actors that score with them."""
+"""The reward models, one class per type, and the actors that score with them.
+
+A new type is a class here, its place in `RewardModelConfig`, and a module in simplear_rl/rewards/.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,18 +15,28 @@ from simplear_rl.config.benchmarks import DetectorConfig
 HPSV2_WEIGHTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
-class RewardModelConfig(Section):
-    """One reward model; a sample's reward is the weighted sum over all of them."""
+class AnyRewardConfig(Section):
+    """What every reward model has. A sample's reward is the weighted sum over all models."""
 
-    type: Literal["clip", "hpsv2", "geneval"]
-    model: str = Field(
-        "",
-        description="clip: open_clip name, hf-hub:NAME or local-dir:FOLDER; hpsv2: its network, ViT-H-14 as published",
-    )
-    weights: str | None = Field(
-        None, description="clip: open_clip tag or file; hpsv2: v2.0, v2.1 (from the Hugging Face hub) or file"
-    )
-    weight: float = 1.0
+    type: str
+    weight: float = Field(1.0, description="factor in the sum of all rewards")
+
+    @property
+    def name(self) -> str:
+        """How the reward is called in metrics."""
+        return self.type
+
+    @property
+    def files(self) -> list[Path]:
+        """Local folders and files that the reward is read from."""
+        return []
+
+
+class ImageTextRewardConfig(AnyRewardConfig):
+    """A network that compares an image with its prompt."""
+
+    model: str
+    weights: str | None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: Count = Field(32, description="images, or captions, per forward pass")
     preprocess: Literal["model", "simplear"] = Field(
@@ -32,15 +45,6 @@ class RewardModelConfig(Section):
     long_text: Literal["refuse", "truncate"] = Field(
         "refuse", description="prompts beyond the model's context (77 tokens): an error, or their beginning is scored"
     )
-    metadata: Location | None = Field(
-        None,
-        description="geneval: file like GenEval's evaluation_metadata.jsonl, with every training prompt; null: the "
-        "miniature world's captions and its exact detector",
-    )
-    detector: DetectorConfig | None = Field(None, description="geneval with metadata; null: GenEval's own")
-    credit: Literal["correct", "partial"] = Field(
-        "correct", description="geneval: 1 or 0, as the benchmark says, or the share of requirements that are met"
-    )
 
     @field_validator("weights")
     @classmethod
@@ -48,26 +52,22 @@ class RewardModelConfig(Section):
         file = Path(weights or "").expanduser()
         return str(file.absolute()) if file.is_file() else weights
 
-    @model_validator(mode="after")
-    def _keys_fit_the_type(self) -> "RewardModelConfig":
-        of_a_network = ("model", "weights", "dtype", "batch_size", "preprocess", "long_text")
-        for key in of_a_network if self.type == "geneval" else ("metadata", "detector", "credit"):
-            value = getattr(self, key)
-            if value != type(self).model_fields[key].default:
-                raise ValueError(f"a {self.type} reward has no `{key}`, found {value}")
-        if self.detector and not self.metadata:
-            raise ValueError("geneval: `detector` is for `metadata`; the miniature world has one of its own")
-        return self
+    @property
+    def files(self) -> list[Path]:
+        """See AnyRewardConfig."""
+        return [Path(self.model.removeprefix("local-dir:"))] if self.model.startswith("local-dir:") else []
+
+
+class ClipRewardConfig(ImageTextRewardConfig):
+    """CLIP."""
+
+    type: Literal["clip"] = "clip"
+    model: str = Field(min_length=1, description="open_clip name, hf-hub:NAME or local-dir:FOLDER")
+    weights: str | None = Field(None, description="open_clip tag or file; null with hf-hub: and local-dir:")
 
     @model_validator(mode="after")
-    def _weights_are_known(self) -> "RewardModelConfig":
-        if self.type == "geneval":
-            return self
-        if not self.model:
-            raise ValueError(f"a {self.type} reward needs `model`")
-        if self.type == "hpsv2" and not self.weights:
-            raise ValueError("an hpsv2 reward needs `weights`: v2.0, v2.1 or a file")
-        if self.type == "clip" and bool(self.weights) == self.model.startswith(("local-dir:", "hf-hub:")):
+    def _weights_are_known(self) -> "ClipRewardConfig":
+        if bool(self.weights) == self.model.startswith(("local-dir:", "hf-hub:")):
             raise ValueError(
                 f"clip reward {self.model}: an open_clip name needs `weights`, local-dir: and hf-hub: bring their own; "
                 f"found weights {self.weights}"
@@ -76,8 +76,50 @@ class RewardModelConfig(Section):
 
     @property
     def name(self) -> str:
-        """How the reward is called in metrics."""
-        return f"{self.type}_{Path(self.model).name}" if self.type == "clip" else self.type
+        """See AnyRewardConfig."""
+        return f"clip_{Path(self.model).name}"
+
+
+class HpsV2RewardConfig(ImageTextRewardConfig):
+    """HPSv2: a CLIP fine-tuned on human preferences."""
+
+    type: Literal["hpsv2"] = "hpsv2"
+    model: str = Field(min_length=1, description="its network: ViT-H-14 as published")
+    weights: str = Field(min_length=1, description="v2.0 or v2.1, from the Hugging Face hub, or a file")
+
+    @property
+    def files(self) -> list[Path]:
+        """See AnyRewardConfig."""
+        return super().files + ([] if self.weights in HPSV2_WEIGHTS else [Path(self.weights)])
+
+
+class GenEvalRewardConfig(AnyRewardConfig):
+    """GenEval's own rules as a reward. Its scores then no longer measure independently."""
+
+    type: Literal["geneval"] = "geneval"
+    metadata: Location | None = Field(
+        None,
+        description="file like GenEval's evaluation_metadata.jsonl, with every training prompt; null: the miniature "
+        "world's captions and its exact detector",
+    )
+    detector: DetectorConfig | None = Field(None, description="with metadata; null: GenEval's own")
+    credit: Literal["correct", "partial"] = Field(
+        "correct", description="1 or 0, as the benchmark says, or the share of requirements that are met"
+    )
+
+    @model_validator(mode="after")
+    def _detector_has_metadata(self) -> "GenEvalRewardConfig":
+        if self.detector and not self.metadata:
+            raise ValueError("geneval: `detector` is for `metadata`; the miniature world has one of its own")
+        return self
+
+    @property
+    def files(self) -> list[Path]:
+        """See AnyRewardConfig."""
+        return [self.metadata] if self.metadata else []
+
+
+RewardModelConfig = Annotated[ClipRewardConfig | HpsV2RewardConfig | GenEvalRewardConfig, Field(discriminator="type")]
 
 
 class RewardConfig(Section):
@@ -96,11 +138,4 @@ class RewardConfig(Section):
     @property
     def files(self) -> list[Path]:
         """Local folders and files that the rewards are read from."""
-        return self.networks + [model.metadata for model in self.models if model.metadata]
-
-    @property
-    def networks(self) -> list[Path]:
-        """Those of CLIP and HPSv2 models."""
-        local = [Path(m.model.removeprefix("local-dir:")) for m in self.models if m.model.startswith("local-dir:")]
-        weights = [m.weights for m in self.models if m.type == "hpsv2" and m.weights]
-        return local + [Path(file) for file in weights if file not in HPSV2_WEIGHTS]
+        return [file for model in self.models for file in model.files]

@@ -9,7 +9,7 @@ from simplear_rl.config.base import ActorsConfig, CommandConfig, Count, Location
 from simplear_rl.config.benchmarks import EvaluationConfig
 from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig
-from simplear_rl.config.rewards import RewardConfig
+from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
 from simplear_rl.config.rollout import RolloutConfig
 
 
@@ -123,7 +123,9 @@ class GrpoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _geneval_knows_the_prompts(self) -> "GrpoConfig":
-        if self.world != "shapes" and any(m.type == "geneval" and not m.metadata for m in self.reward.models):
+        if self.world != "shapes" and any(
+            isinstance(model, GenEvalRewardConfig) and not model.metadata for model in self.reward.models
+        ):
             raise ValueError("a geneval reward needs `metadata`, except in the miniature world (world: shapes)")
         return self
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from simplear_rl.config.benchmarks import BenchmarkConfig
 from simplear_rl.config.learner import LearnerConfig
-from simplear_rl.config.rewards import RewardModelConfig
+from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
 from simplear_rl.policy.sizes import BYTES, Decoder
@@ -140,7 +140,7 @@ def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
 
 def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str]]:
     """A reward actor: visual tokenizer and reward networks, and the names of those whose size is not known."""
-    known = [model for model in models if model.model in CLIP]
+    known = [model for model in models if isinstance(model, ImageTextRewardConfig) and model.model in CLIP]
     passes = [BYTES[m.dtype] * m.batch_size * 12 * CLIP[m.model][1] for m in known]  # one layer's MLP and attention
     memory = {model.name: float(BYTES[model.dtype] * CLIP[model.model][0]) for model in known} | {
         "features": float(max(passes, default=0)),

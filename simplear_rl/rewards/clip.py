@@ -8,7 +8,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch.nn.functional import normalize
 
-from simplear_rl.config.rewards import RewardModelConfig
+from simplear_rl.config.rewards import ImageTextRewardConfig
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.preprocess import hpsv2_transform, open_clip_transform, simplear_transform
 from simplear_rl.vision.clip import LOAD_ERRORS, load_clip
@@ -27,7 +27,7 @@ class ClipReward:
         UserError: the model or its weights cannot be loaded; never falls back to random weights.
     """
 
-    def __init__(self, config: RewardModelConfig, device: str = "cpu"):
+    def __init__(self, config: ImageTextRewardConfig, device: str = "cpu"):
         self.config, self.name, self.device = config, config.name, device
         try:
             self.model = self._load()

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from simplear_rl.benchmarks.geneval_metadata import read_entries
-from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.shapes.world import metadata
@@ -16,22 +17,27 @@ def check_files(config: RewardConfig, prompts: Sequence[str]) -> None:
     Or if GenEval's metadata has no entry for one of the prompts.
     """
     for model in config.models:
-        if model.type == "geneval":
+        if isinstance(model, GenEvalRewardConfig):
             require_entries(read_requirements(model), model, prompts)
-    for path in config.networks:
-        if path.is_dir():
-            settings = path / "open_clip_config.json"
-            try:
-                json.loads(settings.read_text())
-            except (OSError, ValueError) as error:
-                raise UserError(f"{settings}: expected the configuration of an open_clip model: {error}") from error
-            if not any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
-                count_weights(path)
-        elif not path.stat().st_size:
-            raise UserError(f"{path}: empty, expected the weights of a reward model")
+        else:
+            for path in model.files:
+                _check_network(path)
 
 
-def read_requirements(config: RewardModelConfig) -> dict[str, dict]:
+def _check_network(path: Path) -> None:
+    if path.is_dir():
+        settings = path / "open_clip_config.json"
+        try:
+            json.loads(settings.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{settings}: expected the configuration of an open_clip model: {error}") from error
+        if not any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
+            count_weights(path)
+    elif not path.stat().st_size:
+        raise UserError(f"{path}: empty, expected the weights of a reward model")
+
+
+def read_requirements(config: GenEvalRewardConfig) -> dict[str, dict]:
     """GenEval's metadata entries by prompt: those of the file, or of the miniature world's captions.
 
     Raises:
@@ -44,7 +50,7 @@ def read_requirements(config: RewardModelConfig) -> dict[str, dict]:
     return entries
 
 
-def require_entries(entries: dict[str, dict], config: RewardModelConfig, prompts: Sequence[str]) -> None:
+def require_entries(entries: dict[str, dict], config: GenEvalRewardConfig, prompts: Sequence[str]) -> None:
     """Raise UserError unless every prompt has an entry."""
     if missing := [prompt for prompt in prompts if prompt not in entries]:
         source = config.metadata or "the miniature world"

@@ -6,7 +6,7 @@ import numpy as np
 
 from simplear_rl.benchmarks.geneval import judge, partial_credit
 from simplear_rl.config.benchmarks import DetectorConfig
-from simplear_rl.config.rewards import RewardModelConfig
+from simplear_rl.config.rewards import GenEvalRewardConfig
 from simplear_rl.rewards.files import read_requirements, require_entries
 from simplear_rl.vision.coco_detector import CocoDetector
 from simplear_rl.vision.detection import Detector
@@ -23,7 +23,7 @@ class GenEvalReward:
         UserError: see `read_requirements`; the detector cannot be loaded.
     """
 
-    def __init__(self, config: RewardModelConfig, device: str = "cpu"):
+    def __init__(self, config: GenEvalRewardConfig, device: str = "cpu"):
         self.config, self.entries = config, read_requirements(config)
         self.context_length: int | None = None
         self.detector: Detector = ShapesDetector()

@@ -24,7 +24,7 @@ class HpsV2Reward(ClipReward):
 
     def _load(self) -> open_clip.CLIP:
         weights = self.config.weights
-        assert weights, "the schema asks for them"
+        assert weights, "HpsV2RewardConfig asks for them"
         if weights in HPSV2_WEIGHTS:
             weights = _fetch(weights)
         saved = torch.load(weights, map_location="cpu", weights_only=True)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
-from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import RewardConfig
 from simplear_rl.device import default_device
 from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
@@ -33,7 +33,8 @@ class RewardModel(Protocol):
         """Rewards float32 [B] of uint8 images [B, H, W, 3]."""
 
 
-REWARDS: dict[str, Callable[[RewardModelConfig, str], RewardModel]] = {
+# By the type of their configuration class.
+REWARDS: dict[str, Callable[[Any, str], RewardModel]] = {
     "clip": ClipReward,
     "hpsv2": HpsV2Reward,
     "geneval": GenEvalReward,

@@ -98,7 +98,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("steps=[", "the value is not YAML"),
         ("rollout.samples_per_prompt=1", "greater than or equal to 2, found 1"),
         ("learner.actors.count=5", r"prompts_per_step \(12\) must be a multiple of learner.actors.count \(5\)"),
-        ("reward.models=[{type: hpsv2, model: ViT-H-14}]", "an hpsv2 reward needs `weights`"),
+        ("reward.models=[{type: hpsv2, model: ViT-H-14}]", "reward.models.0.weights: missing"),
         (
             "reward.models=[{type: clip, model: ViT-H-14}]",
             "ViT-H-14: an open_clip name needs `weights`, .* found .* None",
@@ -106,10 +106,13 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("reward.models=[{type: clip, model: hf-hub:a/b, weights: c}]", "hf-hub: bring their own; found weights c"),
         (
             "reward.models=[{type: geneval, credit: partial, preprocess: simplear}]",
-            "a geneval reward has no `preprocess`, found simplear",
+            "reward.models.0.preprocess: unknown key of type geneval; did you mean reward.models.",
         ),
-        ("reward.models=[{type: clip, model: hf-hub:a/b, credit: partial}]", "a clip reward has no `credit`"),
-        ("reward.models=[{type: clip}]", "a clip reward needs `model`"),
+        (
+            "reward.models=[{type: clip, model: hf-hub:a/b, credit: partial}]",
+            "reward.models.0.credit: unknown key of type clip",
+        ),
+        ("reward.models=[{type: clip}]", "reward.models.0.model: missing"),
         ("reward.models=[{type: geneval, detector: {dtype: float16}}]", "`detector` is for `metadata`"),
         ("reward.models=[{type: geneval, metadata: m, detector: {dtipe: x}}]", "did you mean reward.models.detector.d"),
         (
@@ -117,6 +120,8 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
             "called the same in metrics: clip_x, clip_x",
         ),
         ("reward.models=[]", "at least 1 item"),
+        ("reward.models=[{model: x}]", "reward.models.0.type: missing"),
+        ("reward.models=[{type: geneval, detector: {dtype: int8}}]", "reward.models.0.detector.dtype: .* found 'int8'"),
         ("rollout.engine.type=sjd", "rollout.engine: GRPO draws with vllm alone: .* found type sjd"),
         ("root=3", "root: .* found 3"),
         ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),

@@ -175,6 +175,6 @@ def test_rewards_of_unknown_size_are_named(reward_model):
 
 @pytest.fixture
 def reward_model():
-    from simplear_rl.config.rewards import RewardModelConfig
+    from simplear_rl.config.rewards import ClipRewardConfig
 
-    return lambda model, weights: RewardModelConfig(type="clip", model=model, weights=weights)
+    return lambda model, weights: ClipRewardConfig(model=model, weights=weights)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.files import check_files
 from simplear_rl.rewards.geneval import GenEvalReward
@@ -16,7 +16,7 @@ COW = {"tag": "counting", "include": [{"class": "cow", "count": 1, "color": "red
 
 
 def reward(credit, **more):
-    return GenEvalReward(RewardModelConfig(type="geneval", credit=credit, **more))
+    return GenEvalReward(GenEvalRewardConfig(credit=credit, **more))
 
 
 def test_every_training_prompt_of_the_world_is_rewarded_for_its_scene():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simplear_rl.config.rewards import RewardModelConfig
+from simplear_rl.config.rewards import ClipRewardConfig, HpsV2RewardConfig
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 
@@ -65,8 +65,7 @@ def package(checkpoint):
 
 
 def reward(checkpoint, **more):
-    values = {"type": "hpsv2", "model": "ViT-H-14", "weights": str(checkpoint), "long_text": "truncate"}
-    return HpsV2Reward(RewardModelConfig.model_validate(values | more))
+    return HpsV2Reward(HpsV2RewardConfig(model="ViT-H-14", weights=str(checkpoint), long_text="truncate", **more))
 
 
 def pictures(height, width):
@@ -98,5 +97,6 @@ def test_pixels_are_those_of_the_package(package, checkpoint):
 def test_another_transform_would_be_noticed(checkpoint):
     images = pictures(1024, 1024)
     own = reward(checkpoint).score(images, CAPTIONS)
-    for other in reward(checkpoint, preprocess="simplear"), ClipReward(reward(checkpoint, type="clip").config):
+    clip = ClipRewardConfig(model="ViT-H-14", weights=str(checkpoint), long_text="truncate")
+    for other in reward(checkpoint, preprocess="simplear"), ClipReward(clip):
         assert np.abs(own - other.score(images, CAPTIONS)).max() > 2e-5  # ten times the tolerance above

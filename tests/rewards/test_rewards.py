@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import HpsV2RewardConfig, RewardConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
@@ -50,7 +50,7 @@ def clip_reward(clip, **more):
 
 
 def hpsv2_reward(architecture, weights, **more):
-    return HpsV2Reward(RewardModelConfig(type="hpsv2", model=architecture, weights=str(weights), **more))
+    return HpsV2Reward(HpsV2RewardConfig(model=architecture, weights=str(weights), **more))
 
 
 def random_images(count, size=64):
