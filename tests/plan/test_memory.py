@@ -132,9 +132,7 @@ def test_peak_of_the_log_probs_of_a_group(dtype, guided, monkeypatch):
     decoder, layout = replace(decoder, codes=7900), ImageLayout(100, 7900, 8, 8, "")
     null = [0] * 8 if guided else None
     sampling = Sampling(guidance_scale=2.0 if guided else 1.0)
-    group = Rollout(
-        Prompt(0, ""), [0] * 8, null, np.zeros((16, 64), np.uint16), np.zeros((16, 64)), sampling, 0, (0, 0)
-    )
+    group = Rollout(Prompt(0, ""), [0] * 8, null, np.zeros((16, 64), np.uint16), np.zeros((16, 64)), sampling, 0, 0, 0)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     with LiveMemory() as live:

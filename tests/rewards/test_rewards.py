@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 def rollout(text="a red circle"):
     codes = np.random.default_rng(0).integers(0, 1000, (4, 64)).astype(np.uint16)
-    return Rollout(Prompt(0, text), [1, 2], None, codes, np.zeros((4, 64), np.float32), Sampling(), 0, (0, 1))
+    return Rollout(Prompt(0, text), [1, 2], None, codes, np.zeros((4, 64), np.float32), Sampling(), 0, 0, 1)
 
 
 def config(clip, **more):

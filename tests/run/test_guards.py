@@ -28,7 +28,7 @@ def groups(policy, **broken):
     scored = []
     for i, text in enumerate(["a red circle", "two cross"]):
         empty = np.zeros((4, 16), np.float32)
-        rollout = Rollout(Prompt(i, text), encode(text), None, CODES, empty, Sampling(), 0, (0, 1))
+        rollout = Rollout(Prompt(i, text), encode(text), None, CODES, empty, Sampling(), 0, 0, 1)
         log_probs = ReferencePolicy(policy, "float32").log_probs(rollout)
         rollout = dataclasses.replace(rollout, log_probs=log_probs)
         scored.append(ScoredRollout(rollout, np.arange(4, dtype=np.float32), log_probs))
