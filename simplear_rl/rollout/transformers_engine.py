@@ -21,8 +21,8 @@ from simplear_rl.rollout.jacobi import sample_codes_jacobi
 class TransformersEngine:
     """A policy folder in Transformers: the plain loop, or speculative Jacobi decoding (`config.type: sjd`).
 
-    Implements Engine (`engines.py`). Its weights stay those of the folder. `config.max_concurrent` contexts are one
-    batch; there is no `kv_cache_gib`.
+    Implements Engine (`rollout/engine.py`). Its weights stay those of the folder. `config.max_concurrent` contexts are
+    one batch; there is no `kv_cache_gib`.
 
     Raises:
         UserError: see `load_policy`.
