@@ -105,7 +105,10 @@ class Pool:
         return Call(actor, method, args, getattr(actor, method).remote(*args))
 
     def settled(self, calls: Sequence[Call]) -> list[ray.ObjectRef]:
-        """What the calls return, once all of it is there. A call of an extra actor that is gone is made again."""
+        """References to what the calls return, in order, once all of it is there.
+
+        A call of an extra actor that is gone is made again.
+        """
         waiting = {call.reference: call for call in calls}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1, fetch_local=False)
