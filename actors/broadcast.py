@@ -18,11 +18,11 @@ TIMEOUT = 300.0  # seconds; less than the group's own, so that who is late is na
 class Broadcast:
     """Call it after each update: every engine then holds the learner's weights and has verified their checksum.
 
-    `object_store` copies the weights to the host and through Ray's store: works wherever Ray does. `collective` goes
-    from device to device in a group that all of them join before the first transfer, and once more when one of them is
-    no longer in it, or the pool has another one. `ipc` needs an engine beside every learner rank (`colocated`, see
-    Stage): each rank shows its weights to the engine on its device. When an engine dies and Ray restarts it, or an
-    extra one goes away, the transfer is repeated.
+    `object_store` copies the weights to the host and through Ray's store: works wherever Ray does. `collective` sends
+    over a process group of learner rank 0 and all engines. The group is formed before the first transfer and again
+    whenever its members change. `ipc` needs an engine beside every learner rank (`colocated`, see Stage): each rank
+    shows its weights to the engine on its device. If an engine dies during a transfer, the transfer is repeated: with
+    the engine once Ray has restarted it, or without it if it was an extra one.
 
     Raises:
         ActorDiedError: an actor is dead for good.

@@ -34,12 +34,12 @@ class Extra:
 class Pool:
     """Actors of one role.
 
-    The `fixed` ones are waited for: Ray restarts them. Extra ones come and go. Nothing waits for one that is gone, with
-    its node or alone: others do its work, and another one is asked for in its place.
+    Fixed actors are always there: Ray restarts one that dies and calls wait for it. Extra actors may join and leave:
+    if one dies, alone or with its node, its calls go to the others and a replacement is requested.
 
     Args:
-        fixed: started already.
-        extra: by name, what starts an actor that Ray does not restart.
+        fixed: the fixed actors, already started.
+        extra: functions by name; each starts an extra actor, which Ray does not restart.
     """
 
     def __init__(self, fixed: Sequence[ActorHandle], extra: Mapping[str, Callable[[], ActorHandle]] | None = None):
@@ -105,7 +105,10 @@ class Pool:
         return Call(actor, method, args, getattr(actor, method).remote(*args))
 
     def settled(self, calls: Sequence[Call]) -> list[ray.ObjectRef]:
-        """What the calls return, once all of it is there. A call of an extra actor that is gone is made again."""
+        """References to what the calls return, in order, once all of it is there.
+
+        A call of an extra actor that is gone is made again.
+        """
         waiting = {call.reference: call for call in calls}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1, fetch_local=False)

@@ -10,8 +10,12 @@ def kl_estimate(
 ) -> torch.Tensor:
     """Per-token KL estimate, same shape as the inputs; exactly 0 where both log-probs are equal.
 
-    With d = reference - policy: k1 = -d (unbiased, can be negative), k2 = d^2 / 2 (biased, its gradient is that of the
-    KL), k3 = exp(d) - d - 1 (unbiased, never negative; the published choice).
+    With d = reference - policy, and the samples drawn from the policy:
+
+    - k1 = -d. Its value is unbiased and can be negative; its gradient in the loss is 0 in expectation.
+    - k2 = d^2 / 2. Its value is biased; its gradient is that of KL(policy || reference).
+    - k3 = exp(d) - d - 1, the published choice. Its value is unbiased and never negative; its gradient is that of
+      KL(reference || policy).
     """
     difference = reference_log_probs - log_probs
     match estimator:

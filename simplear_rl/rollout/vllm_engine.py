@@ -10,7 +10,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # Bound to cores, the engines of one machine would all sit on the same ones.
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-# The logits processor is written for the V1 runner, which CPUs use anyway.
+# CodeSampler, a logits processor, is written for vLLM's V1 model runner.
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
 import numpy as np
@@ -29,7 +29,7 @@ from simplear_rl.weights.group import WeightGroup
 from simplear_rl.weights.sharing import mapped, wait_for_device
 from simplear_rl.weights.snapshot import Weights, checksum
 
-# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile on a CPU.
+# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile.
 torch._dynamo.config.disable = True
 
 UNCONDITIONAL = "/unconditional"  # ends the name of a pair's second request

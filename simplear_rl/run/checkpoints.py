@@ -61,12 +61,13 @@ def damage(folder: Path) -> str | None:
 
 
 def begin_checkpoint(folder: Path, save: Callable[[Path], Callable[[], None]]) -> Callable[[], None]:
-    """Let `save` copy what is to be written into a temporary folder, by the function that it returns.
+    """Copy the state of a checkpoint now, and return the function that writes it.
 
-    What this one returns does that, in any thread; `folder` appears once all is on the disk, checksums included.
+    `save(folder)` copies the state to memory and returns a function that writes it. Returns `finish()`, which calls
+    that function, adds checksums and renames the folder into place. `finish` may run in any thread.
 
     Raises:
-        UserError: also later; the disk is full or cannot be written to; what was written of the checkpoint is removed.
+        UserError: here or in `finish`: the disk is full or cannot be written to. The unfinished folder is removed.
     """
     # The name is new each time: a learner that was killed while it wrote may not be quite gone yet.
     partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")

@@ -154,8 +154,9 @@ class Run:
     def checkpoint(self, save: Callable[[Path], Callable[[], None]]) -> None:
         """Begin a checkpoint of the step just logged, once the one before is finished.
 
-        `save` copies the state and returns what writes it to the folder. That is done in a thread; then those are
-        removed that no rule keeps, and one more must fit. What fails there is raised before the next step begins.
+        `save(folder)` copies the state and returns a function that writes it. A background thread writes the files,
+        deletes expired checkpoints and checks that another one fits. Its errors are raised at the start of the next
+        step.
 
         Raises:
             UserError: the disk is full or cannot be written to; the checkpoints before are untouched.

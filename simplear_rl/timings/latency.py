@@ -1,6 +1,6 @@
 """Seconds per guided 1024 x 1024 image (4,096 tokens) on one GPU: SimpleAR's geometry, random weights, bfloat16.
 
-  python -m simplear_rl.benchmarks.latency --batch-sizes 1 4 16 64
+  python -m simplear_rl.timings.latency --batch-sizes 1 4 16 64
 
 The Transformers engine with a static cache; the steps behind the prompt run as one CUDA graph. The published figure is
 13.55 s on an A100 (SimpleAR, arXiv 2504.11455, with vLLM).

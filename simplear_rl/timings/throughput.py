@@ -1,6 +1,6 @@
 """Images per second of the engines, side by side, on random policies of 5 M and 60 M parameters.
 
-  OMP_NUM_THREADS=2 python -m simplear_rl.benchmarks.throughput --images 16 64 --tokens 256
+  OMP_NUM_THREADS=2 python -m simplear_rl.timings.throughput --images 16 64 --tokens 256
 
 With --trained FOLDER instead: speculative Jacobi decoding against the plain loop, one guided image at a time.
 """

@@ -16,9 +16,8 @@ from simplear_rl.device import default_device
 def shared(bucket: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bytes]:
     """Copies of the tensors in memory that another process may map, and the handles to it.
 
-    The copies must live until the other process has said that it is done. They are copies because optimizer states and
-    weights of other layers may lie in the same allocation, all of which becomes visible, and because what is shared
-    once on a CPU stays where it is then.
+    The copies must live until the other process has said that it is done. We share copies for two reasons: sharing a
+    tensor exposes its whole allocation, and on a CPU a tensor that was shared stays in shared memory.
     """
     multiprocessing.set_sharing_strategy("file_system")  # descriptors of the other strategy reach child processes only
     copies = {name: tensor.clone() for name, tensor in bucket.items()}
@@ -26,10 +25,10 @@ def shared(bucket: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], by
 
 
 def mapped(handles: bytes) -> dict[str, torch.Tensor]:
-    """The tensors themselves. The caller drops them, and waits for the device, before it says that it is done.
+    """The tensors behind the handles. The caller drops them, and waits for the device, before it says that it is done.
 
-    One that is killed before leaves this bucket's memory allocated: on a GPU until the other process ends, on a CPU in
-    /dev/shm.
+    A caller that is killed before that leaves the memory of this bucket allocated: on a GPU until the other process
+    ends, on a CPU in /dev/shm.
     """
     return pickle.loads(handles)
 
