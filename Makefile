@@ -2,9 +2,10 @@
 # make test     the tests that fit into a quarter of an hour on two cores; make test-slow the others
 # make lint     style, types, and the direction of imports
 # make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
+# PYTHON=python3.12 chooses another Python, 3.11 to 3.13; the environment is then built anew.
 PYTHON ?= python3.11
 VENV := .venv
-STAMP := $(VENV)/installed
+STAMP := $(VENV)/installed-with-$(notdir $(PYTHON))
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test test-slow lint install lock
@@ -30,6 +31,9 @@ install: $(STAMP)
 # torch and torchvision come first, from PyTorch's index of CPU builds; where that cannot be reached pip goes on
 # and takes what it finds. The lock is complete, so --no-deps: hpsv2's own pins exclude the versions used here.
 $(STAMP): requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+		echo "$(PYTHON): not found here, or not Python 3.11, 3.12 or 3.13: install one of these, or name one that is" \
+			"there, for example make test PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --no-deps --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu \
 		$$(grep -E '^(torch|torchvision)==' requirements-cpu.lock)

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from simplear_rl.files import is_hub_id
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the folder beside the package
 
 
 def absolute(path: Path) -> Path:
