@@ -5,14 +5,17 @@ import os
 # Before any library reads them: one thread makes float32 sums reproducible, and nothing leaves the machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+os.environ.pop("WANDB_API_KEY", None)  # with a key, runs would be online
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from simplear_rl.config.base import ActorsConfig
@@ -89,11 +92,38 @@ def learner_config() -> LearnerConfig:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A local cluster with more logical CPUs than the machine has, so that several actors fit."""
-    import ray
-
     ray.init(address="local", num_cpus=8, include_dashboard=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+class Process:
+    """A process that calls functions. DeepSpeed's process group lasts as long as its process."""
+
+    def call(self, function, *args):
+        return function(*args)
+
+
+@pytest.fixture(scope="session")
+def run(ray_cluster):
+    """Runs functions with learners of one rank in a process that all tests share: importing DeepSpeed takes seconds."""
+    process = ray.remote(num_cpus=0.1)(Process).remote()
+    return lambda function, *args: ray.get(process.call.remote(function, *args))
+
+
+@pytest.fixture(scope="session")
+def run_two_ranks(ray_cluster):
+    """Runs `function(*args, rank, rendezvous)` on both ranks of a group; all tests share the two processes."""
+    processes = [ray.remote(num_cpus=0.1)(Process).remote() for _ in range(2)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+    def run_two_ranks(function, *args):
+        calls = [process.call.remote(function, *args, rank, rendezvous) for rank, process in enumerate(processes)]
+        return ray.get(calls)
+
+    return run_two_ranks
 
 
 @pytest.fixture(scope="session")

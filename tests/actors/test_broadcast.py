@@ -144,10 +144,8 @@ def test_an_engine_that_cannot_take_part_is_named_at_once(learner, engines, othe
         self.engine._check_idle = lambda: (_ for _ in ()).throw(RuntimeError("weights cannot change now"))
 
     inside(engines[0], occupy)
-    begin = time.monotonic()
     with pytest.raises(RuntimeError, match="weights cannot change now"):
         broadcast()
-    assert time.monotonic() - begin < 30
     inside(engines[0], lambda self: self.engine.__dict__.pop("_check_idle") and None)
     forget(engines)
     assert broadcast()["weight_version"] == 9.0
@@ -197,10 +195,8 @@ def test_a_restarted_engine_is_back_with_the_next_broadcast_and_a_dead_one_is_an
         self.engine.receive_weights = lambda group: os._exit(1)
 
     inside(engines[1], die)
-    begin = time.monotonic()
     with pytest.raises(RayActorError):
         broadcast()
-    assert time.monotonic() - begin < 60
 
 
 @pytest.mark.slow

@@ -68,7 +68,6 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, world, tmp
     one, two = read_metrics(one_of_each / "metrics.jsonl"), read_metrics(tmp_path / "two" / "metrics.jsonl")
     for rows in one, two:
         first = rows[0]
-        assert first["ratio_min"] == first["ratio_max"] == 1.0
         assert first["kl"] == 0.0
         assert rows[1]["kl"] > 0.0
         assert [row["weight_version"] for row in rows] == [1, 2]
@@ -113,7 +112,6 @@ def test_several_rewards_are_summed_and_logged_each(ray_cluster, world, tmp_path
 def test_guided_run_optimises_what_it_samples(ray_cluster, world, tmp_path):
     grpo.train(grpo_config(world, tmp_path / "run", "rollout.guidance_scale=2.5"))
     first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert first["ratio_min"] == first["ratio_max"] == 1.0
     assert first["kl"] == 0.0 < second["kl"]
     assert max(first["mismatch_max"], second["mismatch_max"]) < 1e-4
 

@@ -1,9 +1,6 @@
 """What DeepSpeed holds, against the plan of --dry-run."""
 
-import socket
-
 import pytest
-import ray
 import torch
 
 from simplear_rl.config.base import ActorsConfig
@@ -14,7 +11,7 @@ from simplear_rl.plan.memory import states_memory
 from simplear_rl.policy.model import load_policy
 
 
-def states(policy, config, rank, rendezvous):
+def states(policy, config, rank=0, rendezvous="tcp://127.0.0.1:29500"):
     """Bytes of weights and of AdamW's tensors that a rank holds after a step."""
     one = Learner(config, policy, 1, 1, rank, config.actors.count, rendezvous)
     ids = torch.zeros(1, 8, dtype=torch.int64)
@@ -33,15 +30,11 @@ def states(policy, config, rank, rendezvous):
     ("stage", "dtype", "ranks"),
     [(0, "float32", 1), (1, "bfloat16", 2), pytest.param(3, "bfloat16", 2, marks=pytest.mark.slow)],
 )
-def test_a_rank_holds_what_the_plan_says(policy, ray_cluster, stage, dtype, ranks):
+def test_a_rank_holds_what_the_plan_says(policy, run, run_two_ranks, stage, dtype, ranks):
     """Up to 2 %, since DeepSpeed pads the parts of small tensors."""
     optimizer = OptimizerConfig(learning_rate=1e-3)
     config = LearnerConfig(zero_stage=stage, dtype=dtype, actors=ActorsConfig(count=ranks), optimizer=optimizer)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        rendezvous = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    task = ray.remote(max_calls=1)(states)
-    weights, optimizer = ray.get([task.remote(policy, config, rank, rendezvous) for rank in range(ranks)])[0]
+    weights, optimizer = run(states, policy, config) if ranks == 1 else run_two_ranks(states, policy, config)[0]
     model = load_policy(policy)[0]
     planned = states_memory(sum(p.numel() for p in model.parameters()), config)
     assert weights == pytest.approx(planned["weights"], rel=0.02)

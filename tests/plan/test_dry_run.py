@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +33,7 @@ def dry_run(folder, stage, *overrides):
 @pytest.mark.parametrize("folder", ["simplear_0.5b", "simplear_1.5b"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_full_size_plans(folder, stage, tmp_path, capsys):
-    start = time.monotonic()
     dry_run(folder, stage, f"root={tmp_path / 'nowhere'}")
-    assert time.monotonic() - start < 20
     shown = capsys.readouterr().out
     tokens = "1,024" if stage == "pretrain" else "4,096"
     assert f"{tokens} tokens an image; assumed: {folder.replace('_', '-')} at" in shown

@@ -166,7 +166,7 @@ def test_a_pass_reads_the_window_alone(peaked, window):
     hook = model.model.register_forward_pre_hook(
         lambda _, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    codes, statistics = sample_codes_jacobi(model, [prompt], layout, [(1,)], GUIDED, [encode.null], window)
+    _, statistics = sample_codes_jacobi(model, [prompt], layout, [(1,)], GUIDED, [encode.null], window)
     hook.remove()
     assert read[0] == len(prompt) and max(read[1:]) == window
     assert statistics.steps == len(read)
@@ -175,4 +175,3 @@ def test_a_pass_reads_the_window_alone(peaked, window):
     assert max(rejected, layout.tokens / window) <= statistics.steps <= layout.tokens
     assert 0 <= statistics.acceptance < 1
     assert (statistics.steps == layout.tokens) == (window == 1)
-    assert codes.min() >= 0 and codes.max() < layout.codebook_size

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, OptimizerConfig
@@ -56,12 +55,6 @@ def refused(learner, step):
     with pytest.raises(UserError) as error:
         step()
     return str(error.value), learner.weights().checksum == before
-
-
-@pytest.fixture(scope="module")
-def run(ray_cluster):
-    """Runs a function in a process of its own: DeepSpeed's process group lasts as long as its process."""
-    return lambda function, *args: ray.get(ray.remote(max_calls=1)(function).remote(*args))
 
 
 def broken_values(policy, folder):
