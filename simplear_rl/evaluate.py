@@ -18,10 +18,9 @@ from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.cli import run_command
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import count_weights, require_writable
+from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
-from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -47,12 +46,11 @@ def evaluate(config: EvaluateConfig) -> dict:
 def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageLayout:
     """The policy's layout, once policy, tokenizer and prompts are known to fit each other. Raises UserError."""
     require(config, config.tokenizer, policy, stages=sft.STAGES)
-    layout = read_layout(policy)
-    layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    layout = read_layout(policy, config.tokenizer)
     encode = read_encoder(policy, config.engine.max_prompt_tokens)
     for text in benchmark.texts:
         encode(text)
-    count_weights(policy)  # opens their files
+    require_weights(policy)
     return layout
 
 

@@ -66,6 +66,11 @@ def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"
         ) from error
 
 
+def require_weights(folder: Path) -> None:
+    """Raise UserError unless the weights of a model folder are there and readable, see `count_weights`."""
+    count_weights(folder)
+
+
 def count_weights(folder: Path) -> int:
     """Weights in a model folder, from the headers of its safetensors files.
 

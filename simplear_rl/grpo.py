@@ -31,7 +31,6 @@ from simplear_rl.rewards.metrics import reward_metrics
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import Warnings
 from simplear_rl.run.restart import restarting
-from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 @restarting
@@ -40,8 +39,7 @@ def train(config: GrpoConfig) -> None:
     if finished(config):
         return
     require(config, *config.inputs, stages=sft.STAGES)
-    layout = read_layout(config.start)
-    layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
+    layout = read_layout(config.start, config.tokenizer)
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     check_files(config.reward, sorted(set(prompts)))

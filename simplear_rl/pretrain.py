@@ -29,8 +29,7 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     if finished(config):
         return
     require(config, *config.inputs, stages=before)
-    tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start)
-    layout.check_codebook(tokenizer.codebook_size, str(config.tokenizer))
+    tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
     for folder in config.data.folders:
         TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts

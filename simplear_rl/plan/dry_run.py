@@ -29,7 +29,6 @@ from simplear_rl.plan.places import Node, Place, place
 from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
 from simplear_rl.rollout.capacity import GIB, context_cache, images_at_once
-from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,9 @@ def _in_words(evaluation: EvaluationConfig) -> str:
 def _policy(config: StageConfig) -> tuple[Decoder, str]:
     """The policy's sizes, and a line that says where they are from."""
     if config.start.exists():
-        layout = read_layout(config.start)
+        layout = read_layout(config.start, config.tokenizer if config.tokenizer.exists() else None)
         decoder = Decoder.of(AutoConfig.from_pretrained(config.start), layout.codebook_size, layout.tokens)
         source = f"{config.start}"
-        if config.tokenizer.exists():
-            layout.check_codebook(read_geometry(config.tokenizer).codebook_size, str(config.tokenizer))
     elif config.plan:
         decoder = published(config.plan.policy, config.plan.resolution)
         source = f"assumed: {config.plan.policy} at {config.plan.resolution} pixels (plan), {config.start} is missing"

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, 
 
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw
+from simplear_rl.tokenizers.cosmos import read_geometry
 
 # Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
@@ -74,9 +75,17 @@ class ImageLayout:
             )
 
 
-def read_layout(policy: Path) -> ImageLayout:
-    """The layout of a policy folder. Raises UserError if there is no policy or it is not one of images."""
-    return ImageLayout.of(_read_config(policy))
+def read_layout(policy: Path, tokenizer: Path | None = None) -> ImageLayout:
+    """The layout of a policy folder.
+
+    Raises:
+        UserError: there is no policy, it is not one of images, or the visual tokenizer, if one is named, has another
+            codebook.
+    """
+    layout = ImageLayout.of(_read_config(policy))
+    if tokenizer:
+        layout.check_codebook(read_geometry(tokenizer).codebook_size, str(tokenizer))
+    return layout
 
 
 def _read_config(policy: Path) -> PreTrainedConfig:

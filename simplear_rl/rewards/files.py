@@ -7,7 +7,7 @@ from pathlib import Path
 from simplear_rl.benchmarks.geneval_metadata import read_entries
 from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import count_weights
+from simplear_rl.files import require_weights
 from simplear_rl.shapes.world import metadata
 
 
@@ -32,7 +32,7 @@ def _check_network(path: Path) -> None:
         except (OSError, ValueError) as error:
             raise UserError(f"{settings}: expected the configuration of an open_clip model: {error}") from error
         if not any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
-            count_weights(path)
+            require_weights(path)
     elif not path.stat().st_size:
         raise UserError(f"{path}: empty, expected the weights of a reward model")
 
