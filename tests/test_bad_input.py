@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from actors import placement
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
-from simplear_rl.cli import exit_on_user_error, run_command
+from simplear_rl.cli import exit_on_user_error, read_command_line
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
@@ -89,14 +89,15 @@ def call(command, line, monkeypatch):
     """Run a command in this process, as its `__main__` does."""
     monkeypatch.setattr(sys, "argv", [command, *line])
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("a Ray cluster was started"))
-    schemas = {
-        "pretrain": (pretrain.train, SupervisedConfig),
-        "sft": (sft.train, SupervisedConfig),
-        "grpo": (grpo.train, GrpoConfig),
-        "evaluate": (evaluate.report, EvaluateConfig),
+    commands = {
+        "pretrain": (SupervisedConfig, pretrain.train),
+        "sft": (SupervisedConfig, sft.train),
+        "grpo": (GrpoConfig, grpo.train),
+        "evaluate": (EvaluateConfig, evaluate.report),
     }
-    if command in schemas:
-        run_command(*schemas[command], command)
+    if command in commands:
+        schema, function = commands[command]
+        read_command_line(schema, command).run(function)
     else:
         module = {"generate": generate, "create_policy": create_policy}[command]
         options = module.parser().parse_args()

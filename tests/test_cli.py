@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simplear_rl import cli
+from simplear_rl.cli import read_command_line
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.evaluate import OPTIONS
 
@@ -42,9 +42,7 @@ def test_options_of_evaluate_are_short_for_keys(monkeypatch):
         "seed=4",
     ]
     monkeypatch.setattr(sys, "argv", ["evaluate", *options])
-    configs = []
-    cli.run_command(configs.append, EvaluateConfig, "evaluate", options=OPTIONS)
-    (config,) = configs
+    config = read_command_line(EvaluateConfig, "evaluate", options=OPTIONS).config
     paths = config.policy, config.output, config.score_only
     assert paths == tuple(Path(name).absolute() for name in ("no: 1 #", "é", "3"))
     assert (config.engine.type, config.allow_missing, config.seed) == ("sjd", True, 4)

@@ -3,13 +3,14 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from simplear_rl.config.base import absolute
+from simplear_rl.config.keys import known_keys
 from simplear_rl.errors import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -80,14 +81,3 @@ def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:
         return f"  {key}: missing"
     found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
     return f"  {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{found}"
-
-
-def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a schema, sections included."""
-    keys = []
-    for name, field in schema.model_fields.items():
-        keys.append(prefix + name)
-        for section in (field.annotation, *get_args(field.annotation)):  # itself, or what a list holds
-            if isinstance(section, type) and issubclass(section, BaseModel):
-                keys += known_keys(section, f"{prefix}{name}.")
-    return keys
