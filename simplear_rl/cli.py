@@ -26,6 +26,9 @@ Result = TypeVar("Result")
 EXAMPLES = """\
   python -m simplear_rl.{name}                       the miniature world, here or on a Ray cluster
   python -m simplear_rl.{name} seed=1 root=runs/one  the same with another seed, in another folder"""
+RAY_JOB = """
+  ray job submit --working-dir . -- \\
+      python -m simplear_rl.{name} --config configs/shapes/{name}.yaml"""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ def read_command_line(
     examples: str = EXAMPLES,
     dry_run: bool = False,
     options: Mapping[str, str] | None = None,
+    on_ray: bool = True,
 ) -> CommandLine[Schema]:
     """Parse the command line and load the configuration; --help and user errors end the process with their message.
 
     Where the schema has a `benchmark`, each has a configuration of its own and --benchmark chooses. `dry_run` offers
     --dry-run. `options` are shorthands: of {"--model": "policy"} the option --model X is `policy=X`, of
-    {"--allow-missing": "allow_missing=true"} --allow-missing is that.
+    {"--allow-missing": "allow_missing=true"} --allow-missing is that. `on_ray` adds the example of a Ray job.
     """
     field = schema.model_fields.get("benchmark")
     benchmarks = get_args(field.annotation) if field else ("shapes",)
@@ -65,9 +69,7 @@ def read_command_line(
         description="\n\n".join(fill(paragraph, width) for paragraph in about.split("\n\n")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""examples:
-{examples.format(name=name)}
-  ray job submit --working-dir . -- \\
-      python -m simplear_rl.{name} --config configs/shapes/{name}.yaml
+{(examples + (RAY_JOB if on_ray else "")).format(name=name)}
 
 keys: type (default where the file names no value)  description
 {describe_keys(schema, width)}""",
