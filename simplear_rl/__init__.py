@@ -6,6 +6,6 @@ import os
 # hardly faster alone and many times slower where actors share cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from simplear_rl.torchvision_operators import declare_missing
+from simplear_rl.torchvision_operators import declare_before_import
 
-declare_missing()  # before any module of ours imports transformers, open_clip or vllm: they all import torchvision
+declare_before_import()  # transformers, open_clip and vllm all import torchvision

@@ -1,48 +1,78 @@
-"""The command line that all stages share: `--config FILE key=value ...`."""
+"""The command line that the commands share: `--config FILE key=value ...`.
+
+Nothing here imports torch, Ray or Transformers, so that --help and mistakes are answered before they are imported.
+"""
 
 import argparse
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
+from typing import Generic, TypeVar, get_args
+
+import yaml
 
 from simplear_rl.config.base import CONFIGS
-from simplear_rl.config.load import Schema, known_keys, load_config
+from simplear_rl.config.keys import describe_keys
+from simplear_rl.config.load import Schema, load_config
 from simplear_rl.errors import UserError, causes
 
+Result = TypeVar("Result")
 EXAMPLES = """\
-  python -m simplear_rl.{name}                       the miniature world, on this machine or its Ray cluster
+  python -m simplear_rl.{name}                       the miniature world, here or on a Ray cluster
   python -m simplear_rl.{name} seed=1 root=runs/one  the same with another seed, in another folder"""
+RAY_JOB = """
+  ray job submit --working-dir . -- \\
+      python -m simplear_rl.{name} --config configs/shapes/{name}.yaml"""
 
 
-def run_command(
-    command: Callable[[Schema], object],
+@dataclass(frozen=True)
+class CommandLine(Generic[Schema]):
+    """What the user asked of the command `name`."""
+
+    name: str
+    config: Schema
+    dry_run: bool
+
+    def run(self, command: Callable[[Schema], object], dry_run: Callable[[Schema], object] | None = None) -> None:
+        """Call `command` with the configuration, or `dry_run` where --dry-run was given; see `exit_on_user_error`."""
+        chosen = dry_run if dry_run and self.dry_run else command
+        exit_on_user_error(self.name, lambda: chosen(self.config))
+
+
+def read_command_line(
     schema: type[Schema],
     name: str,
     examples: str = EXAMPLES,
-    benchmarks: Sequence[str] = ("shapes",),
-    dry_run: Callable[[Schema], object] | None = None,
+    dry_run: bool = False,
     options: Mapping[str, str] | None = None,
-) -> None:
-    """Parse the command line, run `command` on its configuration, and turn user errors into one message.
+    on_ray: bool = True,
+) -> CommandLine[Schema]:
+    """Parse the command line and load the configuration; --help and user errors end the process with their message.
 
-    Where there are several `benchmarks`, each has a configuration of its own and --benchmark chooses. With `--dry-run`,
-    `dry_run` runs instead. `options` are shorthands: of {"--model": "policy"} the option --model X is `policy=X`, of
-    {"--allow-missing": "allow_missing=true"} --allow-missing is that.
+    Where the schema has a `benchmark`, each has a configuration of its own and --benchmark chooses. `dry_run` offers
+    --dry-run. `options` are shorthands: of {"--model": "policy"} the option --model X is `policy=X`, of
+    {"--allow-missing": "allow_missing=true"} --allow-missing is that. `on_ray` adds the example of a Ray job.
     """
+    field = schema.model_fields.get("benchmark")
+    benchmarks = get_args(field.annotation) if field else ("shapes",)
     default = f"configs/{'BENCHMARK' if len(benchmarks) > 1 else benchmarks[0]}/{name}.yaml"
+    width = min(100, get_terminal_size().columns)
+    about = sys.modules["__main__"].__doc__ or ""
     parser = argparse.ArgumentParser(
         prog=f"python -m simplear_rl.{name}",
-        description=sys.modules["__main__"].__doc__,
+        description="\n\n".join(fill(paragraph, width) for paragraph in about.split("\n\n")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"""examples:
-{examples.format(name=name)}
-  ray job submit --working-dir . -- python -m simplear_rl.{name} --config configs/shapes/{name}.yaml
+{(examples + (RAY_JOB if on_ray else "")).format(name=name)}
 
-keys: {", ".join(known_keys(schema))}""",
+keys: type (default where the file names no value)  description
+{describe_keys(schema, width)}""",
     )
     configuration = parser.add_mutually_exclusive_group()
     if len(benchmarks) > 1:
@@ -59,23 +89,30 @@ keys: {", ".join(known_keys(schema))}""",
             value = partial(_override, key)
             shorthand(option, action="append", type=value, metavar="VALUE", help=f"short for {key}=VALUE")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
-    arguments = parser.parse_intermixed_args()
-    file = arguments.config or CONFIGS / (vars(arguments).get("benchmark") or benchmarks[0]) / f"{name}.yaml"
-    chosen = dry_run if dry_run and arguments.dry_run else command
-    overrides = [*arguments.options, *arguments.overrides]
-    exit_on_user_error(name, lambda: chosen(load_config(schema, file, overrides)))
+    arguments = vars(parser.parse_intermixed_args())
+    packaged = CONFIGS / (arguments.get("benchmark") or benchmarks[0]) / f"{name}.yaml"
+    file = _find(arguments["config"]) if arguments["config"] else packaged
+    overrides = [*arguments["options"], *arguments["overrides"]]
+    config = exit_on_user_error(name, lambda: load_config(schema, file, overrides))
+    return CommandLine(name, config, arguments.get("dry_run", False))
+
+
+def _find(file: Path) -> Path:
+    """`file` itself or, where there is none, the packaged one of that path (configs/shapes/grpo.yaml)."""
+    packaged = CONFIGS.parent / file
+    return packaged if os.path.exists(packaged) and not os.path.exists(file) else file
 
 
 def _override(key: str, text: str) -> str:
     """The override that sets a key to just this text, whatever it would mean in YAML."""
-    return f"{key}={json.dumps(text, ensure_ascii=False)}"
+    return f"{key}=" + yaml.safe_dump(text, default_style='"')
 
 
-def exit_on_user_error(name: str, command: Callable[[], object]) -> None:
-    """Run `command`; end the process with one message on a UserError, wherever it was raised, or on Ctrl-C."""
+def exit_on_user_error(name: str, command: Callable[[], Result]) -> Result:
+    """Return what `command` does; a UserError, wherever it was raised, or Ctrl-C ends the process with one message."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        command()
+        return command()
     except UserError as error:
         sys.exit(f"simplear_rl.{name}: {list(causes(error))[-1]}")
     except KeyboardInterrupt:

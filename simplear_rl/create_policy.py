@@ -8,9 +8,7 @@ import argparse
 from pathlib import Path
 
 from simplear_rl.cli import exit_on_user_error
-from simplear_rl.policy.conversion import convert
-from simplear_rl.policy.vocabulary import PROMPT_PREFIXES
-from simplear_rl.tokenizers.cosmos import OFFICIAL, read_geometry
+from simplear_rl.policy.prompt_prefixes import PROMPT_PREFIXES
 
 EXAMPLES = """examples:
   python -m simplear_rl.create_policy --source Qwen/Qwen2.5-0.5B-Instruct --resolution 512 --output policies/start
@@ -46,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    options = parser().parse_args()
+
+from simplear_rl.policy.conversion import convert
+from simplear_rl.tokenizers.cosmos import OFFICIAL, read_geometry
+
+
 def create_policy(options: argparse.Namespace) -> None:
     """Write the folder and say what it holds."""
     layout = convert(
@@ -62,5 +67,4 @@ def create_policy(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    options = parser().parse_args()
     exit_on_user_error("create_policy", lambda: create_policy(options))

@@ -3,6 +3,12 @@
 Finished parts are kept: the same command continues where the last one stopped.
 """
 
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.stages import DemoConfig, GrpoConfig, SupervisedConfig
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(DemoConfig, "demo")
+
 import json
 import shutil
 import time
@@ -12,24 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from actors.placement import connect
-from simplear_rl import grpo, pretrain, sft
-from simplear_rl.cli import run_command
+from simplear_rl import grpo, sft
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
-from simplear_rl.config.stages import DemoConfig, GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
 from simplear_rl.run.checkpoints import checkpoints
 
-STAGES: dict[str, tuple[Callable[[Any], None], type[Any]]] = {
-    "pretrain": (pretrain.train, SupervisedConfig),
-    "sft": (sft.train, SupervisedConfig),
-    "grpo": (grpo.train, GrpoConfig),
-}
-
+STAGES: dict[str, Callable[[Any], None]] = {**sft.STAGES, "grpo": grpo.train}
 GUIDANCE_SCALE = 2.5
 
 
@@ -38,9 +37,9 @@ def demo(config: DemoConfig) -> None:
     if config.fresh:
         shutil.rmtree(config.root, ignore_errors=True)
     overrides = [f"root={config.root}", f"seed={config.seed}"]
+    schemas: dict[str, type[Any]] = {"pretrain": SupervisedConfig, "sft": SupervisedConfig, "grpo": GrpoConfig}
     configs: dict[str, Any] = {
-        stage: load_config(schema, CONFIGS / "shapes" / f"{stage}.yaml", overrides)
-        for stage, (_, schema) in STAGES.items()
+        stage: load_config(schema, CONFIGS / "shapes" / f"{stage}.yaml", overrides) for stage, schema in schemas.items()
     }
     _same_seed(config.root / "seed", config.seed)
     connect()
@@ -53,7 +52,7 @@ def demo(config: DemoConfig) -> None:
         require(first, *first.data.folders, first.start)
         require(configs["sft"], *configs["sft"].data.folders)
         require(last, last.prompts)
-    for stage, (train, _) in STAGES.items():
+    for stage, train in STAGES.items():
         if not (configs[stage].run / "final").exists():
             with timed(config.root, stage):
                 train(configs[stage])
@@ -96,4 +95,4 @@ def timed(root: Path, phase: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_command(demo, DemoConfig, "demo")
+    command_line.run(demo)

@@ -5,6 +5,28 @@ Everything goes below `output`: images/ in the benchmark's own layout, results.j
 command continues an evaluation that was stopped. With `score_only=FOLDER` the images of others are judged.
 """
 
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.benchmarks import EvaluateConfig
+
+EXAMPLES = """\
+  python -m simplear_rl.evaluate seed=1 root=runs/demo --model runs/demo/sft/final --output scores
+  python -m simplear_rl.evaluate --benchmark geneval --model policies/published --output geneval \\
+      prompts=evaluation_metadata.jsonl
+  python -m simplear_rl.evaluate --benchmark geneval --score-only their_images --output theirs \\
+      prompts=evaluation_metadata.jsonl
+  python -m simplear_rl.evaluate --benchmark dpg --model policies/published --output dpg \\
+      --engine transformers prompts=dpg_prompts.jsonl questions=dpg_bench.csv"""
+OPTIONS = {
+    "--model": "policy",
+    "--engine": "engine.type",
+    "--output": "output",
+    "--score-only": "score_only",
+    "--allow-missing": "allow_missing=true",
+}
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(EvaluateConfig, "evaluate", EXAMPLES, options=OPTIONS)
+
 from pathlib import Path
 
 from actors.evaluation import draw_and_judge, judge
@@ -15,8 +37,6 @@ from simplear_rl import sft
 from simplear_rl.benchmarks.benchmark import Benchmark, inspect
 from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.cli import run_command
-from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require
@@ -68,27 +88,10 @@ def _inspect(config: EvaluateConfig, benchmark: Benchmark, folder: Path) -> dict
 def report(config: EvaluateConfig) -> None:
     """Evaluate and print the table."""
     summary = evaluate(config)
-    for name, score in summary["scores"].items():
-        low, high = summary["confidence_intervals"][name]
-        print(f"{name:24s} {score:7.3f}  [{low:.3f}, {high:.3f}]")
+    for name, (low, high) in summary["confidence_intervals"].items():
+        print(f"{name:24s} {summary['scores'][name]:7.3f}  [{low:.3f}, {high:.3f}]")
     print(f"{summary['images']} images, {summary['left_out']} left out; {config.output / 'index.html'}")
 
 
-EXAMPLES = """\
-  python -m simplear_rl.evaluate seed=1 root=runs/demo --model runs/demo/sft/final --output runs/scores
-  python -m simplear_rl.evaluate --benchmark geneval --model policies/published --output runs/geneval \\
-      prompts=evaluation_metadata.jsonl
-  python -m simplear_rl.evaluate --benchmark geneval --score-only images_of_others --output runs/theirs \\
-      prompts=evaluation_metadata.jsonl
-  python -m simplear_rl.evaluate --benchmark dpg --model policies/published --engine transformers --output runs/dpg \\
-      prompts=dpg_prompts.jsonl questions=dpg_bench.csv"""
-OPTIONS = {
-    "--model": "policy",
-    "--engine": "engine.type",
-    "--output": "output",
-    "--score-only": "score_only",
-    "--allow-missing": "allow_missing=true",
-}
-
 if __name__ == "__main__":
-    run_command(report, EvaluateConfig, "evaluate", EXAMPLES, list(BENCHMARKS), options=OPTIONS)
+    command_line.run(report)

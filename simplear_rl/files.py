@@ -8,8 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from simplear_rl.errors import UserError
@@ -58,6 +56,9 @@ def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"
     """
     if not is_hub_id(source):
         return source
+    from huggingface_hub import snapshot_download  # not above: it takes a second, and --help needs none of it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
         return Path(snapshot_download(str(source), repo_type=kind, allow_patterns=list(files)))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: of a broken proxy setting

@@ -4,6 +4,12 @@ For each step: rollout -> score, reference -> advantage, update -> broadcast. Th
 Ray's store and holds no tensors. Advantages are computed by the learner (algorithms/grpo_loss.py), a group at a time.
 """
 
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.stages import GrpoConfig
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(GrpoConfig, "grpo", dry_run=True)
+
 from functools import partial
 
 import ray
@@ -17,8 +23,6 @@ from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor
 from actors.sampler import Sampler
 from simplear_rl import sft
-from simplear_rl.cli import run_command
-from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
 from simplear_rl.inputs import require
 from simplear_rl.learning.policy_gradient import PolicyGradient
@@ -84,4 +88,4 @@ def train(config: GrpoConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(train, GrpoConfig, "grpo", dry_run=plan_grpo)
+    command_line.run(train, dry_run=plan_grpo)

@@ -3,12 +3,16 @@
 For each step: batch -> cross-entropy over text and visual ids -> update. SFT is the same on curated data.
 """
 
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.stages import SupervisedConfig
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(SupervisedConfig, "pretrain", dry_run=True)
+
 from functools import partial
 
 from actors.learner import LearnerGroup
 from actors.placement import Stage
-from simplear_rl.cli import run_command
-from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.inputs import Stages, require
 from simplear_rl.learning.supervised import Supervised
@@ -52,4 +56,4 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
 
 
 if __name__ == "__main__":
-    run_command(train, SupervisedConfig, "pretrain", dry_run=plan_supervised)
+    command_line.run(train, dry_run=plan_supervised)

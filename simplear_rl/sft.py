@@ -1,8 +1,12 @@
 """Supervised fine-tuning: pretraining's loss and loop, on curated data, from the pretrained policy."""
 
-from simplear_rl import pretrain
-from simplear_rl.cli import run_command
+from simplear_rl.cli import read_command_line
 from simplear_rl.config.stages import SupervisedConfig
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(SupervisedConfig, "sft", dry_run=True)
+
+from simplear_rl import pretrain
 from simplear_rl.plan.dry_run import plan_supervised
 
 
@@ -15,4 +19,4 @@ STAGES = {"pretrain": pretrain.train, "sft": train}  # what comes before GRPO, i
 
 
 if __name__ == "__main__":
-    run_command(train, SupervisedConfig, "sft", dry_run=plan_supervised)
+    command_line.run(train, dry_run=plan_supervised)

@@ -6,6 +6,18 @@ side of an image is resized to `size`, the centre is cut out, and the visual tok
 are listed in rejected.jsonl. A run that was stopped continues with the same command.
 """
 
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.data import TokenizeConfig
+
+EXAMPLES = """  python -m simplear_rl.tokenize input=pictures output=tokens
+  python -m simplear_rl.tokenize input=pictures output=tokens size=512 \\
+      actors.count=8 actors.gpus=1 tokenizer=nvidia/Cosmos-1.0-Tokenizer-DV8x16x16
+  python -m simplear_rl.tokenize input=owner/dataset files='data/train-*.parquet' output=tokens \\
+      max_rejected=0.01"""
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(TokenizeConfig, "tokenize", EXAMPLES)
+
 import logging
 import time
 import warnings
@@ -15,8 +27,6 @@ from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from actors.placement import check_fits, connect
-from simplear_rl.cli import run_command
-from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.images import BatchTokenizer
 from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.sources import Part, divide, find_files, read_batches
@@ -24,11 +34,6 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import resolve
 from simplear_rl.inputs import require
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
-
-EXAMPLES = """  python -m simplear_rl.tokenize input=pictures output=tokens
-  python -m simplear_rl.tokenize input=pictures output=tokens size=512 actors.count=8 actors.gpus=1 \\
-      tokenizer=nvidia/Cosmos-1.0-Tokenizer-DV8x16x16
-  python -m simplear_rl.tokenize input=owner/dataset files='data/train-*.parquet' output=tokens max_rejected=0.01"""
 
 
 def tokenize(config: TokenizeConfig) -> None:
@@ -90,4 +95,4 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
 
 
 if __name__ == "__main__":
-    run_command(tokenize, TokenizeConfig, "tokenize", EXAMPLES)
+    command_line.run(tokenize)

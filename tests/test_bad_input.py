@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from actors import placement
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
-from simplear_rl.cli import exit_on_user_error, run_command
+from simplear_rl.cli import exit_on_user_error, read_command_line
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.generate import GenerateConfig
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.run.checkpoints import begin_checkpoint
@@ -89,18 +90,19 @@ def call(command, line, monkeypatch):
     """Run a command in this process, as its `__main__` does."""
     monkeypatch.setattr(sys, "argv", [command, *line])
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("a Ray cluster was started"))
-    schemas = {
-        "pretrain": (pretrain.train, SupervisedConfig),
-        "sft": (sft.train, SupervisedConfig),
-        "grpo": (grpo.train, GrpoConfig),
-        "evaluate": (evaluate.report, EvaluateConfig),
+    commands = {
+        "pretrain": (SupervisedConfig, pretrain.train, {}),
+        "sft": (SupervisedConfig, sft.train, {}),
+        "grpo": (GrpoConfig, grpo.train, {}),
+        "evaluate": (EvaluateConfig, evaluate.report, evaluate.OPTIONS),
+        "generate": (GenerateConfig, generate.generate, generate.OPTIONS),
     }
-    if command in schemas:
-        run_command(*schemas[command], command)
+    if command == "create_policy":
+        options = create_policy.parser().parse_args()
+        exit_on_user_error(command, lambda: create_policy.create_policy(options))
     else:
-        module = {"generate": generate, "create_policy": create_policy}[command]
-        options = module.parser().parse_args()
-        exit_on_user_error(command, lambda: getattr(module, command)(options))
+        schema, function, shorthands = commands[command]
+        read_command_line(schema, command, options=shorthands).run(function)
 
 
 def tree(root):
@@ -201,15 +203,15 @@ CASES = [
     ("grpo", None, ["reward.models=[{type: hpsv2, model: x, weights: {root}/none.pt}]"], "none.pt: not found"),
     ("grpo", None, ["reward.models=[{type: blip, model: x}]"], "reward.models.0.type: .* found 'blip'"),
     # What is asked of the drawing.
-    ("generate", None, ["--temperature", "nan"], "--temperature: expected at least 0, found nan"),
-    ("generate", None, ["--guidance-scale", "inf"], "--guidance-scale: expected at least 0, found inf"),
-    ("generate", None, ["--kv-cache-gib", "0"], "--kv-cache-gib: expected more than 0, found 0"),
-    ("generate", None, ["--engine", "tensorflow"], "argument --engine: invalid choice: 'tensorflow'"),
+    ("generate", None, ["--temperature", "nan"], "temperature: .* found 'nan'"),
+    ("generate", None, ["--guidance-scale", "inf"], "guidance_scale: .* finite number, found 'inf'"),
+    ("generate", None, ["--kv-cache-gib", "0"], "kv_cache_gib: .* greater than 0, found '0'"),
+    ("generate", None, ["--engine", "tensorflow"], "engine: .* 'vllm', 'transformers' or 'sjd', found 'tensorflow'"),
     # Folders to write to.
     ("pretrain", None, ["run={root}/taken"], "taken is a file, not a folder; choose another `run`"),
     ("grpo", None, ["run=/proc/run"], "/proc/run: /proc cannot be written to; choose another `run`"),
     ("evaluate", None, ["output={root}/taken/x"], "taken is a file, not a folder; choose another `output`"),
-    ("generate", None, ["--output", "/proc/pictures"], "/proc cannot be written to; choose another `--output`"),
+    ("generate", None, ["--output", "/proc/pictures"], "/proc cannot be written to; choose another `output`"),
 ]
 
 

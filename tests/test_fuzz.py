@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from simplear_rl.config.base import CONFIGS
-from simplear_rl.config.load import known_keys, load_config
+from simplear_rl.config.keys import known_keys
+from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.order import Piece
 from simplear_rl.data.prompts import read_prompts

@@ -9,22 +9,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from simplear_rl.errors import UserError
-from simplear_rl.generate import generate, parser
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.generate import GenerateConfig
+from simplear_rl.generate import OPTIONS, generate
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def run(world, output, *arguments, model=None):
-    fixed = [
-        "--model",
-        str(model or world / "policy"),
-        "--tokenizer",
-        str(world / "tokenizer"),
-        "--output",
-        str(output),
-    ]
-    generate(parser().parse_args([*fixed, *map(str, arguments)]))
+    """Draw as the command does; returns the content of the image files, by name."""
+    paths = ["--model", model or world / "policy", "--tokenizer", world / "tokenizer", "--output", output]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["generate", *map(str, [*paths, *arguments])])
+        read_command_line(GenerateConfig, "generate", options=OPTIONS).run(generate)
     return {file.name: file.read_bytes() for file in output.glob("0*.png")}
 
 
@@ -85,12 +82,43 @@ def test_files_say_how_they_came_about(world, tmp_path):
     assert text["model"] == str(world / "policy")
 
 
+def test_the_policy_is_named_as_the_user_named_it(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    run(world, tmp_path, "--prompts", "a cross", "--engine", "transformers", model="policy")
+    assert Image.open(tmp_path / "00000-00.png").text["model"] == "policy"
+
+
+def test_options_are_short_for_keys(monkeypatch):
+    """Numbers are numbers, and texts stay what they are, whatever they would mean in YAML."""
+    numbers = ["--top-k", "5", "--top-p", "5e-1", "--guidance-scale", "2", "--num-images", "3", "--seed", "07"]
+    texts = ["--prompts", "12:30", "--negative-prompt", "#2", "--model", "off", "--output", "~"]
+    monkeypatch.setattr(sys, "argv", ["generate", *numbers, *texts])
+    config = read_command_line(GenerateConfig, "generate", options=OPTIONS).config
+    assert (config.top_k, config.top_p, config.guidance_scale, config.images_per_prompt) == (5, 0.5, 2.0, 3)
+    assert (config.seed, config.prompts, config.negative_prompt) == (7, "12:30", "#2")
+    assert (config.policy, config.output) == (Path("off"), Path.home())
+
+
+@pytest.mark.parametrize(
+    "text", ["off", "null", "1.0", "a: b", "'", '"', "\\n", "é 🙂", "a\x85b\u2028c", "\x7f\t", "${root}"]
+)
+def test_a_prompt_is_taken_letter_by_letter(monkeypatch, text):
+    monkeypatch.setattr(sys, "argv", ["generate", "--prompts", text])
+    assert read_command_line(GenerateConfig, "generate", options=OPTIONS).config.prompts == text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--guidance-scale", "-1"], "--guidance-scale: expected at least 0, found -1"),
-        (["--num-images", "0"], "--num-images: expected at least 1, found 0"),
-        (["--top-p", "0"], "--top-p: expected a share above 0"),
+        (["--guidance-scale", "-1"], "guidance_scale: .* greater than or equal to 0, found '-1'"),
+        (["--num-images", "0"], "images_per_prompt: .* greater than or equal to 1, found '0'"),
+        (["--top-p", "1.5"], "top_p: .* less than or equal to 1, found '1.5'"),
+        (["--top-k", "-1"], "top_k: .* greater than or equal to 0, found '-1'"),
+        (["--top-k", "few"], "top_k: .* valid integer, .* found 'few'"),
+        (["--seed", "-1"], "seed: .* greater than or equal to 0, found '-1'"),
+        (["--batch-size", "0"], "batch_size: .* greater than or equal to 1, found '0'"),
+        (["--temperature", "-1"], "temperature: .* greater than or equal to 0, found '-1'"),
+        (["--top-p", "0"], "top_p: .* greater than 0, found '0'"),
         (["--negative-prompt", "a square"], "has no effect without guidance"),
         (["--prompts", "a cross " * 100], r"has \d+ tokens, there is room for \d+"),
         (["--kv-cache-gib", "0.0001"], "kv_cache_gib"),
@@ -101,7 +129,7 @@ def test_files_say_how_they_came_about(world, tmp_path):
     ],
 )
 def test_bad_input_is_refused_with_what_to_change(world, tmp_path, arguments, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(SystemExit, match=message):
         run(world, tmp_path / "output", "--prompts", "a cross", *arguments)
 
 

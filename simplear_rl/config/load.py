@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from simplear_rl.config.base import absolute
+from simplear_rl.config.keys import known_keys
 from simplear_rl.errors import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -99,24 +100,14 @@ def _without_tags(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[
         field = next((s.model_fields[part] for s in sections if part in s.model_fields), None)
         if isinstance(part, int) or field or len(sections) == 1:
             kept.append(part)
-            sections = sections_of(field.annotation) if field else sections
+            sections = _sections_of(field.annotation) if field else sections
         elif chosen := [s for s in sections if part in get_args(s.model_fields["type"].annotation)]:
             sections, tag = chosen, str(part)
     return kept, tag
 
 
-def known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a schema, sections included."""
-    keys = []
-    for name, field in schema.model_fields.items():
-        keys.append(prefix + name)
-        for section in sections_of(field.annotation):
-            keys += known_keys(section, f"{prefix}{name}.")
-    return list(dict.fromkeys(keys))
-
-
-def sections_of(annotation: Any) -> list[type[BaseModel]]:
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The sections that an annotation names: itself, or what an optional, a list or a union holds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for part in get_args(annotation) for section in sections_of(part)]
+    return [section for part in get_args(annotation) for section in _sections_of(part)]

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from simplear_rl.errors import UserError
 from simplear_rl.files import new_folder, require_writable, resolve
 from simplear_rl.policy.model import save_policy
-from simplear_rl.policy.vocabulary import DEFAULT_PREFIX, SPECIAL_TOKENS, ImageLayout, read_layout, read_tokenizer
+from simplear_rl.policy.prompt_prefixes import DEFAULT_PREFIX
+from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, read_layout, read_tokenizer
 from simplear_rl.tokenizers.cosmos import TokenizerGeometry
 
 # Of a Hugging Face repository; pickled weights (.bin) are not even fetched.

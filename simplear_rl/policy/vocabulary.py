@@ -12,12 +12,6 @@ from simplear_rl.tokenizers.cosmos import read_geometry
 
 # Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
-# Texts before a caption. A policy carries the one that it was made with, for training, drawing and evaluation alike.
-PROMPT_PREFIXES = {
-    "photo": "A photo of ",  # the published GRPO
-    "realistic": "A highly realistic image of ",  # the published demo, and one of the 20 of the published training
-}
-DEFAULT_PREFIX = PROMPT_PREFIXES["realistic"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 from simplear_rl.config.base import CommandConfig
 from simplear_rl.files import new_folder
 from simplear_rl.policy.model import random_policy, word_tokenizer
-from simplear_rl.policy.vocabulary import PROMPT_PREFIXES
+from simplear_rl.policy.prompt_prefixes import PROMPT_PREFIXES
 from simplear_rl.shapes import world
 from simplear_rl.shapes.clip_training import train_clip
 from simplear_rl.shapes.tokenizer_training import train_tokenizer

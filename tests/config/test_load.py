@@ -6,7 +6,8 @@ import yaml
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.data import TokenizeConfig
-from simplear_rl.config.load import known_keys, load_config
+from simplear_rl.config.keys import known_keys
+from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 

@@ -1,0 +1,30 @@
+"""`python -m simplear_rl` lists the commands, in the order of the pipeline."""
+
+import argparse
+
+COMMANDS = {
+    "create_policy": "a policy folder to start from: of a language model, a published checkpoint or a policy",
+    "tokenize": "token shards of your own images and captions",
+    "pretrain": "next-token prediction on token shards",
+    "sft": "supervised fine-tuning: the same on curated data",
+    "grpo": "reinforcement learning with image rewards",
+    "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
+    "generate": "images for your own prompts",
+    "demo": "the whole pipeline on the miniature world, with a report",
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m simplear_rl",
+        usage="python -m simplear_rl.COMMAND [--help] ...",
+        epilog="\n".join(
+            [
+                "commands, in the order of the pipeline:",
+                *(f"  {name:15}{about}" for name, about in COMMANDS.items()),
+                "\npython -m simplear_rl.grpo --help explains a command, its options and its keys.",
+            ]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    parser.print_help()

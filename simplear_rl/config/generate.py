@@ -1,0 +1,42 @@
+"""Drawing images for prompts, with no Ray cluster."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from simplear_rl.config.base import Count, Location, LocationOrHubId, NonNegative, Positive, Section, absolute
+from simplear_rl.config.rollout import EngineType
+
+
+def _as_given(path: Path) -> Path:
+    """The user's own path, for the images' text entries."""
+    absolute(path)  # raises ValueError
+    return path.expanduser()
+
+
+class GenerateConfig(Section):
+    """What is drawn, from which policy, with which engine."""
+
+    policy: Annotated[Path, AfterValidator(_as_given)] = Field(description="policy folder that draws")
+    tokenizer: LocationOrHubId = Field(description="visual tokenizer: folder or Hugging Face id")
+    prompts: str = Field(description="a prompt, a file with one prompt per line, or - for standard input")
+    engine: EngineType = Field("vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding")
+    guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
+    negative_prompt: str | None = Field(
+        None, description="caption of the unconditional context; null: training's null prompt"
+    )
+    temperature: NonNegative = Field(1.0, description="0 is greedy")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="codes that are drawn from; 0 keeps the whole codebook")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of probability that is drawn from")
+    seed: Annotated[int, Field(ge=0)] = 0
+    images_per_prompt: Count = 1
+    batch_size: Count = Field(16, description="images decoded together")
+    kv_cache_gib: Positive = Field(0.25, description="vllm: memory of the key-value cache, GiB")
+    output: Location = Field(description="folder for the PNG files and contact_sheet.png")
+
+    @model_validator(mode="after")
+    def _negative_prompt_has_effect(self) -> "GenerateConfig":
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt: has no effect without guidance; set guidance_scale")
+        return self
