@@ -123,6 +123,7 @@ class LearnerGroup:
         objective: Callable[[Any], Objective],
     ):
         self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor, max_restarts=0)
+        stage.require_workers()
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
         self._all("start", rendezvous, config, start, steps, micro_batches, run, objective)
 

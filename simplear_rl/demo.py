@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from actors.placement import connect
+from actors.connection import connect
 from simplear_rl import grpo, pretrain, sft
 from simplear_rl.cli import run_command
 from simplear_rl.config.base import CONFIGS

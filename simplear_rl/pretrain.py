@@ -5,6 +5,7 @@ For each step: batch -> cross-entropy over text and visual ids -> update. SFT is
 
 from functools import partial
 
+from actors.connection import check_machine
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from simplear_rl.cli import run_command
@@ -28,6 +29,7 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     """
     if finished(config):
         return
+    check_machine()
     require(config, *config.inputs, stages=before)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
