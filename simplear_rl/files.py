@@ -30,7 +30,7 @@ def write_text(file: Path, text: str) -> None:
     """Write a file that appears only when it is complete; its folder is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.rename(file)
 
 
