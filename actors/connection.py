@@ -90,6 +90,8 @@ def _address() -> tuple[str, str]:
         address = find_bootstrap_address(None) or ""
     except OSError as error:
         raise UserError(f"{error}: the Ray cluster on this machine is somebody else's. {OWN_CLUSTER}") from error
+    if given == "auto" and not address:
+        raise UserError(f"RAY_ADDRESS=auto: no Ray cluster was started on this machine. {OWN_CLUSTER}")
     return address, f"the Ray cluster at {address}"
 
 

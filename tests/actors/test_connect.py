@@ -99,6 +99,7 @@ def test_a_cluster_of_another_version_or_another_user_is_refused(cluster):
         ({"RAY_ADDRESS": "ray://127.0.0.1:10001"}, "cannot go through Ray Client. .*ray job submit"),
         ({"TMPDIR": "/tmp/" + "x" * 60}, "TMPDIR=/tmp/x+: the path is too long .* by 26; set RAY_TMPDIR"),
         ({"RAY_TMPDIR": "/tmp/" + "ä" * 30}, "RAY_TMPDIR=/tmp/ä+: the path is too long .* by 26; set RAY_TMPDIR"),
+        ({"RAY_ADDRESS": "auto", "RAY_TMPDIR": "/tmp/none"}, "RAY_ADDRESS=auto: no Ray cluster was started on this"),
         ({"TMPDIR": "/dev/null"}, "TMPDIR=/dev/null: Ray cannot write to /dev/null/ray; set RAY_TMPDIR"),
     ],
 )
