@@ -1,6 +1,5 @@
 """Learner actors: the ranks of one DeepSpeed group, and the handle that drives them as one."""
 
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
@@ -20,6 +19,7 @@ from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.learning.objective import Objective
 from simplear_rl.policy.rollouts import ScoredRollout
+from simplear_rl.weights.group import meeting_place
 from simplear_rl.weights.snapshot import Weights
 
 
@@ -32,10 +32,9 @@ class LearnerActor(Monitored, WeightMember):
         self.rank = rank
 
     def rendezvous(self) -> str:
-        """An address on this actor's node where the ranks can meet."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        """An address on this actor's node where the ranks of a group meet, of which this actor becomes rank 0."""
+        self.store = meeting_place(ray.util.get_node_ip_address())
+        return f"tcp://{self.store.host}:{self.store.port}"
 
     def start(
         self,
@@ -124,6 +123,7 @@ class LearnerGroup:
         objective: Callable[[Any], Objective],
     ):
         self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor, max_restarts=0)
+        stage.require_workers()
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
         self._all("start", rendezvous, config, start, steps, micro_batches, run, objective)
 

@@ -1,62 +1,20 @@
-"""Where actors run: the cluster, one placement group per stage, telling names."""
+"""Where actors run: one placement group per stage, telling names."""
 
-import logging
-import os
-import socket
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import ray
-from ray._private.services import find_bootstrap_address
 from ray.actor import ActorClass, ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.connection import connect, require_workers
 from actors.pool import Pool
 from actors.supervision import Heartbeat, lost_actor
 from simplear_rl.config.base import ActorsConfig, FaultsConfig, PoolConfig
 from simplear_rl.errors import ActorLostError, UserError
-
-ANSWER = 10.0  # seconds
-# Ray speaks gRPC, over HTTP/2, where a client begins with this and an empty frame of settings (RFC 9113, 3.4).
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-
-
-def connect() -> None:
-    """Join the Ray cluster of RAY_ADDRESS or of this machine; start a local one if there is none."""
-    if not ray.is_initialized():
-        given = os.environ.get("RAY_ADDRESS", "")
-        # Of a cluster that was started on this machine, Ray keeps the address in a file.
-        address = find_bootstrap_address(None) or "" if given in ("", "auto") else given
-        _require_answer(address, f"RAY_ADDRESS={given}" if address == given else f"the Ray cluster at {address}")
-        # An actor without GPUs must not see any.
-        env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-        # What actors print stays in their own logs, in the dashboard: the terminal belongs to the progress bars.
-        try:
-            ray.init(runtime_env={"env_vars": env}, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"RAY_ADDRESS={given}: no Ray cluster can be joined there: {error}") from error
-
-
-def _require_answer(address: str, name: str) -> None:
-    """Raise UserError if no Ray cluster answers at `address`.
-
-    Ray itself would try for a minute, and wait for a cluster that hangs for a quarter of an hour.
-    """
-    if address in ("", "local"):
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=ANSWER) as connection:
-            connection.sendall(HTTP2_HELLO)
-            connection.recv(1)  # of whatever it says: with TLS it does not like this
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{name}: no Ray cluster answers there ({error}); expected host:port of a running one. With "
-            "RAY_ADDRESS=local a run starts a cluster of its own on this machine"
-        ) from error
 
 
 def cluster_nodes() -> list[tuple[float, int]]:
@@ -91,7 +49,7 @@ class Stage:
         check_fits(roles, ray.cluster_resources())
         self.name, self.roles, self.faults = name, roles, faults or FaultsConfig()
         self.actors: dict[str, ActorHandle] = {}
-        self.launched: list[ActorHandle] = []
+        self.launched: dict[str, ActorHandle] = {}
         self.heartbeat = Heartbeat(self.faults.heartbeat_seconds)
         bundles: list[dict[str, float]] = []
         self.bundles_of_role: dict[str, range] = {}
@@ -119,7 +77,7 @@ class Stage:
         for i, bundle in enumerate(self.bundles_of_role[role]):
             strategy = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=bundle)
             started.append(self._start(role, i, strategy, restarts, actor, args))
-        self.launched += started
+            self.launched[self._name(role, i)] = started[-1]
         return started
 
     def pool(self, role: str, actor: ActorClass, *args: Any) -> Pool:
@@ -151,9 +109,14 @@ class Stage:
         self.heartbeat.watch(handle, name)
         return handle
 
+    def require_workers(self) -> None:
+        """Wait until every actor launched so far has a process. Raises UserError if Ray does not start any."""
+        require_workers(self.launched)
+
     def ready(self) -> None:
         """Wait until every actor launched so far is built. Raises the UserError of one that cannot be."""
-        ray.get([actor.ready.remote() for actor in self.launched])
+        self.require_workers()
+        ray.get([actor.ready.remote() for actor in self.launched.values()])
 
     def __enter__(self) -> "Stage":
         return self

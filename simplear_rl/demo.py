@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from actors.placement import connect
+from actors.connection import connect
 from simplear_rl import grpo, sft
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
@@ -76,11 +76,9 @@ def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:
 def _same_seed(file: Path, seed: int) -> None:
     """Refuse to continue a demo that began with another seed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists() and file.read_text() != str(seed):
-        raise UserError(
-            f"{file.parent} was begun with seed {file.read_text()}, not {seed}: set fresh=true, or another root"
-        )
-    file.write_text(str(seed))
+    if file.exists() and (before := file.read_text(encoding="utf-8")) != str(seed):
+        raise UserError(f"{file.parent} was begun with seed {before}, not {seed}: set fresh=true, or another root")
+    file.write_text(str(seed), encoding="utf-8")
 
 
 @contextmanager
@@ -90,7 +88,7 @@ def timed(root: Path, phase: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with (root / "timings.jsonl").open("a") as file:
+        with (root / "timings.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"phase": phase, "seconds": time.monotonic() - start}) + "\n")
 
 

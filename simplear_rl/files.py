@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, and found on this machine or on the Hugging Face Hub."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,15 +28,20 @@ def write_text(file: Path, text: str) -> None:
     """Write a file that appears only when it is complete; its folder is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.rename(file)
 
 
 def require_writable(folder: Path, key: str) -> None:
     """Raise UserError unless `folder` is, or can become, a folder that files can be written to; touches nothing.
 
-    `key` is where the user named it.
+    Ray's copy of a job's working directory is none. `key` is where the user named it.
     """
+    if re.search(r"/session_\d{4}-\d\d-\d\d_[^/]*/", f"{folder.resolve()}/"):
+        raise UserError(
+            f"{folder}: in a submitted job this is {folder.resolve()}, in Ray's temporary folder, where nothing stays. "
+            f"Choose an absolute path on a volume that all nodes share for `{key}`"
+        )
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")

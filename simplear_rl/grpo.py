@@ -15,6 +15,7 @@ from functools import partial
 import ray
 
 from actors.broadcast import Broadcast
+from actors.connection import check_machine
 from actors.evaluation import Evaluation
 from actors.learner import LearnerGroup
 from actors.placement import Stage
@@ -42,6 +43,7 @@ def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
     if finished(config):
         return
+    check_machine()
     require(config, *config.inputs, stages=sft.STAGES)
     layout = read_layout(config.start, config.tokenizer)
     rollout, algorithm = config.rollout, config.algorithm

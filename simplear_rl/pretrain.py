@@ -11,6 +11,7 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
 
 from functools import partial
 
+from actors.connection import check_machine
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from simplear_rl.data.shards import TokenShards
@@ -32,6 +33,7 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     """
     if finished(config):
         return
+    check_machine()
     require(config, *config.inputs, stages=before)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)

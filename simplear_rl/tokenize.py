@@ -26,18 +26,20 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
-from actors.placement import check_fits, connect
+from actors.connection import connect, require_worker
+from actors.placement import check_fits
 from simplear_rl.data.images import BatchTokenizer
 from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.sources import Part, divide, find_files, read_batches
 from simplear_rl.errors import UserError
-from simplear_rl.files import resolve
+from simplear_rl.files import require_writable, resolve
 from simplear_rl.inputs import require
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
 def tokenize(config: TokenizeConfig) -> None:
     """Make the shards that are missing, then rejected.jsonl."""
+    require_writable(config.output, "output")
     require(config, config.tokenizer, config.input)
     CosmosTokenizer(config.tokenizer)  # what is wrong with it shows before anything starts
     pattern = config.files.removeprefix("**/")  # on the Hub, `*` stands for folders too
@@ -63,6 +65,7 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
             f"actors.count x actors.cpus ({actors.count} x {actors.cpus:g}) leave no CPU for reading: the cluster has "
             f"{resources['CPU']:g}"
         )
+    require_worker()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # By default a task that kills its process is repeated forever; max_retries has no place yet that is not deprecated.
     warnings.simplefilter("ignore", RayDeprecationWarning)

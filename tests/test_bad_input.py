@@ -18,7 +18,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from actors import placement
+from actors import connection
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
 from simplear_rl.cli import exit_on_user_error, read_command_line
@@ -268,7 +268,7 @@ def test_a_run_folder_with_a_damaged_file_is_left_as_it_is(template, tmp_path, m
     ("address", "message"),
     [
         ("127.0.0.1:9", "no Ray cluster answers there .*Connection refused"),
-        ("ray://127.0.0.1:9", "no Ray cluster answers there .*Connection refused"),
+        ("ray://127.0.0.1:9", "a run cannot go through Ray Client"),
         ("nonsense", "no Ray cluster .* expected host:port of a running one"),
         ("127.0.0.1:99999", "no Ray cluster answers there"),
     ],
@@ -290,7 +290,7 @@ def test_a_ray_cluster_that_hangs_is_named(template, tmp_path, monkeypatch, give
     root = tmp_path / "root"
     shutil.copytree(template, root)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(placement, "ANSWER", 0.5)
+    monkeypatch.setattr(connection, "ANSWER", 0.5)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where Ray keeps the address of this machine's cluster
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -32,7 +32,7 @@ class GenEval:
         """See Benchmark."""
         prompt = folder / f"{index:05d}"
         (prompt / "samples").mkdir(parents=True, exist_ok=True)
-        (prompt / "metadata.jsonl").write_text(json.dumps(self.entries[index]) + "\n")
+        (prompt / "metadata.jsonl").write_text(json.dumps(self.entries[index]) + "\n", encoding="utf-8")
         for k, image in enumerate(images):
             Image.fromarray(image).save(prompt / "samples" / f"{k:05d}.png")
 
@@ -42,7 +42,7 @@ class GenEval:
         if not prompt.is_dir():
             return [], [f"{prompt}: missing (prompt {self.texts[index]!r})"]
         try:
-            metadata = json.loads((prompt / "metadata.jsonl").read_text())
+            metadata = json.loads((prompt / "metadata.jsonl").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             return [], [f"{prompt / 'metadata.jsonl'}: cannot be read: {error}"]
         if metadata != self.entries[index]:

@@ -40,7 +40,7 @@ def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
     values["prompts_sha256"] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     file = config.output / "config.yaml"
     if file.exists():
-        before, now = _flat(yaml.safe_load(file.read_text())), _flat(values)
+        before, now = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(values)
         changed = [key for key in now if now[key] != before.get(key) and not _free(key)]
         if changed:
             lines = [f"  {key}: {before.get(key)} -> {now[key]}" for key in changed]
@@ -84,7 +84,7 @@ def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
 def _read_verdict(output: Path, index: int) -> list[dict] | None:
     """The rows of a prompt, None if it is not judged."""
     file = _verdict(output, index)
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _verdict(output: Path, index: int) -> Path:

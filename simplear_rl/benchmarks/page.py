@@ -34,6 +34,8 @@ def write_page(config: EvaluateConfig, benchmark: Benchmark, rows: Sequence[dict
             "well": all(verdict["well"] for figure in figures.values() for verdict in figure["verdicts"]),
         }
         sections.setdefault(benchmark.section(index), []).append(prompt)
-    source = resources.files(__package__).joinpath("page.html.jinja").read_text()
+    source = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    (config.output / "index.html").write_text(page.render(config=config, summary=summary, sections=sections))
+    (config.output / "index.html").write_text(
+        page.render(config=config, summary=summary, sections=sections), encoding="utf-8"
+    )

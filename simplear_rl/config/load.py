@@ -24,7 +24,7 @@ def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ())
             value; the message names the file or the override.
     """
     try:
-        values = yaml.safe_load(Path(file).read_text())
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
         raise UserError(f"{file}: not a readable YAML file: {error}") from error
     if not isinstance(values, dict):

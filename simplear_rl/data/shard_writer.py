@@ -57,7 +57,7 @@ class ShardWriter:
             if any(self.folder.glob("*.parquet")):
                 raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
             write_text(file, json.dumps(made_from, indent=1))
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         for key in [*made_from, *before]:
             if made_from.get(key) != before.get(key):
                 raise UserError(

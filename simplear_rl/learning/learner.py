@@ -27,7 +27,7 @@ from simplear_rl.policy.model import load_policy, save_policy
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
 from simplear_rl.run.guards import Evidence, refusal
-from simplear_rl.weights.group import WeightGroup
+from simplear_rl.weights.group import WeightGroup, meeting_place
 from simplear_rl.weights.sharing import shared
 from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets
 
@@ -65,7 +65,8 @@ class Learner:
         start: policy folder to begin from.
         steps: optimizer steps of the whole run, for the schedule.
         micro_batches: forward passes of this rank per optimizer step.
-        rank, ranks, rendezvous: place in the process group, and its `tcp://host:port`.
+        rank, ranks, rendezvous: place in the process group, and the `tcp://host:port` where its ranks meet; one rank
+            alone needs none.
         run: folder of the run, for the samples of a step that is refused.
 
     """
@@ -78,7 +79,7 @@ class Learner:
         micro_batches: int,
         rank: int = 0,
         ranks: int = 1,
-        rendezvous: str = "tcp://127.0.0.1:29500",
+        rendezvous: str | None = None,
         run: Path | None = None,
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
@@ -86,6 +87,9 @@ class Learner:
         self.step = 0
         self.grad_norm = 0.0
         device = default_device()
+        if rendezvous is None:
+            store = meeting_place("127.0.0.1")
+            rendezvous = f"tcp://127.0.0.1:{store.port}"
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it; an actor sees its own GPU as number 0
         # Its shared-memory all-reduce for CPUs needs a compiler at run time and one host; gloo needs neither.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

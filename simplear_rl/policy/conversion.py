@@ -123,7 +123,7 @@ def convert(
 def _read_config(file: Path) -> Qwen2Config:
     """The architecture that config.json states, whatever class it names, and our image layout if there is one."""
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
         missing = [key for key in REQUIRED if key not in values]
         missing += [] if values.keys() & {"rope_theta", "rope_parameters"} else ["rope_theta"]
         known = {key: values[key] for key in (*REQUIRED, *OPTIONAL, "image_layout") if key in values}
@@ -175,7 +175,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         if (folder / "model.safetensors").is_file() or not index.is_file():
             files = ["model.safetensors"]
         else:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{index}: not a readable index of weight files: {error}") from error
     weights: dict[str, torch.Tensor] = {}

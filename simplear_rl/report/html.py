@@ -39,7 +39,9 @@ def write_report(root: Path, stages: Sequence[str], guidance_scale: float) -> Pa
     """Write `root`/report.html from the runs and evaluations of `stages`; returns its path."""
     evaluations = _evaluations(root, stages)
     rewards = _reward_types(root / stages[-1])
-    template = jinja2.Template(resources.files(__package__).joinpath("report.html.jinja").read_text(), autoescape=True)
+    template = jinja2.Template(
+        resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"), autoescape=True
+    )
     page = template.render(
         rewards=rewards,
         warning=REWARD_IS_METRIC if "geneval" in rewards else None,
@@ -53,7 +55,7 @@ def write_report(root: Path, stages: Sequence[str], guidance_scale: float) -> Pa
         timings=_timings(root / "timings.jsonl"),
     )
     file = root / "report.html"
-    file.write_text(page)
+    file.write_text(page, encoding="utf-8")
     return file
 
 
@@ -68,14 +70,16 @@ def summary(root: Path, stages: Sequence[str]) -> str:
 
 def _reward_types(run: Path) -> list[str]:
     """What a GRPO run was rewarded with."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     return [model["type"] for model in config["reward"]["models"]]
 
 
 def _evaluations(root: Path, stages: Sequence[str]) -> dict[str, dict]:
     """What each stage scored, unguided and guided."""
     names = [name for stage in stages for name in (stage, f"{stage}-guided")]
-    return {name: json.loads((root / "evaluation" / name / "scores.json").read_text()) for name in names}
+    return {
+        name: json.loads((root / "evaluation" / name / "scores.json").read_text(encoding="utf-8")) for name in names
+    }
 
 
 def _inline(figure: Figure) -> str:
@@ -119,7 +123,7 @@ def _score_curve_figure(root: Path, stages: Sequence[str]) -> str:
     """Scores from stage to stage, with the checkpoints on the way to the last one."""
     evaluations = root / "evaluation"
     names = [*stages[:-1], *sorted(path.name for path in evaluations.glob(f"{stages[-1]}-step-*")), stages[-1]]
-    found = [json.loads((evaluations / name / "scores.json").read_text()) for name in names]
+    found = [json.loads((evaluations / name / "scores.json").read_text(encoding="utf-8")) for name in names]
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots()
     labels = [re.sub(r"-step-0*", "\nstep ", name) for name in names]
@@ -139,7 +143,7 @@ def _samples_figure(root: Path, stages: Sequence[str], per_tag: int = 2) -> str:
     """The first prompts of each tag, one per column, and what each stage drew for them."""
     folders = {stage: root / "evaluation" / stage for stage in stages}
     results = {
-        stage: [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        stage: [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
         for stage, folder in folders.items()
     }
     tags = [row["tag"] for row in results[stages[0]]]
@@ -158,7 +162,7 @@ def _samples_figure(root: Path, stages: Sequence[str], per_tag: int = 2) -> str:
 def _timings(file: Path) -> dict[str, float]:
     """Seconds per phase, summed over restarts."""
     seconds: dict[str, float] = {}
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         seconds[entry["phase"]] = seconds.get(entry["phase"], 0) + entry["seconds"]
     return seconds

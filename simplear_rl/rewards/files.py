@@ -28,7 +28,7 @@ def _check_network(path: Path) -> None:
     if path.is_dir():
         settings = path / "open_clip_config.json"
         try:
-            json.loads(settings.read_text())
+            json.loads(settings.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{settings}: expected the configuration of an open_clip model: {error}") from error
         if not any(path.glob("*.bin")) or any(path.glob("*.safetensors")):

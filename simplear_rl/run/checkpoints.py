@@ -48,7 +48,7 @@ def newest_intact(run: Path) -> Path | None:
 def damage(folder: Path) -> str | None:
     """What differs between a checkpoint and its checksums; None if nothing does."""
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
+        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         found = {str(file.relative_to(folder)) for file in _files(folder)} - {CHECKSUMS}
         if missing := sorted(expected.keys() - found):
             return f"{missing[0]} is missing"
@@ -79,7 +79,7 @@ def begin_checkpoint(folder: Path, save: Callable[[Path], Callable[[], None]]) -
         with _disk_may_refuse(folder, partial):
             write()
             sums = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
-            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
             for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
                 _sync(path)
             partial.rename(folder)

@@ -131,7 +131,7 @@ class Run:
         best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
         if best and best.metric not in names:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | metrics) + "\n")
         with self._wandb_may_be_gone():
             self.wandb.log(metrics, step=step)
@@ -214,7 +214,7 @@ class Run:
         file = self.folder / "config.yaml"
         for key in (key for key in values if self.before and values[key] != self.before.get(key)):
             print(f"{file}: the run continues with another `{key}`: {self.before.get(key)} -> {values[key]}")
-        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
     def _write_metrics(self) -> None:
         """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""

@@ -36,7 +36,7 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
 def read_config(file: Path) -> dict[str, Any]:
     """The configuration of a run that is to be continued; empty if the file is gone."""
     try:
-        values = yaml.safe_load(file.read_text()) if file.exists() else {}
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file}: not a readable YAML file; without it the run continues as well: {error}") from error
     if not isinstance(values, dict):

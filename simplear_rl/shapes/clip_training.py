@@ -33,7 +33,9 @@ def train_clip(folder: Path, tokenizer: CosmosTokenizer, seed: int, steps: int) 
     words = word_tokenizer(WORDS)
     words.save_pretrained(folder)
     model_config = {"embed_dim": 96, "vision_cfg": VISION, "text_cfg": TEXT | {"vocab_size": len(words)}}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_config, "preprocess_cfg": PREPROCESS}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_config, "preprocess_cfg": PREPROCESS}), encoding="utf-8"
+    )
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -109,4 +109,4 @@ def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.n
 
 def _prompts(path: Path, config: CommandConfig) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(world.rl_prompts()) + "\n")
+    path.write_text("\n".join(world.rl_prompts()) + "\n", encoding="utf-8")

@@ -54,7 +54,7 @@ def read_geometry(source: Path) -> TokenizerGeometry:
             raise UserError(f"{folder / name}: not a readable TorchScript file: damaged, or of another kind")
     config = folder / "config.json"
     try:
-        values = json.loads(config.read_text()) if config.is_file() else {}
+        values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         if not values.keys() & {"levels", "patch"}:
             return OFFICIAL
         levels, patch = values["levels"], values["patch"]

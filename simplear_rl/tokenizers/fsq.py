@@ -119,4 +119,6 @@ def export(model: FsqTokenizer, folder: Path) -> None:
         encoder, decoder = _Encoder(model), _Decoder(model)
         torch.jit.trace(encoder, example).save(str(folder / "encoder.jit"))
         torch.jit.trace(decoder, encoder(example)[0]).save(str(folder / "decoder.jit"))
-    (folder / "config.json").write_text(json.dumps({"levels": model.quantizer.levels, "patch": model.patch}))
+    (folder / "config.json").write_text(
+        json.dumps({"levels": model.quantizer.levels, "patch": model.patch}), encoding="utf-8"
+    )

@@ -22,11 +22,20 @@ from simplear_rl.weights.snapshot import checksum
 TIMEOUT = timedelta(minutes=10)
 
 
+def meeting_place(host: str) -> distributed.TCPStore:
+    """A store where the ranks of a group meet, `tcp://host:port`, in the process of rank 0 at `host`.
+
+    The system chooses the port, and the store holds it from here on: no other process can take it before the ranks
+    come. Keep the store until the group is formed.
+    """
+    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+
+
 class WeightGroup:
     """One member. The constructor returns once all members have joined.
 
     Args:
-        rendezvous: `tcp://host:port`, free, on the machine of rank 0.
+        rendezvous: `tcp://host:port` of a `meeting_place` in the process of rank 0, or of a free port there.
         rank: 0 sends, the others receive.
         size: number of members.
         timeout: of joining, and of each operation.
@@ -36,7 +45,7 @@ class WeightGroup:
 
     def __init__(self, rendezvous: str, rank: int, size: int, timeout: timedelta = TIMEOUT):
         host, _, port = rendezvous.removeprefix("tcp://").rpartition(":")
-        store = distributed.TCPStore(host, int(port), size, rank == 0, timeout)
+        store = distributed.TCPStore(host, int(port), size, rank == 0, timeout, multi_tenant=True)
         self.device, self.timeout = default_device(), timeout
         members = distributed.PrefixStore("members", store)
         self.group: Any

@@ -5,14 +5,14 @@ from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.runtime_env import RuntimeEnv
 from ray.runtime_env.runtime_env import _merge_runtime_env
 
-from actors import placement
+from actors import connection
 
 
 def driver_runtime_env(monkeypatch) -> dict:
     given = {}
-    monkeypatch.setattr(placement.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(placement.ray, "init", lambda **arguments: given.update(arguments))
-    placement.connect()
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection.ray, "init", lambda **arguments: given.update(arguments))
+    connection.connect()
     return given["runtime_env"]
 
 

@@ -11,7 +11,7 @@ from simplear_rl.plan.memory import states_memory
 from simplear_rl.policy.model import load_policy
 
 
-def states(policy, config, rank=0, rendezvous="tcp://127.0.0.1:29500"):
+def states(policy, config, rank=0, rendezvous=None):
     """Bytes of weights and of AdamW's tensors that a rank holds after a step."""
     one = Learner(config, policy, 1, 1, rank, config.actors.count, rendezvous)
     ids = torch.zeros(1, 8, dtype=torch.int64)
