@@ -7,6 +7,7 @@ rejected.jsonl. A run that was stopped continues with the same command.
 """
 
 import logging
+import threading
 import time
 import warnings
 
@@ -23,10 +24,10 @@ from simplear_rl.data.listing import find_files
 from simplear_rl.data.readers import Part
 from simplear_rl.data.reasons import Reasons
 from simplear_rl.data.shard_writer import ShardWriter
-from simplear_rl.data.sources import divide, read_batches
+from simplear_rl.data.sources import divide, most_samples, read_batches
 from simplear_rl.data.trial import try_first
 from simplear_rl.errors import UserError
-from simplear_rl.files import resolve
+from simplear_rl.files import require_writable, resolve
 from simplear_rl.inputs import require
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
@@ -42,14 +43,14 @@ def tokenize(config: TokenizeConfig) -> None:
     CosmosTokenizer(config.tokenizer)  # what is wrong with it shows before anything starts
     pattern = config.files.removeprefix("**/")  # on the Hub, `*` stands for folders too
     source = resolve(config.input, [pattern], "dataset")
+    require_writable(config.output, "output")
     columns = Columns.of(config)
     listing = find_files(source, config.files, config.output, columns)
     parts = divide(listing, config.shard_size)
     print(listing, flush=True)
     shards = ShardWriter(config, parts)
     if not shards.begun:
-        for fault in try_first(parts, config.size, columns, config.min_size):
-            print(f"the first samples are bad, and the others may be:{fault}", flush=True)
+        print("\n".join(try_first(parts, config.size, columns, config.min_size)), flush=True)
         shards.begin()
     if missing := shards.missing():
         _fill(shards, missing, columns, config)
@@ -105,8 +106,11 @@ def _fill(shards: ShardWriter, missing: list[Part], columns: Columns, config: To
     )
     rows = [part.rows for part in missing]
     to_do = None if None in rows else sum(filter(None, rows))
-    before_good, entries = shards.made()
-    total = None if to_do is None else before_good + len(entries) + to_do
+    made, entries = shards.made()
+    total: list[int] = []  # once it is known: the headers of tars are counted meanwhile
+    if config.max_rejected < 1:
+        count = lambda: total.append(made + len(entries) + most_samples(missing))  # noqa: E731
+        threading.Thread(target=count, daemon=True).start()
     rejected = Reasons(entry["reason"] for entry in entries)
     start, images = time.monotonic(), 0
     with tqdm(total=to_do, desc="tokenize", unit="image") as bar:
@@ -117,8 +121,8 @@ def _fill(shards: ShardWriter, missing: list[Part], columns: Columns, config: To
             bad = rejected.counts.total()
             bar.set_postfix_str("; ".join([f"{bad} rejected", *rejected.lines()[:1]]), refresh=False)
             bar.update(good + len(reasons))
-            if total is not None and bad > config.max_rejected * total:
-                raise _too_many(config, bad, total, rejected)
+            if total and bad > config.max_rejected * total[0]:
+                raise _too_many(config, bad, total[0], rejected)
     print(f"{images / (time.monotonic() - start):.1f} images/s with the actors' start")
 
 

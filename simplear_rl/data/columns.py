@@ -46,6 +46,11 @@ class Columns:
         """The short caption's column among `names`, None if there is none."""
         return _column(names, self.short_caption, ("short_caption",), "short_caption")
 
+    def used_in(self, names: Iterable[str]) -> tuple[str | None, str | None, str | None]:
+        """The columns of image, caption and short caption. Raises FormatError, see above."""
+        names = list(names)
+        return self.image_in(names), self.caption_in(names), self.short_caption_in(names)
+
     def chosen(self, value: Any, sample: str) -> Any:
         """A caption as it is, or one of a list; a random choice depends on the seed and the sample's id alone.
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from simplear_rl.data.columns import IMAGE_ENDINGS, KNOWN, Columns
-from simplear_rl.data.readers import has_images, is_array
+from simplear_rl.data.readers import has_images, is_array, texts_beside
 from simplear_rl.errors import UserError
 
 KINDS = {".jsonl": "JSON lines", ".json": "JSON arrays", ".tar": "WebDataset tars", ".parquet": "Parquet files"}
@@ -37,10 +37,10 @@ class Listing:
 
     def __str__(self) -> str:
         """One line on what is read, one line for each reason to pass something over, with up to three names."""
-        lines = [f"{self.folder}: {len(self.files)} files, {self.kind}" if self.files else f"{self.folder}:"]
+        lines = [f"{self.folder}: {self.kind}: {len(self.files)}" if self.files else f"{self.folder}:"]
         for reason, names in sorted(self.passed_over.items()):
             shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            lines.append(f"  passed over: {len(names)} {reason}: {shown}")
+            lines.append(f"  passed over, {reason}: {len(names)} ({shown})")
         return printable("\n".join(lines))
 
 
@@ -84,8 +84,7 @@ def _by_kind(listing: Listing, paths: list[Path], columns: Columns) -> dict[str,
     kinds: dict[str, list[Path]] = defaultdict(list)
     images = [path for path in paths if path.suffix.lower().removeprefix(".") in IMAGE_ENDINGS]
     stems = {(path.parent, path.stem) for path in images}
-    texts = [".txt", ".json", *([f".{columns.caption}"] if columns.caption else [])]
-    if any(path.with_suffix(ending).is_file() for path in images for ending in texts):
+    if any(texts_beside(path, columns) for path in images):
         kinds[images[0].suffix] = images
     else:
         stems = set()
@@ -110,13 +109,13 @@ def _drop_sidecars(listing: Listing, kinds: dict[str, list[Path]], columns: Colu
     if len(without) < len(kinds):
         for kind in without:
             for path in kinds.pop(kind):
-                listing.pass_over(path, f"{KINDS[kind]} without images, beside data that has some")
+                listing.pass_over(path, f"{KINDS[kind]} without images, beside data with images")
 
 
 def _walk(listing: Listing, pattern: Sequence[str], output: Path | None) -> Iterator[Path]:
     """The files that match; folders that are links come last, so that a link hides no folder that lies below."""
     folders, links, seen = [listing.folder], list[Path](), set()
-    if output and output.exists():
+    if output and os.path.exists(output):  # Path.exists raises where there are no rights
         seen.add(_identity(output))
     while folders or links:
         folder = (folders or links).pop(0)

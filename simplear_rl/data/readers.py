@@ -50,6 +50,7 @@ class RawSample:
     short_caption: Any = None
     problem: str = ""  # why there is nothing else
     misnamed: str = ""  # which column is missing, or that several may be meant
+    used: tuple[str | None, ...] = ()  # names of the columns
 
 
 def read_samples(part: Part, columns: Columns) -> Iterator[RawSample]:
@@ -73,7 +74,7 @@ def is_array(path: Path) -> bool:
 
 
 def has_images(path: Path, columns: Columns) -> bool:
-    """Whether the first sample of a file has a column for the image; True if the file cannot be read."""
+    """Whether the first sample of a file has a column for the image; False if the file cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             return columns.image_in(open_parquet(path).schema_arrow.names) is not None
@@ -82,7 +83,9 @@ def has_images(path: Path, columns: Columns) -> bool:
             return isinstance(entry, dict) and columns.image_in(entry) is not None
     except FormatError:
         return columns.image is None  # several columns may be the image; or the chosen one is missing
-    except (OSError, ValueError, RecursionError):
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
         pass
     return True
 
@@ -144,21 +147,20 @@ def _read_record(part: Part, key: str, record: bytes, columns: Columns) -> RawSa
 def _read_columns(key: str, values: dict[str, Any], folder: Path, columns: Columns) -> RawSample:
     """A sample from the values of its columns; the path of an image is relative to `folder`."""
     try:
-        image, caption = columns.image_in(values), columns.caption_in(values)
-        short_caption = columns.short_caption_in(values)
-        if image is None:
+        used = columns.used_in(values)
+        if used[0] is None:
             raise FormatError(missing("image", values))
-        data = _load(values[image], folder)
+        image = _load(values[used[0]], folder)
     except BadSampleError as error:
         return RawSample(key, problem=str(error), misnamed=str(error) if isinstance(error, FormatError) else "")
-    return _with_texts(key, data, values, caption, short_caption)
+    return _of_columns(key, image, values, used)
 
 
-def _with_texts(
-    key: str, image: bytes, values: dict[str, Any], caption: str | None, short_caption: str | None
-) -> RawSample:
-    long, short = (None if name is None else values[name] for name in (caption, short_caption))
-    return RawSample(key, image, long, short, misnamed=missing("caption", values) if caption is None else "")
+def _of_columns(key: str, image: bytes, values: dict[str, Any], used: tuple[str | None, ...]) -> RawSample:
+    """A sample from its image and the names of its columns: image, caption, short caption."""
+    caption, short_caption = (None if name is None else values[name] for name in used[1:])
+    misnamed = missing("caption", values) if used[1] is None else ""
+    return RawSample(key, image, caption, short_caption, misnamed=misnamed, used=used)
 
 
 def _load(image: Any, folder: Path) -> bytes:
@@ -216,17 +218,22 @@ def _read_members(part: Part, problems: list[RawSample]) -> Iterator[tuple[str, 
 
 def _read_images(part: Part, columns: Columns) -> Iterator[RawSample]:
     """Images, and beside each one files of the same name and another ending."""
-    endings = ["txt", "json", *([columns.caption] if columns.caption else [])]
     for name in part.images:
         path = part.path / name
         try:
             fields = {path.suffix.lower().removeprefix("."): path.read_bytes()}
-            texts = {ending: path.with_suffix(f".{ending}") for ending in endings}
-            fields |= {ending: text.read_bytes() for ending, text in texts.items() if text.is_file()}
+            fields |= {ending: text.read_bytes() for ending, text in texts_beside(path, columns).items()}
         except OSError as error:
             yield RawSample(name, problem=f"{Path(error.filename or name).name}: {error.strerror}")
         else:
             yield _read_fields(name, fields, columns)
+
+
+def texts_beside(image: Path, columns: Columns) -> dict[str, Path]:
+    """By ending the files that lie beside an image and may hold its captions."""
+    endings = {"txt", "json", columns.caption, columns.short_caption} - {None}
+    paths = {str(ending): Path(f"{image.parent}/{image.stem}.{ending}") for ending in endings}
+    return {ending: path for ending, path in sorted(paths.items()) if path.is_file()}
 
 
 def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSample:
@@ -247,33 +254,28 @@ def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSam
         short_caption = columns.short_caption_in(texts)
     except FormatError as error:
         return RawSample(key, problem=str(error), misnamed=str(error))
-    return _with_texts(key, fields[images[0]], texts, caption, short_caption)
+    return _of_columns(key, fields[images[0]], texts, (images[0], caption, short_caption))
 
 
 def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
     file = open_parquet(part.path)
     names = file.schema_arrow.names
     try:
-        image, caption, short_caption = (
-            columns.image_in(names),
-            columns.caption_in(names),
-            columns.short_caption_in(names),
-        )
-        if image is None or caption is None:
-            raise FormatError(missing("image" if image is None else "caption", names))
+        used = columns.used_in(names)
+        if None in used[:2]:
+            raise FormatError(missing("image" if used[0] is None else "caption", names))
     except FormatError as error:
         for row in range(part.start, part.start + (part.rows or 0)):
             yield RawSample(str(row), problem=str(error), misnamed=str(error))
         return
-    used = [image, caption, *([short_caption] if short_caption else [])]
     stop, end = part.start + (part.rows or 0), 0
     for group in range(file.num_row_groups):
         row, end = end, end + file.metadata.row_group(group).num_rows
         if end <= part.start or row >= stop:
             continue
         try:
-            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=used):
-                for values in _as_bytes(batch, image).to_pylist():
+            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=[name for name in used if name]):
+                for values in _as_bytes(batch, used[0]).to_pylist():
                     if part.start <= row < stop:
                         yield _read_columns(str(row), values, part.path.parent, columns)
                     row += 1
@@ -282,7 +284,7 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
                 yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")
 
 
-def _as_bytes(batch: pa.RecordBatch, image: str) -> pa.RecordBatch:
+def _as_bytes(batch: pa.RecordBatch, image: str | None) -> pa.RecordBatch:
     """With bytes for captions: what is no valid Unicode is then found sample by sample."""
     fields = [field if field.name == image else field.with_type(_without_text(field.type)) for field in batch.schema]
     return batch.cast(pa.schema(fields))

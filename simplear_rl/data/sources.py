@@ -6,7 +6,9 @@ with the first damaged file.)
 """
 
 import json
+import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,27 @@ def _divide_images(listing: Listing, rows: int) -> Iterator[Part]:
         for index, start in enumerate(range(0, len(names), rows)):
             images = tuple(names[start : start + rows])
             yield Part(f"{number:05d}-{index:05d}", listing.folder, file, start, len(images), images=images)
+
+
+def most_samples(parts: list[Part]) -> int:
+    """The number of samples in all parts, or somewhat more; of tars the headers are read."""
+    return sum(_samples_of_tar(part) if part.rows is None else part.rows for part in parts)
+
+
+def _samples_of_tar(part: Part) -> int:
+    keys = 1  # one for what may be damaged
+    last = None
+    with (
+        suppress(OSError, tarfile.TarError),
+        part.path.open("rb") as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
+        for member in tar:
+            folder, _, base = member.name.rpartition("/")
+            key = folder, base.partition(".")[0]
+            keys += key != last or not member.isreg()
+            last = key
+    return keys
 
 
 def _reason(error: OSError) -> str:

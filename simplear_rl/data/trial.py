@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from simplear_rl.data.columns import Columns, FormatError
 from simplear_rl.data.images import BadSampleError
@@ -16,7 +17,9 @@ SAMPLES = 50  # of each file, up to the first good one
 
 
 def try_first(parts: Sequence[Part], size: int, columns: Columns, min_size: int | None) -> list[str]:
-    """Read the first samples of the files that parts come from; returns a line for each fault that is no error.
+    """Read the first samples of the files that parts come from.
+
+    Returns lines that say from which columns they came, and which files had bad samples alone.
 
     Raises:
         UserError: the columns of a file are not known, its captions are lists without a choice, or no file has a good
@@ -26,41 +29,50 @@ def try_first(parts: Sequence[Part], size: int, columns: Columns, min_size: int 
     for part in parts:
         first.setdefault(part.file, part)
     tried = list(first.values())[:: -(-len(first) // FILES) or 1]
-    faults = {part.file: _try(part, size, columns, min_size) for part in tried}
-    wrong = {file: fault for file, fault in faults.items() if fault}
-    lines = _by_fault({file: fault for file, (fault, _) in wrong.items()})
-    if any(misnamed for _, misnamed in wrong.values()):
+    results = {part.file: _try(part, size, columns, min_size) for part in tried}
+    faults = {file: result for file, result in results.items() if isinstance(result, _Fault)}
+    lines = _by_text({file: fault.text for file, fault in faults.items()})
+    if any(fault.misnamed for fault in faults.values()):
         raise UserError("\n".join(["the first samples do not have the expected columns:", *lines]))
-    if len(wrong) == len(faults):
-        raise UserError("\n".join(["none of the first samples is good:", *(lines or ["  there are none"])]))
-    return lines
+    if len(faults) == len(results):
+        raise UserError("\n".join(["none of the first samples is good:", *(lines or ["  there are no samples"])]))
+    used = {file: result for file, result in results.items() if isinstance(result, str)}
+    return [*_by_text(used), *(f"  the first samples are bad: {line.strip()}" for line in lines)]
 
 
-def _try(part: Part, size: int, columns: Columns, min_size: int | None) -> tuple[str, bool] | None:
-    """Why the first samples are bad and whether their columns are the reason, or None if one of them is good."""
+@dataclass(frozen=True)
+class _Fault:
+    text: str
+    misnamed: bool = False  # whether it lies in the columns of all samples
+
+
+def _try(part: Part, size: int, columns: Columns, min_size: int | None) -> str | _Fault:
+    """From which columns the first good sample comes, or why there is none."""
     if part.problem:
-        return part.problem, False
+        return _Fault(part.problem)
     reasons, misnamed, number = Reasons(), True, 0
     try:
         for number, found in enumerate(read_samples(part, columns), start=1):
             try:
                 read_sample(part, found, size, columns, min_size)
-                return None
+                names = zip(("image", "caption", "short caption"), found.used, strict=True)
+                return ", ".join(f"{role} from {name}" for role, name in names if name)
             except BadSampleError as error:
                 reasons.add([found.misnamed or str(error)])
                 misnamed &= bool(found.misnamed) or isinstance(error, FormatError)
             if number == SAMPLES:
                 break
     except OSError as error:
-        return str(error), False
-    return "; ".join(reasons.lines()) or "no samples", misnamed and number > 0
+        return _Fault(f"the file cannot be read: {error}")
+    return _Fault("; ".join(reasons.lines()) or "no samples", misnamed and number > 0)
 
 
-def _by_fault(faults: dict[str, str]) -> list[str]:
+def _by_text(texts: dict[str, str]) -> list[str]:
+    """A line for each text, with the first of its files."""
     files = defaultdict(list)
-    for file, fault in faults.items():
-        files[fault].append(file)
+    for file, text in texts.items():
+        files[text].append(file)
     return [
-        printable(f"  {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {fault}")
-        for fault, names in files.items()
+        printable(f"  {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}")
+        for text, names in files.items()
     ]
