@@ -107,10 +107,13 @@ def _fill(shards: ShardWriter, missing: list[Part], columns: Columns, config: To
     rows = [part.rows for part in missing]
     to_do = None if None in rows else sum(filter(None, rows))
     made, entries = shards.made()
-    total: list[int] = []  # once it is known: the headers of tars are counted meanwhile
+    total: list[int] = []  # samples in all parts, once it is known
+
+    def count() -> None:
+        total.append(made + len(entries) + most_samples(missing))
+
     if config.max_rejected < 1:
-        count = lambda: total.append(made + len(entries) + most_samples(missing))  # noqa: E731
-        threading.Thread(target=count, daemon=True).start()
+        threading.Thread(target=count, daemon=True).start()  # the headers of many tars take minutes
     rejected = Reasons(entry["reason"] for entry in entries)
     start, images = time.monotonic(), 0
     with tqdm(total=to_do, desc="tokenize", unit="image") as bar:

@@ -21,8 +21,9 @@ from simplear_rl.config.data import TokenDataConfig, TokenizeConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.data.batches import TokenDataset
 from simplear_rl.data.images import to_square
+from simplear_rl.data.listing import find_files
 from simplear_rl.data.shard_writer import ShardWriter
-from simplear_rl.data.sources import divide, find_files, read_batches
+from simplear_rl.data.sources import divide, read_batches
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.tokenize import tokenize
@@ -108,8 +109,9 @@ def filled(tmp_path, tokenizer, count=20, bad_every=4):
     """An output folder that was filled without Ray."""
     good, bad = pictures.write("jsonl", tmp_path / "in", count, bad_every)
     settings = config(tmp_path, tokenizer)
-    parts = divide(settings.input, find_files(settings.input, settings.files), settings.shard_size)
+    parts = divide(find_files(settings.input, settings.files), settings.shard_size)
     shards = ShardWriter(settings, parts)
+    shards.begin()
     for part in shards.missing():
         rows = [row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)} for row in read_batches(part, 32, 4)]
         for row in reversed(rows):  # actors return them in any order
@@ -121,10 +123,14 @@ def test_a_part_without_good_samples_has_an_empty_shard(tmp_path, tokenizer):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text("{}\n" * 10)
     settings = config(tmp_path, tokenizer)
-    parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
+    parts = divide(find_files(settings.input, "**/*"), 10)
     shards = ShardWriter(settings, parts)
+    shards.begin()
     for row in read_batches(parts[0], 32, 4):
-        assert shards.add(row | {"codes": np.empty((0, 16), np.uint16)}) == (0, 10)
+        assert shards.add(row | {"codes": np.empty((0, 16), np.uint16)}) == (
+            0,
+            ["no column for the image (set image_column), found none"] * 10,
+        )
     assert shards.missing() == []
     with pytest.raises(UserError, match="10 of 10 samples rejected, allowed is max_rejected=1 and one good sample"):
         tokenize(settings)
@@ -174,7 +180,7 @@ def test_changed_input_and_tokenizer_are_refused(tmp_path, tokenizer):
 def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, tokenizer):
     pictures.write("jsonl", tmp_path / "in", 20, bad_every=4)
     settings = config(tmp_path, tokenizer)
-    parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
+    parts = divide(find_files(settings.input, "**/*"), 10)
     shards = ShardWriter(settings, parts)
     lines = parts[0].path.read_text().splitlines(keepends=True)
     parts[0].path.write_text("".join(lines[:-1]))
