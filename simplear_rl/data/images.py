@@ -59,17 +59,18 @@ def _decode(data: bytes, min_size: int) -> Image.Image:
 
 def _decode_as_it_is(data: bytes, min_size: int) -> Image.Image:
     try:
-        # From the limit on Pillow warns, and raises only from twice the limit on.
+        # From the limit on Pillow warns, and raises only from twice the limit on. Of odd metadata it warns as well.
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.open(io.BytesIO(data), formats=FORMATS).verify()  # the checksums, after which it must be opened anew
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with previews after the image
-            raise BadSampleError("animated: expected a still image")
-        if min(image.size) < min_size:
-            raise BadSampleError(f"{image.width} x {image.height} pixels: the shorter side is below {min_size}")
-        image.load()
-        return _to_rgb(_upright(image))
+            if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with previews behind it
+                raise BadSampleError("animated: expected a still image")
+            if min(image.size) < min_size:
+                raise BadSampleError(f"{image.width} x {image.height} pixels: the shorter side is below {min_size}")
+            image.load()
+            return _to_rgb(_upright(image))
     except (BadSampleError, MemoryError):
         raise
     except Image.UnidentifiedImageError:

@@ -79,7 +79,7 @@ def has_images(path: Path, columns: Columns) -> bool:
         if path.suffix.lower() == ".parquet":
             return columns.image_in(open_parquet(path).schema_arrow.names) is not None
         if path.suffix.lower() in (".jsonl", ".json"):
-            entry = json.loads(next(records(path), b"{}"))
+            entry = _parse(path, next(records(path), b"{}"))
             return isinstance(entry, dict) and columns.image_in(entry) is not None
     except FormatError:
         return columns.image is None  # several columns may be the image; or the chosen one is missing
@@ -127,16 +127,20 @@ def records(path: Path, offset: int = 0) -> Iterator[bytes]:
             yield text.encode("latin-1")
 
 
+def _parse(path: Path, record: bytes) -> Any:
+    if path.suffix.lower() == ".json" and (before := ELEMENT.match(record.decode("latin-1"))):
+        record = record[before.end() :]
+    return json.loads(record)
+
+
 def _read_records(part: Part, columns: Columns) -> Iterator[RawSample]:
     for number, record in enumerate(islice(records(part.path, part.offset), part.rows), start=part.start + 1):
         yield _read_record(part, str(number), record, columns)
 
 
 def _read_record(part: Part, key: str, record: bytes, columns: Columns) -> RawSample:
-    if part.path.suffix.lower() == ".json":
-        record = record.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n[,")
     try:
-        entry = json.loads(record)
+        entry = _parse(part.path, record)
     except (ValueError, RecursionError) as error:
         return RawSample(key, problem=f"not JSON: {error}")
     if not isinstance(entry, dict):

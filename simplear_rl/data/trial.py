@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 from simplear_rl.data.columns import Columns, FormatError
 from simplear_rl.data.images import BadSampleError
@@ -25,11 +26,9 @@ def try_first(parts: Sequence[Part], size: int, columns: Columns, min_size: int 
         UserError: the columns of a file are not known, its captions are lists without a choice, or no file has a good
             sample. The message lists the faults of all files.
     """
-    first: dict[str, Part] = {}
-    for part in parts:
-        first.setdefault(part.file, part)
-    tried = list(first.values())[:: -(-len(first) // FILES) or 1]
-    results = {part.file: _try(part, size, columns, min_size) for part in tried}
+    files = {file: list(of_file) for file, of_file in groupby(parts, key=lambda part: part.file)}
+    tried = list(files)[:: -(-len(files) // FILES) or 1]
+    results = {file: _try(files[file], size, columns, min_size) for file in tried}
     faults = {file: result for file, result in results.items() if isinstance(result, _Fault)}
     lines = _by_text({file: fault.text for file, fault in faults.items()})
     if any(fault.misnamed for fault in faults.values()):
@@ -46,13 +45,14 @@ class _Fault:
     misnamed: bool = False  # whether it lies in the columns of all samples
 
 
-def _try(part: Part, size: int, columns: Columns, min_size: int | None) -> str | _Fault:
+def _try(parts: Sequence[Part], size: int, columns: Columns, min_size: int | None) -> str | _Fault:
     """From which columns the first good sample comes, or why there is none."""
-    if part.problem:
-        return _Fault(part.problem)
-    reasons, misnamed, number = Reasons(), True, 0
+    if parts[0].problem:
+        return _Fault(parts[0].problem)
+    reasons, misnamed = Reasons(), True
+    samples = ((part, found) for part in parts for found in read_samples(part, columns))
     try:
-        for number, found in enumerate(read_samples(part, columns), start=1):
+        for part, found in islice(samples, SAMPLES):
             try:
                 read_sample(part, found, size, columns, min_size)
                 names = zip(("image", "caption", "short caption"), found.used, strict=True)
@@ -60,11 +60,9 @@ def _try(part: Part, size: int, columns: Columns, min_size: int | None) -> str |
             except BadSampleError as error:
                 reasons.add([found.misnamed or str(error)])
                 misnamed &= bool(found.misnamed) or isinstance(error, FormatError)
-            if number == SAMPLES:
-                break
     except OSError as error:
         return _Fault(f"the file cannot be read: {error}")
-    return _Fault("; ".join(reasons.lines()) or "no samples", misnamed and number > 0)
+    return _Fault("; ".join(reasons.lines()) or "no samples", misnamed and bool(reasons.counts))
 
 
 def _by_text(texts: dict[str, str]) -> list[str]:
