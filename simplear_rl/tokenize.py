@@ -112,7 +112,9 @@ def _fill(shards: ShardWriter, missing: list[Part], columns: Columns, config: To
     def count() -> None:
         total.append(made + len(entries) + most_samples(missing))
 
-    if config.max_rejected < 1:
+    if to_do is not None:
+        count()
+    elif config.max_rejected < 1:
         threading.Thread(target=count, daemon=True).start()  # the headers of many tars take minutes
     rejected = Reasons(entry["reason"] for entry in entries)
     start, images = time.monotonic(), 0

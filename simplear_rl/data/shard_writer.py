@@ -31,7 +31,7 @@ class ShardWriter:
     rejected.jsonl       once all shards are there: what was rejected in all of them
 
     A file appears complete or not at all. A part whose file cannot be read has no shard: it is one bad sample, and the
-    next start tries it again.
+    next start tries it again, whatever its size then.
 
     Raises:
         UserError: the folder has shards of something else (names what differs), or the tokenizer does not fit: `size`
@@ -63,13 +63,16 @@ class ShardWriter:
             if any(self.folder.glob("*.parquet")):
                 raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
             return
-        made_from, before = self.made_from, json.loads((self.folder / "manifest.json").read_text())
-        for key in [*made_from, *before]:
-            if made_from.get(key) != before.get(key):
+        before = json.loads((self.folder / "manifest.json").read_text())
+        unknown = {key for key, size in before.items() if size is None}  # files that could not be read
+        unknown |= {key for key, size in self.made_from.items() if size is None and key in before}
+        for key in [*self.made_from, *before]:
+            if self.made_from.get(key) != before.get(key) and key not in unknown:
                 raise UserError(
-                    f"{self.folder}: has shards of another {key}: {before.get(key)}, now {made_from.get(key)}; "
+                    f"{self.folder}: has shards of another {key}: {before.get(key)}, now {self.made_from.get(key)}; "
                     "choose another output"
                 )
+        self.made_from |= {key: before[key] for key, size in self.made_from.items() if size is None}
 
     @property
     def begun(self) -> bool:
@@ -77,9 +80,8 @@ class ShardWriter:
         return (self.folder / "manifest.json").exists()
 
     def begin(self) -> None:
-        """Write the manifest, if there is none: the folder belongs to these shards from now on."""
-        if not self.begun:
-            write_text(self.folder / "manifest.json", json.dumps(self.made_from, indent=1))
+        """Write the manifest: the folder belongs to these shards from now on."""
+        write_text(self.folder / "manifest.json", json.dumps(self.made_from, indent=1))
 
     def missing(self) -> list[Part]:
         """The parts that have no shard yet and can be read."""
@@ -137,10 +139,9 @@ class ShardWriter:
         """
         good, rejected = 0, []
         for shard, part in self.parts.items():
-            if shard in self.unreadable:
-                rejected.append({"file": printable(part.file), "key": "", "reason": printable(self.unreadable[shard])})
-                continue
             if not self._file(shard).exists():
+                if reason := self.unreadable.get(shard):
+                    rejected.append({"file": printable(part.file), "key": "", "reason": printable(reason)})
                 continue
             try:
                 metadata = parquet.read_metadata(self._file(shard))
@@ -155,8 +156,10 @@ class ShardWriter:
 
 
 def _sizes(parts: list[Part]) -> dict[str, Any]:
-    """By file its bytes, by folder of images their number and the digest of their names."""
-    sizes: dict[str, Any] = {f"size of {part.file}": part.path.stat().st_size for part in parts if not part.images}
+    """By file its bytes, None if it cannot be read; by folder of images their number and the digest of their names."""
+    sizes: dict[str, Any] = {
+        f"size of {part.file}": None if part.problem else part.path.stat().st_size for part in parts if not part.images
+    }
     folders: dict[str, list[str]] = {}
     for part in parts:
         if part.images:
