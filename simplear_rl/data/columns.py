@@ -10,7 +10,7 @@ from simplear_rl.data.images import BadSampleError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 # The first name wins where it is present: it is the documented one.
-IMAGE_NAMES = ("image", *IMAGE_ENDINGS, "img", "image_path", "img_path", "image_file", "file_name", "filename", "path")
+IMAGE_NAMES = ("image", *IMAGE_ENDINGS, "img", "image_path", "img_path", "file_name", "filename", "path")
 CAPTION_NAMES = ("caption", "text", "prompt", "txt", "captions", "description")
 
 
