@@ -1,9 +1,9 @@
 """Your own images: images and captions become token shards for pretraining and SFT.
 
-Reads JSON lines (image: path relative to the file, caption, optional short_caption), WebDataset tars (jpg, png or webp
-with txt or json) or Parquet files with image bytes, from a folder or a data set of the Hugging Face Hub. The shorter
-side of an image is resized to `size`, the centre is cut out, and the visual tokenizer's actors encode it. Bad samples
-are listed in rejected.jsonl. A run that was stopped continues with the same command.
+Reads JSON lines, JSON arrays, WebDataset tars, Parquet files or images with texts beside them, from a folder or a data
+set of the Hugging Face Hub. What is found and what is passed over is listed first. The shorter side of an image is
+resized to `size`, the centre is cut out, and the visual tokenizer's actors encode it. Bad samples are listed in
+rejected.jsonl. A run that was stopped continues with the same command.
 """
 
 from simplear_rl.cli import read_command_line
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
     command_line = read_command_line(TokenizeConfig, "tokenize", EXAMPLES)
 
 import logging
+import threading
 import time
 import warnings
 
@@ -28,9 +29,14 @@ from tqdm import tqdm
 
 from actors.connection import connect, require_worker
 from actors.placement import check_fits
+from simplear_rl.data.columns import Columns
 from simplear_rl.data.images import BatchTokenizer
+from simplear_rl.data.listing import find_files
+from simplear_rl.data.readers import Part
+from simplear_rl.data.reasons import Reasons
 from simplear_rl.data.shard_writer import ShardWriter
-from simplear_rl.data.sources import Part, divide, find_files, read_batches
+from simplear_rl.data.sources import divide, most_samples, read_batches
+from simplear_rl.data.trial import try_first
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_writable, resolve
 from simplear_rl.inputs import require
@@ -44,19 +50,37 @@ def tokenize(config: TokenizeConfig) -> None:
     CosmosTokenizer(config.tokenizer)  # what is wrong with it shows before anything starts
     pattern = config.files.removeprefix("**/")  # on the Hub, `*` stands for folders too
     source = resolve(config.input, [pattern], "dataset")
-    shards = ShardWriter(config, divide(source, find_files(source, config.files), config.shard_size))
+    require_writable(config.output, "output")
+    columns = Columns.of(config)
+    listing = find_files(source, config.files, config.output, columns)
+    parts = divide(listing, config.shard_size)
+    print(listing, flush=True)
+    shards = ShardWriter(config, parts)
+    if not shards.begun:
+        print("\n".join(try_first(parts, config.size, columns, config.min_size)), flush=True)
+        shards.begin()
     if missing := shards.missing():
-        _fill(shards, missing, config)
-    good, bad = shards.finish()
+        _fill(shards, missing, columns, config)
+    good, entries = shards.finish()
+    rejected = Reasons(entry["reason"] for entry in entries)
+    for line in rejected.lines():
+        print(f"  rejected: {line}")
+    bad = len(entries)
     print(f"{good} good, {bad} rejected{f' (see {config.output}/rejected.jsonl)' if bad else ''}: {config.output}")
     if not good or bad > config.max_rejected * (good + bad):
-        raise UserError(
-            f"{config.output}: {bad} of {good + bad} samples rejected, allowed is max_rejected={config.max_rejected:g} "
-            "and one good sample at least"
-        )
+        raise _too_many(config, bad, good + bad, rejected)
 
 
-def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> None:
+def _too_many(config: TokenizeConfig, bad: int, total: int, rejected: Reasons) -> UserError:
+    small = any("the shorter side is below" in kind for kind in rejected.counts)
+    message = (
+        f"{config.output}: {bad} of {total} samples rejected, allowed is max_rejected={config.max_rejected:g} "
+        f"and one good sample at least{'; min_size=1 enlarges small images, with another output' if small else ''}"
+    )
+    return UserError("\n  rejected: ".join([message, *rejected.lines()]))
+
+
+def _fill(shards: ShardWriter, missing: list[Part], columns: Columns, config: TokenizeConfig) -> None:
     connect()
     resources, actors = ray.cluster_resources(), config.actors
     check_fits({"actors": actors}, resources)
@@ -75,7 +99,10 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
     context.target_max_block_size = 1  # a block is a row, so that a batch goes to an actor as soon as it is read
     batches = (
         ray.data.from_items(missing)
-        .flat_map(lambda row: read_batches(row["item"], config.size, config.batch_size), max_retries=3)
+        .flat_map(
+            lambda row: read_batches(row["item"], config.size, config.batch_size, columns, config.min_size),
+            max_retries=3,
+        )
         .map(
             BatchTokenizer,
             fn_constructor_args=(config.tokenizer, config.size),
@@ -86,14 +113,29 @@ def _fill(shards: ShardWriter, missing: list[Part], config: TokenizeConfig) -> N
         )
     )
     rows = [part.rows for part in missing]
-    total = None if None in rows else sum(filter(None, rows))
-    start, images, rejected = time.monotonic(), 0, 0
-    with tqdm(total=total, desc="tokenize", unit="image") as bar:
+    to_do = None if None in rows else sum(filter(None, rows))
+    made, entries = shards.made()
+    total: list[int] = []  # samples in all parts, once it is known
+
+    def count() -> None:
+        total.append(made + len(entries) + most_samples(missing))
+
+    if to_do is not None:
+        count()
+    elif config.max_rejected < 1:
+        threading.Thread(target=count, daemon=True).start()  # the headers of many tars take minutes
+    rejected = Reasons(entry["reason"] for entry in entries)
+    start, images = time.monotonic(), 0
+    with tqdm(total=to_do, desc="tokenize", unit="image") as bar:
         for batch in batches.iter_rows():
-            good, bad = shards.add(batch)
-            images, rejected = images + good, rejected + bad
-            bar.set_postfix_str(f"{rejected} rejected", refresh=False)
-            bar.update(good + bad)
+            good, reasons = shards.add(batch)
+            images += good
+            rejected.add(reasons)
+            bad = rejected.counts.total()
+            bar.set_postfix_str("; ".join([f"{bad} rejected", *rejected.lines()[:1]]), refresh=False)
+            bar.update(good + len(reasons))
+            if total and bad > config.max_rejected * total[0]:
+                raise _too_many(config, bad, total[0], rejected)
     print(f"{images / (time.monotonic() - start):.1f} images/s with the actors' start")
 
 

@@ -14,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+import webdataset
 from pyarrow import parquet
 
 from simplear_rl.config.base import CONFIGS
@@ -21,8 +22,9 @@ from simplear_rl.config.data import TokenDataConfig, TokenizeConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.data.batches import TokenDataset
 from simplear_rl.data.images import to_square
+from simplear_rl.data.listing import find_files
 from simplear_rl.data.shard_writer import ShardWriter
-from simplear_rl.data.sources import divide, find_files, read_batches
+from simplear_rl.data.sources import divide, read_batches
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.tokenize import tokenize
@@ -108,8 +110,9 @@ def filled(tmp_path, tokenizer, count=20, bad_every=4):
     """An output folder that was filled without Ray."""
     good, bad = pictures.write("jsonl", tmp_path / "in", count, bad_every)
     settings = config(tmp_path, tokenizer)
-    parts = divide(settings.input, find_files(settings.input, settings.files), settings.shard_size)
+    parts = divide(find_files(settings.input, settings.files), settings.shard_size)
     shards = ShardWriter(settings, parts)
+    shards.begin()
     for part in shards.missing():
         rows = [row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)} for row in read_batches(part, 32, 4)]
         for row in reversed(rows):  # actors return them in any order
@@ -121,10 +124,14 @@ def test_a_part_without_good_samples_has_an_empty_shard(tmp_path, tokenizer):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text("{}\n" * 10)
     settings = config(tmp_path, tokenizer)
-    parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
+    parts = divide(find_files(settings.input, "**/*"), 10)
     shards = ShardWriter(settings, parts)
+    shards.begin()
     for row in read_batches(parts[0], 32, 4):
-        assert shards.add(row | {"codes": np.empty((0, 16), np.uint16)}) == (0, 10)
+        assert shards.add(row | {"codes": np.empty((0, 16), np.uint16)}) == (
+            0,
+            ["no column for the image (set image_column), found none"] * 10,
+        )
     assert shards.missing() == []
     with pytest.raises(UserError, match="10 of 10 samples rejected, allowed is max_rejected=1 and one good sample"):
         tokenize(settings)
@@ -145,6 +152,9 @@ def test_too_many_bad_samples_fail_at_the_end(tmp_path, tokenizer):
         ("batch_size=5", "shards of another batch_size: 4, now 5"),
         ("shard_size=11", "shards of another shard_size: 10, now 11"),
         ("files='*.jsonl'", r"shards of another files: \*\*/\*, now \*\.jsonl"),
+        ("min_size=16", "shards of another min_size: None, now 16"),
+        ("caption_column=caption", "shards of another caption_column: None, now caption"),
+        ("caption_choice=random", "shards of another caption_choice: None, now random"),
         ("input=${root}/in/part-0.jsonl", "shards of another input: .*/in, now .*/in/part-0.jsonl"),
     ],
 )
@@ -152,6 +162,106 @@ def test_changed_configuration_is_refused(tmp_path, tokenizer, changed, message)
     filled(tmp_path, tokenizer)
     with pytest.raises(UserError, match=message):
         tokenize(config(tmp_path, tokenizer, changed))
+
+
+def test_the_seed_counts_where_captions_are_drawn(tmp_path, tokenizer):
+    (tmp_path / "in").mkdir()
+    pictures.write("jsonl", tmp_path / "in" / "a", 4, bad_every=10)
+    parts = divide(find_files(tmp_path / "in", "**/*"), 10)
+    ShardWriter(config(tmp_path, tokenizer, "caption_choice=random"), parts).begin()
+    with pytest.raises(UserError, match="shards of another seed: 0, now 1"):
+        tokenize(config(tmp_path, tokenizer, "caption_choice=random", "seed=1"))
+    (tmp_path / "out" / "manifest.json").unlink()
+    ShardWriter(config(tmp_path, tokenizer), parts).begin()
+    assert ShardWriter(config(tmp_path, tokenizer, "seed=1"), parts).begun
+
+
+def test_files_that_cannot_be_read_are_listed_and_tried_again(tmp_path, tokenizer):
+    pictures.write("tar", tmp_path / "in", 8, bad_every=10)
+    settings = config(tmp_path, tokenizer)
+    second = tmp_path / "in" / "part-1.tar"
+    second.rename(tmp_path / "aside.tar")
+    second.symlink_to("/proc/self/mem")  # may be opened, but not read
+
+    def fill():
+        parts = divide(find_files(settings.input, "**/*"), 10)
+        shards = ShardWriter(settings, parts)
+        shards.begin()
+        for part in shards.missing():
+            for row in read_batches(part, 32, 4):
+                shards.add(row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)})
+        return shards.finish()
+
+    reason = "the file cannot be read: Input/output error"
+    for _ in range(2):
+        assert fill() == (4, [{"file": "part-1.tar", "key": "", "reason": reason}])
+        assert len(list(settings.output.glob("*.parquet"))) == 1
+    second.unlink()
+    (tmp_path / "aside.tar").rename(second)
+    assert fill() == (8, [])
+    second.rename(tmp_path / "aside.tar")
+    second.symlink_to("/proc/self/mem")
+    assert fill() == (8, [])  # its shard is there
+    second.unlink()
+    second.write_bytes((tmp_path / "aside.tar").read_bytes() + b"\0")
+    with pytest.raises(UserError, match="shards of another size of part-1.tar"):
+        fill()
+
+
+def test_a_file_that_fails_in_the_middle_has_no_shard(tmp_path, tokenizer):
+    pictures.write("tar", tmp_path / "in", 8, bad_every=10)
+    settings = config(tmp_path, tokenizer)
+    parts = divide(find_files(settings.input, "**/*"), 10)
+    shards = ShardWriter(settings, parts)
+    shards.begin()
+    rows = [row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)} for row in read_batches(parts[0], 32, 3)]
+    assert [row["number"] for row in rows] == [0, 1]
+    shards.add(rows[0])
+    assert shards.add(rows[1] | {"unreadable": "the file cannot be read: Input/output error"})[0] == 0
+    assert shards.finish()[1][0]["file"] == "part-0.tar"
+    assert ShardWriter(settings, parts).missing() == parts
+
+
+def test_an_unreadable_file_costs_the_others_nothing(ray_cluster, tmp_path, tokenizer, capsys):
+    good, _ = pictures.write("tar", tmp_path / "in", 20, bad_every=100)
+    (tmp_path / "in" / "part-2.tar").symlink_to("/proc/self/mem")
+    (tmp_path / "in" / "part-3.tar").symlink_to(tmp_path / "gone.tar")
+    tokenize(config(tmp_path, tokenizer))
+    shown = capsys.readouterr().out
+    assert "passed over, links that lead nowhere (No such file or directory): 1 (part-3.tar)" in shown
+    assert "the first samples are bad: part-2.tar: the file cannot be read: Input/output error" in shown
+    assert "rejected: 1 like: the file cannot be read: Input/output error" in shown
+    assert written(tmp_path / "out") == (good, {("part-2.tar", "")})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", pytest.param("tar", marks=pytest.mark.slow)])
+def test_too_many_bad_samples_end_the_command_early(ray_cluster, kind, tmp_path, tokenizer):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "small.png").write_bytes(pictures.encoded(pictures.picture(0, 20, 20), "PNG"))
+    (folder / "large.png").write_bytes(pictures.encoded(pictures.picture(0, 40, 40), "PNG"))
+    names = ["large"] + ["small"] * 39 + ["large"] * 160
+    if kind == "jsonl":
+        lines = (json.dumps({"image": f"{name}.png", "caption": "x"}) + "\n" for name in names)
+        (folder / "x.jsonl").write_text("".join(lines))
+    else:
+        for number in range(20):
+            with webdataset.TarWriter(str(folder / f"{number:02d}.tar")) as tar:
+                for row in range(10):
+                    image = (folder / f"{names[10 * number + row]}.png").read_bytes()
+                    tar.write({"__key__": str(row), "png": image, "txt": "x"})
+    total = 200 if kind == "jsonl" else "2[0-9][0-9]"  # tars may be counted by then, or all be read
+    message = rf"out: \d+ of {total} samples rejected, allowed is max_rejected=0.05 .*min_size=1 enlarges"
+    with pytest.raises(UserError, match=message) as error:
+        tokenize(config(tmp_path, tokenizer, "max_rejected=0.05"))
+    assert " like: 20 x 20 pixels: the shorter side is below 32" in str(error.value)
+    if kind == "jsonl":
+        assert not (tmp_path / "out" / "rejected.jsonl").exists()
+        assert len(list((tmp_path / "out").glob("*.parquet"))) < 20
+    tokenize(config(tmp_path, tokenizer, "max_rejected=0.5"))  # goes on
+    assert len(written(tmp_path / "out")[1]) == 39
+    tokenize(config(tmp_path, tokenizer, "max_rejected=0", "min_size=20", "output=${root}/enlarged"))
+    assert len(written(tmp_path / "enlarged")[0]) == 200
 
 
 def test_changed_input_and_tokenizer_are_refused(tmp_path, tokenizer):
@@ -174,7 +284,7 @@ def test_changed_input_and_tokenizer_are_refused(tmp_path, tokenizer):
 def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, tokenizer):
     pictures.write("jsonl", tmp_path / "in", 20, bad_every=4)
     settings = config(tmp_path, tokenizer)
-    parts = divide(settings.input, find_files(settings.input, "**/*"), 10)
+    parts = divide(find_files(settings.input, "**/*"), 10)
     shards = ShardWriter(settings, parts)
     lines = parts[0].path.read_text().splitlines(keepends=True)
     parts[0].path.write_text("".join(lines[:-1]))
@@ -193,6 +303,8 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path, tokenizer)
         assert not (tmp_path / "out").exists()
 
     refused("size=36: must be a multiple of the tokenizer's patch, 8", "size=36")
+    refused("part-0.jsonl and 1 more: 1 like: no text .caption_column.", "caption_column=text")
+    refused("none of the first samples is good:", "min_size=1000")
     refused("nowhere: not found", "input=${root}/nowhere")
     refused("must not be inside input", "output=${root}/in/out")
     (tmp_path / "big").mkdir()

@@ -46,14 +46,30 @@ class TokenizeConfig(CommandConfig):
     """Token shards from images and captions."""
 
     input: LocationOrHubId = Field(
-        description="folder, file or Hugging Face data set: JSON lines, WebDataset tars or Parquet with image bytes"
+        description="folder, file or Hugging Face data set: JSON lines or arrays, WebDataset tars, Parquet, or images "
+        "with texts of the same name"
     )
     files: str = Field("**/*", description="glob pattern that chooses among the files below `input`")
+    image_column: str | None = Field(
+        None, description="column, JSON key or ending of the image; by default image, jpg, file_name, image_path, ..."
+    )
+    caption_column: str | None = Field(
+        None, description="column, JSON key or ending of the caption; by default caption, text, prompt, txt, ..."
+    )
+    short_caption_column: str | None = Field(
+        None, description="column, JSON key or ending of the short caption; by default short_caption"
+    )
+    caption_choice: Literal["first", "random"] | None = Field(
+        None, description="which one of a list of captions is used, at random by `seed`; null: such a list is refused"
+    )
     output: Location = Field(description="folder for the shards and rejected.jsonl")
     size: Count = Field(description="pixels per side of the square that an image is resized and cropped to")
+    min_size: Count | None = Field(
+        None, description="pixels of the shorter side below which an image is rejected; null: size, 1: all are enlarged"
+    )
     batch_size: Count = Field(32, description="images that the tokenizer encodes at a time")
     shard_size: Count = Field(1000, description="samples of a shard, bad ones included; a tar always makes one shard")
-    max_rejected: Fraction = Field(1.0, description="share of bad samples above which the command fails, at its end")
+    max_rejected: Fraction = Field(1.0, description="share of bad samples above which the command fails")
     actors: ActorsConfig = ActorsConfig()
 
     @model_validator(mode="after")

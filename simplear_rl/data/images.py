@@ -2,52 +2,89 @@
 
 import io
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from simplear_rl.data.metadata import without_metadata
 from simplear_rl.device import default_device
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
+UPRIGHT = {  # by EXIF orientation, what turns the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadSampleError(Exception):
     """A sample that cannot be used; the message says why."""
 
 
-def to_square(data: bytes, size: int) -> np.ndarray:
+def to_square(data: bytes, size: int, min_size: int | None = None) -> np.ndarray:
     """A JPEG, PNG or WebP file -> uint8 [size, size, 3].
 
-    The image is turned as its EXIF orientation says. Transparent parts become white; greyscale, palette and CMYK become
-    RGB (without colour profiles); 16-bit greyscale keeps its upper 8 bits. The shorter side is resized to `size`
-    (bicubic with antialiasing) and the centre is cut out.
+    The image is turned as its EXIF orientation says, if that can be read. Other metadata is ignored, however odd.
+    Transparent parts become white; greyscale, palette and CMYK become RGB (without colour profiles); 16-bit greyscale
+    keeps its upper 8 bits. The shorter side is resized to `size` (bicubic with antialiasing) and the centre is cut out.
 
     Raises:
         BadSampleError: not such a file, truncated or damaged (as far as the format shows it: PNG has checksums, JPEG
             and WebP have none), animated, of another pixel format, larger than Pillow's limit against decompression
-            bombs (89 million pixels), or smaller than `size`.
+            bombs (89 million pixels), or with a side below `min_size` pixels, which is `size` if it is None.
     """
+    image = _decode(data, size if min_size is None else min_size)
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def _decode(data: bytes, min_size: int) -> Image.Image:
+    """The upright image in RGB."""
     try:
-        # From the limit on Pillow warns, and raises only from twice the limit on.
+        return _decode_as_it_is(data, min_size)
+    except BadSampleError:
+        for plain in without_metadata(data):
+            with suppress(BadSampleError):
+                return _decode_as_it_is(plain, min_size)
+        raise
+
+
+def _decode_as_it_is(data: bytes, min_size: int) -> Image.Image:
+    try:
+        # From the limit on Pillow warns, and raises only from twice the limit on. Of odd metadata it warns as well.
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.open(io.BytesIO(data), formats=FORMATS).verify()  # the checksums, after which it must be opened anew
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with previews after the image
-            raise BadSampleError("animated: expected a still image")
-        if min(image.size) < size:
-            raise BadSampleError(f"{image.width} x {image.height} pixels: the shorter side is below {size}")
-        return np.asarray(ImageOps.fit(_to_rgb(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BICUBIC))
+            if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with previews behind it
+                raise BadSampleError("animated: expected a still image")
+            if min(image.size) < min_size:
+                raise BadSampleError(f"{image.width} x {image.height} pixels: the shorter side is below {min_size}")
+            image.load()
+            return _to_rgb(_upright(image))
     except (BadSampleError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise BadSampleError("not a JPEG, PNG or WebP image") from None
     except Exception as error:  # on damaged files the decoders raise whatever they run into
         raise BadSampleError(f"unreadable image: {error or type(error).__name__}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises whatever it runs into in odd EXIF, which is no reason to lose the pixels
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

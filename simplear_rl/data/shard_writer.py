@@ -10,7 +10,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from simplear_rl.config.data import TokenizeConfig
-from simplear_rl.data.sources import Part
+from simplear_rl.data.listing import printable
+from simplear_rl.data.readers import Part
 from simplear_rl.errors import UserError
 from simplear_rl.files import resolve, write_text
 from simplear_rl.tokenizers.cosmos import FILES, read_geometry
@@ -18,6 +19,7 @@ from simplear_rl.tokenizers.cosmos import FILES, read_geometry
 COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
 ROW_GROUP = 1000  # images, so that training mixes well
 KEYS = ("input", "files", "size", "batch_size", "shard_size")  # what the shards depend on, beside the tokenizer
+CHOICES = ("image_column", "caption_column", "short_caption_column", "caption_choice", "min_size")  # where they are set
 
 
 class ShardWriter:
@@ -28,7 +30,8 @@ class ShardWriter:
                          codes are (rows, columns, codebook_size, tokenizer) and what was rejected (file, key, reason)
     rejected.jsonl       once all shards are there: what was rejected in all of them
 
-    A file appears complete or not at all.
+    A file appears complete or not at all. A part whose file cannot be read has no shard: it is one bad sample, and the
+    next start tries it again, whatever its size then.
 
     Raises:
         UserError: the folder has shards of something else (names what differs), or the tokenizer does not fit: `size`
@@ -47,43 +50,62 @@ class ShardWriter:
         self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}
         self.folder, self.parts = config.output, {part.shard: part for part in parts}
         self.unfinished: dict[str, dict[int, dict[str, Any]]] = {}  # by shard and number
+        self.unreadable = {part.shard: part.problem for part in parts if part.problem}
         values = config.model_dump(mode="json")
-        sizes = {f"size of {part.file}": part.path.stat().st_size for part in parts}
-        self._check_manifest({key: values[key] for key in KEYS} | {"tokenizer": identity} | sizes)
+        chosen = {key: values[key] for key in CHOICES if values[key] is not None}
+        if config.caption_choice == "random":
+            chosen["seed"] = config.seed
+        self.made_from = {key: values[key] for key in KEYS} | chosen | {"tokenizer": identity} | _sizes(parts)
+        self._check_manifest()
 
-    def _check_manifest(self, made_from: dict[str, Any]) -> None:
-        file = self.folder / "manifest.json"
-        if not file.exists():
+    def _check_manifest(self) -> None:
+        if not self.begun:
             if any(self.folder.glob("*.parquet")):
                 raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
-            write_text(file, json.dumps(made_from, indent=1))
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for key in [*made_from, *before]:
-            if made_from.get(key) != before.get(key):
+            return
+        before = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        unknown = {key for key, size in before.items() if size is None}  # files that could not be read
+        unknown |= {key for key, size in self.made_from.items() if size is None and key in before}
+        for key in [*self.made_from, *before]:
+            if self.made_from.get(key) != before.get(key) and key not in unknown:
                 raise UserError(
-                    f"{self.folder}: has shards of another {key}: {before.get(key)}, now {made_from.get(key)}; "
+                    f"{self.folder}: has shards of another {key}: {before.get(key)}, now {self.made_from.get(key)}; "
                     "choose another output"
                 )
+        self.made_from |= {key: before[key] for key, size in self.made_from.items() if size is None}
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder has a manifest."""
+        return (self.folder / "manifest.json").exists()
+
+    def begin(self) -> None:
+        """Write the manifest: the folder belongs to these shards from now on."""
+        write_text(self.folder / "manifest.json", json.dumps(self.made_from, indent=1))
 
     def missing(self) -> list[Part]:
-        """The parts that have no shard yet."""
-        return [part for part in self.parts.values() if not self._file(part.shard).exists()]
+        """The parts that have no shard yet and can be read."""
+        parts = [part for part in self.parts.values() if part.shard not in self.unreadable]
+        return [part for part in parts if not self._file(part.shard).exists()]
 
-    def add(self, row: dict[str, Any]) -> tuple[int, int]:
+    def add(self, row: dict[str, Any]) -> tuple[int, list[str]]:
         """Take a row of `sources.read_batches` with its codes, in any order; write the shard that it completes.
 
-        Returns the row's number of good and of bad samples.
+        Returns the row's number of good samples and the reasons of its bad ones.
 
         Raises:
             UserError: the part has another number of samples than it had when the input was divided.
         """
+        if row["unreadable"]:
+            self.unreadable[row["shard"]] = row["unreadable"]
+            return 0, [row["unreadable"]]
         rows = self.unfinished.setdefault(row["shard"], {})
         rows[row["number"]] = row
         last = max(rows)
         if rows[last]["last"] and len(rows) == last + 1:
             self._write_shard(self.parts[row["shard"]], [rows[number] for number in range(last + 1)])
             del self.unfinished[row["shard"]]
-        return len(row["codes"]), len(json.loads(row["rejected"]))
+        return len(row["codes"]), [entry["reason"] for entry in json.loads(row["rejected"])]
 
     def _write_shard(self, part: Part, rows: list[dict[str, Any]]) -> None:
         samples = [sample for row in rows for sample in json.loads(row["samples"])]
@@ -97,22 +119,52 @@ class ShardWriter:
         parquet.write_table(pa.table(columns | {"codes": codes}, schema=schema), partial, row_group_size=ROW_GROUP)
         partial.rename(self._file(part.shard))
 
-    def finish(self) -> tuple[int, int]:
-        """Write rejected.jsonl from all shards; returns the numbers of good and of bad samples.
+    def finish(self) -> tuple[int, list[dict[str, str]]]:
+        """Write rejected.jsonl from all shards; returns the number of good samples, and the bad ones.
+
+        Raises:
+            UserError: a shard cannot be read.
+        """
+        good, rejected = self.made()
+        write_text(self.folder / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejected))
+        return good, rejected
+
+    def made(self) -> tuple[int, list[dict[str, str]]]:
+        """Of the shards that are there, the number of good samples, and file, key and reason of the bad ones.
+
+        Files that cannot be read are among the bad ones.
 
         Raises:
             UserError: a shard cannot be read.
         """
         good, rejected = 0, []
-        for shard in self.parts:
+        for shard, part in self.parts.items():
+            if not self._file(shard).exists():
+                if reason := self.unreadable.get(shard):
+                    rejected.append({"file": printable(part.file), "key": "", "reason": printable(reason)})
+                continue
             try:
                 metadata = parquet.read_metadata(self._file(shard))
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"{self._file(shard)}: not readable; delete it and start again: {error}") from error
             good += metadata.num_rows
             rejected += json.loads(metadata.metadata[b"simplear_rl"])["rejected"]
-        write_text(self.folder / "rejected.jsonl", "".join(json.dumps(entry) + "\n" for entry in rejected))
-        return good, len(rejected)
+        return good, rejected
 
     def _file(self, shard: str) -> Path:
         return self.folder / f"{shard}.parquet"
+
+
+def _sizes(parts: list[Part]) -> dict[str, Any]:
+    """By file its bytes, None if it cannot be read; by folder of images their number and the digest of their names."""
+    sizes: dict[str, Any] = {
+        f"size of {part.file}": None if part.problem else part.path.stat().st_size for part in parts if not part.images
+    }
+    folders: dict[str, list[str]] = {}
+    for part in parts:
+        if part.images:
+            folders.setdefault(part.file, []).extend(part.images)
+    for folder, names in folders.items():
+        digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        sizes[f"images in {folder}"] = f"{len(names)}, names sha256:{digest}"
+    return sizes

@@ -11,7 +11,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from simplear_rl.data.images import BadSampleError, BatchTokenizer, to_caption, to_square
-from simplear_rl.data.sources import divide, find_files, read_batches
+from simplear_rl.data.listing import find_files
+from simplear_rl.data.sources import divide, read_batches
 from simplear_rl.errors import UserError
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 from simplear_rl.tokenizers.fsq import FsqTokenizer, export
@@ -21,7 +22,7 @@ from tests.pictures import encoded, picture
 
 def read(source, size=32, batch_size=4, rows=7, pattern="**/*"):
     """All rows of a source."""
-    parts = divide(source, find_files(source, pattern), rows)
+    parts = divide(find_files(source, pattern), rows)
     return [row for part in parts for row in read_batches(part, size, batch_size)]
 
 
@@ -171,7 +172,7 @@ def test_every_good_sample_once_and_every_bad_one_listed(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "tar", "parquet"])
 def test_batches_number_the_rows_of_a_part(kind, tmp_path):
     pictures.write(kind, tmp_path / "in", 30, bad_every=10)
-    parts = divide(tmp_path / "in", find_files(tmp_path / "in", "**/*"), 10)
+    parts = divide(find_files(tmp_path / "in", "**/*"), 10)
     expected = ["00000-00000", "00001-00000"]
     if kind != "tar":
         expected = [f"0000{file}-0000{part}" for file in (0, 1) for part in (0, 1)]
@@ -314,18 +315,16 @@ def test_unusable_inputs_are_refused(tmp_path):
             read(tmp_path, pattern=pattern)
         assert str(tmp_path) in str(error.value)
 
-    refused(r"no \*\.jsonl, \*\.tar, \*\.parquet among \*\*/\* \(files\)")
+    refused(r"no \*\.jsonl, \*\.json, \*\.tar, \*\.parquet and no images with texts among \*\*/\* \(files\)")
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
-    refused("save_to_disk has Arrow files: write it with to_parquet")
+    refused("save_to_disk has them: write it with to_parquet: 1")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "x.tar").write_bytes(b"")
-    refused("no ")
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    refused("x.parquet: not a readable Parquet file")
-    parquet.write_table(pa.table({"image": ["a.png"], "text": ["x"]}), tmp_path / "x.parquet")
-    refused(r"expected the columns image \(bytes\) and caption \(text\), found image \(string\), text \(string\)")
+    refused("hidden files or folders: 1 .*hidden")
+    image = [encoded(picture(0, 40, 40), "JPEG")]
+    parquet.write_table(pa.table({"image": image, "text": ["x"]}), tmp_path / "x.parquet")
     tar(tmp_path / "y.tar", [])
-    refused(r"several kinds of data \(x.parquet, y.tar\): choose one, for example files='\*\*/\*\.parquet'")
+    refused(r"several kinds of data with images \(x.parquet, y.tar\).*choose one, for example files='\*\*/\*\.parquet'")
     assert samples(read(tmp_path, pattern="*.tar")) == []
 
 

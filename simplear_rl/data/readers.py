@@ -1,0 +1,310 @@
+"""Samples as they lie on disk: one reader for each kind of data."""
+
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from simplear_rl.data.columns import IMAGE_ENDINGS, Columns, FormatError, missing
+from simplear_rl.data.images import BadSampleError
+
+WHITESPACE = " \t\r\n"
+# What parts an element from the one before.
+ELEMENT = re.compile(
+    r"(?:\xef\xbb\xbf)?[ \t\r\n]*[\[,]?[ \t\r\n]*(?=[^ \t\r\n\]])"
+)  # what parts it from the one before
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive samples of one file, or of the images in one folder."""
+
+    shard: str  # name of the output: number of the file, number of the part in it
+    folder: Path
+    file: str  # relative to folder
+    start: int = 0  # first row
+    rows: int | None = None  # unknown for tars, which are never divided
+    offset: int = 0  # byte at which the first row starts, for JSON
+    images: tuple[str, ...] = ()  # names of the images, where `file` is a folder
+    problem: str = ""  # why the file cannot be read
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.file
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """What was found: `key` is the line or element (from 1), row (from 0), WebDataset key or name within the file."""
+
+    key: str
+    image: bytes = b""
+    caption: Any = None
+    short_caption: Any = None
+    problem: str = ""  # why there is nothing else
+    misnamed: str = ""  # which column is missing, or that several may be meant
+    used: tuple[str | None, ...] = ()  # names of the columns
+
+
+def read_samples(part: Part, columns: Columns) -> Iterator[RawSample]:
+    """The samples of a part, good or not.
+
+    Raises:
+        OSError: the part's file cannot be read.
+    """
+    if part.images:
+        return _read_images(part, columns)
+    return READERS[part.path.suffix.lower()](part, columns)
+
+
+def is_array(path: Path) -> bool:
+    """Whether a JSON file begins as an array does, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    except OSError:
+        return True
+
+
+def has_images(path: Path, columns: Columns) -> bool:
+    """Whether the first sample of a file has a column for the image; False if the file cannot be read."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return columns.image_in(open_parquet(path).schema_arrow.names) is not None
+        if path.suffix.lower() in (".jsonl", ".json"):
+            entry = _parse(path, next(records(path), b"{}"))
+            return isinstance(entry, dict) and columns.image_in(entry) is not None
+    except FormatError:
+        return columns.image is None  # several columns may be the image; or the chosen one is missing
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        pass
+    return True
+
+
+def open_parquet(path: Path) -> parquet.ParquetFile:
+    """A Parquet file whose checksums are looked at. Raises OSError if it cannot be read."""
+    try:
+        return parquet.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise OSError(f"not a readable Parquet file: {error}") from error
+
+
+def records(path: Path, offset: int = 0) -> Iterator[bytes]:
+    """The lines of a file, or the elements of the array in a JSON file, from a byte on.
+
+    Records follow each other without a gap: an element begins with what parts it from the one before. What is no JSON
+    at the end of an array is one record.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if path.suffix.lower() != ".json":
+            yield from file
+            return
+        decoder, text, size = json.JSONDecoder(), "", 2**16
+        while chunk := file.read(size):
+            text += chunk.decode("latin-1")  # a character is a byte, and what JSON is built of stays as it is
+            size, end = 2 * size, 0
+            while match := ELEMENT.match(text, end):
+                try:
+                    after = decoder.raw_decode(text, match.end())[1]
+                except (ValueError, RecursionError):
+                    break
+                if after == len(text):  # a number could go on
+                    break
+                yield text[end:after].encode("latin-1")
+                end, size = after, 2**16
+            text = text[end:]
+        if text.strip(WHITESPACE + "]"):
+            yield text.encode("latin-1")
+
+
+def _parse(path: Path, record: bytes) -> Any:
+    if path.suffix.lower() == ".json" and (before := ELEMENT.match(record.decode("latin-1"))):
+        record = record[before.end() :]
+    return json.loads(record)
+
+
+def _read_records(part: Part, columns: Columns) -> Iterator[RawSample]:
+    for number, record in enumerate(islice(records(part.path, part.offset), part.rows), start=part.start + 1):
+        yield _read_record(part, str(number), record, columns)
+
+
+def _read_record(part: Part, key: str, record: bytes, columns: Columns) -> RawSample:
+    try:
+        entry = _parse(part.path, record)
+    except (ValueError, RecursionError) as error:
+        return RawSample(key, problem=f"not JSON: {error}")
+    if not isinstance(entry, dict):
+        return RawSample(key, problem="expected an object with the path `image`")
+    return _read_columns(key, entry, part.path.parent, columns)
+
+
+def _read_columns(key: str, values: dict[str, Any], folder: Path, columns: Columns) -> RawSample:
+    """A sample from the values of its columns; the path of an image is relative to `folder`."""
+    try:
+        used = columns.used_in(values)
+        if used[0] is None:
+            raise FormatError(missing("image", values))
+        image = _load(values[used[0]], folder)
+    except BadSampleError as error:
+        return RawSample(key, problem=str(error), misnamed=str(error) if isinstance(error, FormatError) else "")
+    return _of_columns(key, image, values, used)
+
+
+def _of_columns(key: str, image: bytes, values: dict[str, Any], used: tuple[str | None, ...]) -> RawSample:
+    """A sample from its image and the names of its columns: image, caption, short caption."""
+    caption, short_caption = (None if name is None else values[name] for name in used[1:])
+    misnamed = missing("caption", values) if used[1] is None else ""
+    return RawSample(key, image, caption, short_caption, misnamed=misnamed, used=used)
+
+
+def _load(image: Any, folder: Path) -> bytes:
+    """The image that a column holds: bytes, a path, or Hugging Face's struct with either."""
+    if isinstance(image, dict):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, bytes) and image:
+        return image
+    if not image:
+        raise BadSampleError("no image bytes")
+    if not isinstance(image, str):
+        raise BadSampleError(f"image: expected bytes or a path, found {type(image).__name__}")
+    if image.startswith(("http://", "https://")):
+        raise BadSampleError(f"{image}: an address, expected a file: download the images first")
+    try:
+        return (folder / image).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: no valid path at all
+        raise BadSampleError(f"{image}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _read_tar(part: Part, columns: Columns) -> Iterator[RawSample]:
+    """As in WebDataset, consecutive files with the same path up to the first dot of the name are a sample."""
+    keys: set[str] = set()
+    problems: list[RawSample] = []
+    for key, members in groupby(_read_members(part, problems), key=lambda member: member[0]):
+        fields = [(kind, data) for _, kind, data in members]
+        if key in keys or len(dict(fields)) < len(fields):
+            yield RawSample(key, problem="the key has two files of a kind, or files in several places")
+        else:
+            yield _read_fields(key, dict(fields), columns)
+        keys.add(key)
+    yield from problems
+
+
+def _read_members(part: Part, problems: list[RawSample]) -> Iterator[tuple[str, str, bytes]]:
+    """Key, kind and content of the files in a tar that have both; what cannot be read goes to `problems`."""
+    name = "the start"
+    try:
+        with part.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                name = member.name
+                folder, slash, base = name.rpartition("/")
+                stem, _, kind = base.partition(".")
+                if stem and kind and member.isreg():
+                    yield folder + slash + stem, kind.lower(), tar.extractfile(member).read()  # type: ignore[union-attr]
+                elif not member.isreg() and not member.isdir():
+                    problems.append(RawSample(name, problem="a link or special file"))
+            # At a broken header, and at the end of the first of several archives, tarfile stops without a word.
+            file.seek(tar.offset)
+            if any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b"")):
+                raise tarfile.ReadError(f"no header at byte {tar.offset}, but more data")
+    except tarfile.TarError as error:
+        problems.append(RawSample(f"after {name}", problem=f"damaged archive, what follows is lost: {error}"))
+
+
+def _read_images(part: Part, columns: Columns) -> Iterator[RawSample]:
+    """Images, and beside each one files of the same name and another ending."""
+    for name in part.images:
+        path = part.path / name
+        try:
+            fields = {path.suffix.lower().removeprefix("."): path.read_bytes()}
+            fields |= {ending: text.read_bytes() for ending, text in texts_beside(path, columns).items()}
+        except OSError as error:
+            yield RawSample(name, problem=f"{Path(error.filename or name).name}: {error.strerror}")
+        else:
+            yield _read_fields(name, fields, columns)
+
+
+def texts_beside(image: Path, columns: Columns) -> dict[str, Path]:
+    """By ending the files that lie beside an image and may hold its captions."""
+    endings = {"txt", "json", columns.caption, columns.short_caption} - {None}
+    paths = {str(ending): Path(f"{image.parent}/{image.stem}.{ending}") for ending in endings}
+    return {ending: path for ending, path in sorted(paths.items()) if path.is_file()}
+
+
+def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSample:
+    """A sample from files by their ending; the keys in `json` are columns as well, behind a caption in `txt`."""
+    images = [kind for kind in ([columns.image] if columns.image else IMAGE_ENDINGS) if kind in fields]
+    if len(images) != 1:
+        expected = columns.image or ", ".join(IMAGE_ENDINGS)
+        return RawSample(key, problem=f"expected one image ({expected}), found {len(images)}")
+    try:
+        texts = json.loads(fields.get("json", b"{}"))
+    except (ValueError, RecursionError) as error:
+        return RawSample(key, problem=f"json: not JSON: {error}")
+    if not isinstance(texts, dict):
+        return RawSample(key, problem=f"json: expected an object, found {type(texts).__name__}")
+    texts |= {kind: data for kind, data in fields.items() if kind not in (*images, "json")}
+    try:
+        caption = "txt" if columns.caption is None and "txt" in fields else columns.caption_in(texts)
+        short_caption = columns.short_caption_in(texts)
+    except FormatError as error:
+        return RawSample(key, problem=str(error), misnamed=str(error))
+    return _of_columns(key, fields[images[0]], texts, (images[0], caption, short_caption))
+
+
+def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
+    file = open_parquet(part.path)
+    names = file.schema_arrow.names
+    try:
+        used = columns.used_in(names)
+        if None in used[:2]:
+            raise FormatError(missing("image" if used[0] is None else "caption", names))
+    except FormatError as error:
+        for row in range(part.start, part.start + (part.rows or 0)):
+            yield RawSample(str(row), problem=str(error), misnamed=str(error))
+        return
+    stop, end = part.start + (part.rows or 0), 0
+    for group in range(file.num_row_groups):
+        row, end = end, end + file.metadata.row_group(group).num_rows
+        if end <= part.start or row >= stop:
+            continue
+        try:
+            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=[name for name in used if name]):
+                for values in _as_bytes(batch, used[0]).to_pylist():
+                    if part.start <= row < stop:
+                        yield _read_columns(str(row), values, part.path.parent, columns)
+                    row += 1
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            for lost in range(max(row, part.start), min(end, stop)):
+                yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")
+
+
+def _as_bytes(batch: pa.RecordBatch, image: str | None) -> pa.RecordBatch:
+    """With bytes for captions: what is no valid Unicode is then found sample by sample."""
+    fields = [field if field.name == image else field.with_type(_without_text(field.type)) for field in batch.schema]
+    return batch.cast(pa.schema(fields))
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
+    if kind in (pa.string(), pa.large_string()):
+        return pa.large_binary()
+    if isinstance(kind, pa.ListType | pa.LargeListType):
+        return pa.list_(_without_text(kind.value_type))
+    return kind
+
+
+READERS: dict[str, Callable[[Part, Columns], Iterator[RawSample]]] = {
+    ".jsonl": _read_records,
+    ".json": _read_records,
+    ".tar": _read_tar,
+    ".parquet": _read_parquet,
+}
