@@ -9,7 +9,7 @@ Each actor wraps one plain class, which a test builds without Ray:
     LearnerActor     learner.py    one rank of the learner                             learning: Learner
     ScorerActor      scorer.py     judges the images of a prompt by a benchmark        benchmarks: BenchmarkScorer
 
-The actors that encode images for `tokenize` are made by Ray Data, from `data/images.py`.
+The actors that encode images for `tokenize` are made by Ray Data (encoding.py), from `data/images.py`.
 
 The drivers work with these:
 
