@@ -53,11 +53,18 @@ class ShardWriter:
 
     def _check_manifest(self, made_from: dict[str, Any]) -> None:
         file = self.folder / "manifest.json"
-        if not file.exists():
+        try:
+            before = json.loads(file.read_text())
+            problem = "" if isinstance(before, dict) else "is no list of what the shards are made from"
+        except FileNotFoundError:
+            problem = f"is missing, and {self.folder} has Parquet files of another origin"
+        except (OSError, ValueError) as error:
+            problem = f"is damaged ({error}) and says no longer what the Parquet files beside it are made from"
+        if problem:
             if any(self.folder.glob("*.parquet")):
-                raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
+                raise UserError(f"{file}: {problem}; choose another output")
+            before = made_from
             write_text(file, json.dumps(made_from, indent=1))
-        before = json.loads(file.read_text())
         for key in [*made_from, *before]:
             if made_from.get(key) != before.get(key):
                 raise UserError(
