@@ -54,7 +54,7 @@ def demo(config: DemoConfig) -> None:
         require(configs["sft"], *configs["sft"].data.folders)
         require(last, last.prompts)
     for stage, (train, _) in STAGES.items():
-        if not (configs[stage].run / "final").exists():
+        if not (configs[stage].run / "final" / "config.json").is_file():
             with timed(config.root, stage):
                 train(configs[stage])
         policy, output = configs[stage].run / "final", config.root / "evaluation" / stage
@@ -77,7 +77,7 @@ def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:
 def _same_seed(file: Path, seed: int) -> None:
     """Refuse to continue a demo that began with another seed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists() and file.read_text() != str(seed):
+    if file.exists() and file.read_text() not in ("", str(seed)):  # a crash can leave it empty
         raise UserError(
             f"{file.parent} was begun with seed {file.read_text()}, not {seed}: set fresh=true, or another root"
         )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from simplear_rl.config.stages import StageConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import require_writable, write_text
+from simplear_rl.files import require_writable, sync, write_text
 from simplear_rl.run.checkpoints import (
     begin_checkpoint,
     checkpoints,
@@ -25,8 +25,10 @@ from simplear_rl.run.checkpoints import (
     newest_intact,
     remove,
     require_space,
+    require_storage,
     step_of,
 )
+from simplear_rl.run.final import remove_copy, require_replaceable, set_final
 from simplear_rl.run.history import read_config, read_metrics, require_same_learner
 
 
@@ -34,12 +36,13 @@ def finished(config: StageConfig) -> bool:
     """Whether the run has done all its steps already; says so if it has.
 
     Raises:
-        UserError: it has not, and its folder cannot be written to.
+        UserError: it has not, and its folder cannot be written to; or it has, and something stands in place of `final`.
     """
     done = checkpoints(config.run)
     if not done or step_of(done[-1]) < config.steps or newest_intact(config.run) != done[-1]:
         require_writable(config.run, "run")
         return False
+    set_final(config.run, done[-1])  # it may have been killed before, or lost its links on the way through a bucket
     print(f"{config.run}: all {config.steps} steps are done; more `steps` or another `run` goes on")
     return True
 
@@ -50,7 +53,7 @@ class Run:
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
-    final                link to the last step's model, once the run is finished
+    final                link to the last step's model, once the run is finished (a copy, where there are no links)
     samples/             pictures of samples
     evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
     failed-step-N/       what a step was refused for, if one was
@@ -74,7 +77,9 @@ class Run:
         self.wandb: Any = None
         self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
         self.before = read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
+        self._say_missing_rows()
         require_same_learner(self.before, config)
+        require_replaceable(self.folder, self.last_checkpoint)
         require_space(self.folder, config.start)
 
     def __enter__(self) -> "Run":
@@ -135,7 +140,7 @@ class Run:
             file.write(json.dumps({"step": step} | metrics) + "\n")
         with self._wandb_may_be_gone():
             self.wandb.log(metrics, step=step)
-        self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show))
+        self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics))
         self.step = step
 
     @contextmanager
@@ -167,15 +172,13 @@ class Run:
         self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
 
     def _finish(self, folder: Path, write: Callable[[], None]) -> None:
+        sync(self.folder / "metrics.jsonl")  # no checkpoint is there without the rows of its steps
         write()
         self.saved = step_of(folder)
         for old in expired(self.folder, self.config, read_metrics(self.folder / "metrics.jsonl")):
             remove(old)
         if self.saved == self.config.steps:
-            link = self.folder / "final.partial"
-            link.unlink(missing_ok=True)
-            link.symlink_to(Path("checkpoints") / folder.name / "model")
-            link.rename(self.folder / "final")
+            set_final(self.folder, folder)
         else:
             require_space(self.folder, self.config.start)  # now, while little would be lost
 
@@ -187,6 +190,8 @@ class Run:
 
     def _begin(self) -> None:
         """Write what a run begins with."""
+        require_storage(self.folder)
+        remove_copy(self.folder)
         self.samples.mkdir(parents=True, exist_ok=True)
         values = self.config.model_dump(mode="json")
         for partial in (self.folder / "checkpoints").glob("*.partial"):
@@ -209,12 +214,21 @@ class Run:
         except wandb.Error as error:
             raise UserError(f"Weights & Biases: {error}: without WANDB_API_KEY a run is offline") from error
 
+    def _say_missing_rows(self) -> None:
+        """Say which steps before the checkpoint have no row: a crash of the machine can cut the file."""
+        missing = sorted(set(range(1, self.step + 1)) - {int(row["step"]) for row in self.rows})
+        if missing:
+            print(
+                f"{self.folder / 'metrics.jsonl'}: {len(missing)} rows are missing, of steps {missing[0]} to "
+                f"{missing[-1]}; the run goes on without them"
+            )
+
     def _write_config(self, values: dict[str, Any]) -> None:
         """Write config.yaml; when the run continues, say which sections of it have changed."""
         file = self.folder / "config.yaml"
         for key in (key for key in values if self.before and values[key] != self.before.get(key)):
             print(f"{file}: the run continues with another `{key}`: {self.before.get(key)} -> {values[key]}")
-        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        write_text(file, yaml.safe_dump(values, sort_keys=False))
 
     def _write_metrics(self) -> None:
         """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
