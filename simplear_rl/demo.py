@@ -23,6 +23,7 @@ from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
 from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.lock import LOCK, locked
 
 STAGES: dict[str, tuple[Callable[[Any], None], type[Any]]] = {
     "pretrain": (pretrain.train, SupervisedConfig),
@@ -33,10 +34,11 @@ STAGES: dict[str, tuple[Callable[[Any], None], type[Any]]] = {
 GUIDANCE_SCALE = 2.5
 
 
+@locked("root")
 def demo(config: DemoConfig) -> None:
     """Run what is not finished yet and write `root`/report.html."""
     if config.fresh:
-        shutil.rmtree(config.root, ignore_errors=True)
+        _empty(config.root)
     overrides = [f"root={config.root}", f"seed={config.seed}"]
     configs: dict[str, Any] = {
         stage: load_config(schema, CONFIGS / "shapes" / f"{stage}.yaml", overrides)
@@ -64,6 +66,15 @@ def demo(config: DemoConfig) -> None:
         _evaluate(checkpoint / "model", config.root / "evaluation" / f"grpo-{checkpoint.name}", overrides)
     report = write_report(config.root, list(STAGES), GUIDANCE_SCALE)
     print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
+
+
+def _empty(root: Path) -> None:
+    """Delete all but the lock."""
+    for path in root.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:

@@ -21,8 +21,10 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.run.lock import locked
 
 
+@locked("output")
 def evaluate(config: EvaluateConfig) -> dict:
     """Draw, judge and write everything; returns what scores.json holds."""
     require_writable(config.output, "output")

@@ -30,9 +30,11 @@ from simplear_rl.rewards.files import check_files
 from simplear_rl.rewards.metrics import reward_metrics
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import Warnings
+from simplear_rl.run.lock import locked
 from simplear_rl.run.restart import restarting
 
 
+@locked("run")
 @restarting
 def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""

@@ -16,10 +16,12 @@ from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
 from simplear_rl.run.folder import Run, finished
+from simplear_rl.run.lock import locked
 from simplear_rl.run.restart import restarting
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
+@locked("run")
 @restarting
 def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | None = None) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one.
