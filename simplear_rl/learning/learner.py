@@ -83,8 +83,9 @@ class Learner:
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.run = run
+        self.optimizer = config.optimizer
         self.step = 0
-        self.grad_norm = 0.0
+        self.grad_norm = self.learning_rate = 0.0  # of the last optimizer step
         device = default_device()
         os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it; an actor sees its own GPU as number 0
         # Its shared-memory all-reduce for CPUs needs a compiler at run time and one host; gloo needs neither.
@@ -163,6 +164,7 @@ class Learner:
             self.grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
         finite = sharded or np.isfinite(self.grad_norm)
         if finite:
+            self.learning_rate = self.engine.get_lr()[0]  # the step also sets that of the next one
             self.engine.step()  # updates the weights on the last pass of a batch only
         if last and not (finite and self.engine.was_step_applied()):
             raise refusal(self.run, self.step + 1, "the gradients' norm, summed over passes and ranks,", evidence())
@@ -172,10 +174,10 @@ class Learner:
         self.finite.logical_and_(gradient.isfinite().all())
 
     def finish_step(self) -> dict[str, float]:
-        """Count the step; returns the gradients' norm and the learning rate."""
+        """Count the step; returns the gradients' norm and the learning rate that it was taken with."""
         self.step += 1
         grad_norm = self.engine.get_global_grad_norm() or self.grad_norm
-        return {"grad_norm": float(grad_norm), "learning_rate": self.engine.get_lr()[0]}
+        return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
 
     def weights(self) -> Weights | None:
         """The whole policy on rank 0, None on the others. Every rank must call it: ZeRO-3 gathers here."""
@@ -258,12 +260,27 @@ class Learner:
         return write
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that was written so. Raises UserError if it is of a policy of another size."""
+        """Continue from a folder that was written so, with the learning rate and so on of the configuration.
+
+        Raises UserError if the folder is of a policy of another size.
+        """
         try:
             _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
         except RuntimeError as error:
             raise UserError(f"{folder}: not a checkpoint of a policy like `start`: {error}") from error
         self.step = client_state["learner_step"]
+        self._set_optimizer()
+
+    def _set_optimizer(self) -> None:
+        """Give the optimizer the values of the configuration: DeepSpeed and the scheduler have restored older ones."""
+        config, schedule, optimizer = self.optimizer, self.engine.lr_scheduler, self.engine.optimizer
+        schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
+        rate = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)  # of the next step
+        values = {"lr": rate, "initial_lr": config.learning_rate, "betas": config.betas}
+        for group in optimizer.param_groups:
+            group |= values | {"weight_decay": config.weight_decay}
+        if hasattr(optimizer, "clip_grad"):  # the sharded ones and that of bfloat16 keep their own
+            optimizer.clip_grad = config.gradient_clip
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:

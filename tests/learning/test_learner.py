@@ -204,6 +204,79 @@ def test_updates_favour_the_better_samples(run, policy):
     assert np.corrcoef(gain.numpy(), rewards)[0, 1] > 0.8
 
 
+BEFORE = {"learning_rate": 1e-3, "weight_decay": 0.01, "betas": (0.9, 0.95), "gradient_clip": 1.0}
+NOW = {"learning_rate": 3e-4, "weight_decay": 0.5, "betas": (0.5, 0.7), "gradient_clip": 0.3}
+
+
+def plain_steps(policy, settings):
+    """Weights after one step with each of the settings."""
+    model, encode = load_policy(policy)
+    batch = token_batch(encode, len(encode.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for values in settings:
+        optimizer.param_groups[0].update(
+            lr=values["learning_rate"], betas=values["betas"], weight_decay=values["weight_decay"]
+        )
+        optimizer.zero_grad()
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(torch.from_numpy(row[None, :-1])).logits[0], torch.from_numpy(row[1:]), reduction="sum"
+            )
+            for row in batch.ids
+        ]
+        (sum(losses) / batch.target_lengths.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), values["gradient_clip"])
+        optimizer.step()
+    return dict(model.named_parameters())
+
+
+def resumed_with(policy, folder, zero_stage, before, now):
+    """Metrics of a step with the optimizer `before`, of one with `now` after resuming, and the weights then."""
+    metrics = []
+    for values in before, now:
+        optimizer = OptimizerConfig(**values)
+        learner = Learner(config(zero_stage).model_copy(update={"optimizer": optimizer}), policy, 10, micro_batches=1)
+        if metrics:
+            learner.load(folder)
+        metrics.append(supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset)))
+        learner.save(folder)()
+    return metrics, learner.weights().tensors
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_resumed_run_has_the_optimizer_of_its_configuration(run, policy, tmp_path, zero_stage):
+    metrics, weights = run(resumed_with, policy, tmp_path, zero_stage, BEFORE, NOW)
+    assert [row["learning_rate"] for row in metrics] == [1e-3, 3e-4]
+    assert metrics[1]["grad_norm"] > NOW["gradient_clip"]  # so that clipping shows
+    for name, tensor in plain_steps(policy, [BEFORE, NOW]).items():
+        torch.testing.assert_close(weights[name], tensor.detach(), atol=2e-5, rtol=0, msg=name)
+    unchanged = plain_steps(policy, [BEFORE, BEFORE])
+    assert any((weights[name] - tensor).abs().max() > 1e-4 for name, tensor in unchanged.items())
+
+
+def rates(policy, folder, dtype, optimizers):
+    """The learning rates of three steps with each of the optimizers, each resumed from the one before."""
+    logged = []
+    for values in optimizers:
+        chosen = config().model_copy(update={"optimizer": OptimizerConfig(**values), "dtype": dtype})
+        learner = Learner(chosen, policy, 12, micro_batches=1)
+        if logged:
+            learner.load(folder)
+        batch = token_batch(learner.encode, learner.layout.visual_offset)
+        logged += [supervised.train(learner, batch)["learning_rate"] for _ in range(3)]
+        learner.save(folder)()
+    return logged
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rate_that_is_logged_is_that_of_the_step(run, policy, tmp_path, dtype):
+    warming = {"learning_rate": 1.0, "warmup_steps": 4}
+    found = run(rates, policy, tmp_path, dtype, [warming, warming, {"learning_rate": 0.1, "warmup_steps": 20}])
+    assert found == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1, 1, 0.1 * 6 / 20, 0.1 * 7 / 20, 0.1 * 8 / 20])
+    found = run(rates, policy, tmp_path, dtype, [{"learning_rate": 1.0}, {"learning_rate": 1.0, "schedule": "cosine"}])
+    assert found == pytest.approx([1, 1, 1, *((1 + np.cos(np.pi * step / 12)) / 2 for step in (3, 4, 5))])
+
+
 def interrupted_and_not(policy, folder, zero_stage):
     learner = Learner(config(zero_stage), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
