@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import wandb
 import yaml
@@ -30,6 +31,9 @@ from simplear_rl.run.checkpoints import (
 )
 from simplear_rl.run.final import remove_copy, require_replaceable, set_final
 from simplear_rl.run.history import read_config, read_metrics, require_same_learner
+
+# A server that does not answer is waited for so long; at the end, what is not uploaded then stays in the folder.
+WANDB_START, WANDB_FINISH = 30.0, 60.0  # seconds
 
 
 def finished(config: StageConfig) -> bool:
@@ -54,6 +58,7 @@ class Run:
     metrics.jsonl        one line per step
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
     final                link to the last step's model, once the run is finished (a copy, where there are no links)
+    wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
     evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
     failed-step-N/       what a step was refused for, if one was
@@ -95,6 +100,33 @@ class Run:
             print(f"{self.folder}: the last checkpoint was not finished: {failure}", flush=True)
         finally:
             self._end_wandb()
+
+    def _begin_wandb(self, values: dict[str, Any]) -> Any:
+        """Begin or continue the folder's Weights & Biases run: as WANDB_MODE says, else online if there is a key.
+
+        Whatever fails there is said and stops nothing: the run is offline then, or not logged there at all.
+        """
+        identity = self.folder / "wandb_run_id"
+        if not identity.exists() or not identity.read_text():
+            write_text(identity, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        for tried in dict.fromkeys([mode, "offline"]) if self.config.wandb else ():
+            try:
+                return wandb.init(
+                    project=os.environ.get("WANDB_PROJECT") or "simplear-rl",
+                    name=f"{self.stage}-{self.folder.name}",
+                    id=identity.read_text(),
+                    resume="allow",
+                    dir=self.folder,
+                    config=values,
+                    mode=cast(Any, tried),
+                    settings=wandb.Settings(
+                        silent=tried != "online", init_timeout=WANDB_START, finish_timeout=WANDB_FINISH
+                    ),
+                )
+            except Exception as error:  # of the network, of its own process, of the key: each has its own class
+                print(f"{self.folder}: Weights & Biases, {tried}: {error}; the run goes on without", flush=True)
+        return None
 
     def _end_wandb(self) -> None:
         if self.wandb:
@@ -138,8 +170,9 @@ class Run:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step} | metrics) + "\n")
-        with self._wandb_may_be_gone():
-            self.wandb.log(metrics, step=step)
+        if self.wandb:
+            with self._wandb_may_be_gone():
+                self.wandb.log(metrics, step=step)
         self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics))
         self.step = step
 
@@ -148,7 +181,8 @@ class Run:
         """Its process can be killed, and `ray job stop` signals that before the step at hand is finished."""
         try:
             yield
-        except ConnectionError as error:
+        except (ConnectionError, wandb.Error) as error:
+            self.wandb = None
             print(f"{self.folder}: no more Weights & Biases ({error}); metrics.jsonl goes on", flush=True)
 
     @property
@@ -201,18 +235,7 @@ class Run:
                 shutil.rmtree(evaluation)
         self._write_config(values)
         self._write_metrics()
-        mode = _wandb_mode(self.config)
-        try:
-            self.wandb = wandb.init(
-                project="simplear-rl",
-                name=f"{self.stage}-{self.folder.name}",
-                dir=self.folder,
-                config=values,
-                mode=mode,
-                settings=wandb.Settings(silent=mode != "online"),
-            )
-        except wandb.Error as error:
-            raise UserError(f"Weights & Biases: {error}: without WANDB_API_KEY a run is offline") from error
+        self.wandb = self._begin_wandb(values)
 
     def _say_missing_rows(self) -> None:
         """Say which steps before the checkpoint have no row: a crash of the machine can cut the file."""
@@ -233,9 +256,3 @@ class Run:
     def _write_metrics(self) -> None:
         """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-
-
-def _wandb_mode(config: StageConfig) -> Literal["disabled", "online", "offline"]:
-    if not config.wandb:
-        return "disabled"
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"

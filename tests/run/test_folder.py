@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import stat
 import time
 from contextlib import suppress
@@ -17,6 +18,7 @@ from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.errors import UserError
+from simplear_rl.run import folder as folder_module
 from simplear_rl.run.checkpoints import checkpoints
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.history import read_metrics
@@ -109,20 +111,71 @@ def test_sigterm_finishes_the_step_and_makes_a_checkpoint(config):
     assert work(config, until=99) == [4, 5, 6]
 
 
-def test_run_goes_on_without_weights_and_biases(config, monkeypatch, capsys):
+@pytest.fixture
+def with_wandb(config, monkeypatch):
+    """The configuration with Weights & Biases, offline."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    yield config.model_copy(update={"wandb": True})
+    with suppress(ConnectionError):  # else it comes up in whichever later test imports what it hooks into
+        wandb.teardown()
+
+
+def test_environment_and_folder_decide_about_weights_and_biases(with_wandb, monkeypatch):
+    """Two starts of one folder are one run, whatever the key; another folder is another one."""
+    for name, value in ("PROJECT", "drawing"), ("ENTITY", "us"), ("API_KEY", "k" * 40):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    found = []
+    for folder, until in ("one", 4), ("one", 99), ("two", 2):
+        with Run("pretrain", with_wandb.model_copy(update={"run": with_wandb.root / folder})) as run:
+            for step in run.steps():
+                if step > until:
+                    break
+                run.log(step, {"loss": 0.0}, show=("loss",))
+                if run.checkpoint_due:
+                    run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
+            found.append((run.wandb.id, run.wandb.project, run.wandb.entity, run.wandb.offline))
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0]
+    assert found[0][1:] == ("drawing", "us", True)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_that_does_not_answer_stops_nothing(with_wandb, monkeypatch, capsys, answers):
+    """One that refuses connections, and one that takes them and says nothing."""
+    monkeypatch.setattr(folder_module, "WANDB_START", 1.0)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers:
+            server.listen(100)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        assert work(with_wandb, until=99) == [1, 2, 3, 4, 5, 6]
+    assert "Weights & Biases, online: " in capsys.readouterr().out
+    assert list((with_wandb.run / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("mode", ["disabled", "sometimes"])
+def test_no_mode_of_weights_and_biases_stops_a_run(with_wandb, monkeypatch, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert work(with_wandb, until=99) == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_test_finds_a_key_of_the_profile():
+    assert wandb.api.api_key is None
+
+
+def test_run_goes_on_without_weights_and_biases(with_wandb, capsys):
     others = set(psutil.Process().children())
-    with Run("pretrain", config.model_copy(update={"wandb": True})) as run:
+    with Run("pretrain", with_wandb) as run:
         for step in run.steps():
             if step == 2:
                 for process in set(psutil.Process().children()) - others:
                     process.terminate()
                 time.sleep(1)
             run.log(step, {"loss": 0.0}, show=("loss",))
-    assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(with_wandb.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert "no more Weights & Biases" in capsys.readouterr().out
-    with suppress(ConnectionError):  # else it comes up in whichever later test imports what it hooks into
-        wandb.teardown()
 
 
 def finish_with_model(config, until=99):
