@@ -46,11 +46,14 @@ class LearnerActor(Monitored, WeightMember):
         micro_batches: int,
         run: Path,
         objective: Callable[[Any], Objective],
+        tokenizer: str | None,
     ) -> None:
         """Load the policy and join the other ranks."""
         from simplear_rl.learning.learner import Learner
 
-        self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run)
+        self.learner = Learner(
+            config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run, tokenizer
+        )
         self.objective = objective(self.learner)
 
     def step(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
@@ -111,6 +114,7 @@ class LearnerGroup:
         micro_batches: forward passes of each rank per optimizer step.
         run: folder of the run.
         objective: makes what the stage optimises, given a rank's Learner.
+        tokenizer: identity of the visual tokenizer, which saved policies remember.
     """
 
     def __init__(
@@ -122,10 +126,11 @@ class LearnerGroup:
         micro_batches: int,
         run: Path,
         objective: Callable[[Any], Objective],
+        tokenizer: str | None = None,
     ):
         self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor, max_restarts=0)
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
-        self._all("start", rendezvous, config, start, steps, micro_batches, run, objective)
+        self._all("start", rendezvous, config, start, steps, micro_batches, run, objective, tokenizer)
 
     def step(self, step: int, groups: Sequence[Group] = ()) -> dict[str, float]:
         """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""

@@ -20,7 +20,7 @@ from simplear_rl import sft
 from simplear_rl.cli import run_command
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
-from simplear_rl.inputs import require
+from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
 from simplear_rl.policy.rollouts import Draw
@@ -48,6 +48,7 @@ def train(config: GrpoConfig) -> None:
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     evaluation = Evaluation(config)
     run = Run("grpo", config, evaluation.names)
+    identity = require_same_tokenizer(config.tokenizer, run.policies, accept=config.accept_tokenizer)
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
         engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
@@ -56,7 +57,9 @@ def train(config: GrpoConfig) -> None:
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         objective = partial(PolicyGradient, config=algorithm)
-        learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run, objective)
+        learner = LearnerGroup(
+            stage, config.learner, config.start, updates, groups_per_rank, config.run, objective, identity
+        )
         stage.ready()
         for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):
             print(warning)

@@ -10,7 +10,7 @@ from actors.placement import Stage
 from simplear_rl.cli import run_command
 from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
-from simplear_rl.inputs import Stages, require
+from simplear_rl.inputs import Stages, require, require_same_tokenizer
 from simplear_rl.learning.supervised import Supervised
 from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
@@ -33,12 +33,14 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     require(config, *config.inputs, stages=before)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
-    for folder in config.data.folders:
-        TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts
+    shards = [TokenShards(folder, layout) for folder in config.data.folders]  # refuses what the footers give away
     run = Run(name, config)
+    identity = require_same_tokenizer(config.tokenizer, run.policies, shards, config.accept_tokenizer)
     with Stage(name, config.roles, config.faults) as stage, run:
         objective = partial(Supervised, config=config.data, seed=config.seed)
-        learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run, objective)
+        learner = LearnerGroup(
+            stage, config.learner, config.start, config.steps, config.passes, config.run, objective, identity
+        )
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         for step in run.steps():

@@ -1,6 +1,5 @@
 """The folder of token shards that the tokenizer command fills."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from pyarrow import parquet
 from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.sources import Part
 from simplear_rl.errors import UserError
-from simplear_rl.files import resolve, write_text
-from simplear_rl.tokenizers.cosmos import FILES, read_geometry
+from simplear_rl.files import write_text
+from simplear_rl.tokenizers.cosmos import read_geometry, read_identity
 
 COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
 ROW_GROUP = 1000  # images, so that training mixes well
@@ -41,8 +40,7 @@ class ShardWriter:
             raise UserError(f"size={config.size}: must be a multiple of the tokenizer's patch, {geometry.patch}")
         if geometry.codebook_size > 2**16:
             raise UserError(f"{config.tokenizer}: {geometry.codebook_size} codes do not fit into 16 bits")
-        with (resolve(config.tokenizer, FILES) / "encoder.jit").open("rb") as encoder:
-            identity = "sha256:" + hashlib.file_digest(encoder, "sha256").hexdigest()
+        identity = read_identity(config.tokenizer)
         side = config.size // geometry.patch
         self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}
         self.folder, self.parts = config.output, {part.shard: part for part in parts}

@@ -67,6 +67,7 @@ class Learner:
         micro_batches: forward passes of this rank per optimizer step.
         rank, ranks, rendezvous: place in the process group, and its `tcp://host:port`.
         run: folder of the run, for the samples of a step that is refused.
+        tokenizer: identity of the visual tokenizer, which saved policies remember.
 
     """
 
@@ -80,6 +81,7 @@ class Learner:
         ranks: int = 1,
         rendezvous: str = "tcp://127.0.0.1:29500",
         run: Path | None = None,
+        tokenizer: str | None = None,
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.run = run
@@ -99,6 +101,8 @@ class Learner:
         )
         model, self.encode = load_policy(start, getattr(torch, config.dtype))
         self.layout = ImageLayout.of(model.config)
+        if tokenizer:
+            model.config.image_tokenizer = tokenizer
         self.size = ModelSize.of(model)
         # Known for bfloat16 only.
         in_table = device == "cuda" and config.dtype == "bfloat16"

@@ -87,6 +87,11 @@ class Run:
         require_replaceable(self.folder, self.last_checkpoint)
         require_space(self.folder, config.start)
 
+    @property
+    def policies(self) -> list[Path]:
+        """The policy folders that the run begins or continues from."""
+        return [self.config.start] + ([self.last_checkpoint / "model"] if self.last_checkpoint else [])
+
     def __enter__(self) -> "Run":
         return self
 

@@ -17,6 +17,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.vocabulary import read_image_tokenizer
 from simplear_rl.weights.snapshot import checksum
 
 CODES = 100  # of the policy of conftest.py
@@ -275,6 +276,17 @@ def test_the_rate_that_is_logged_is_that_of_the_step(run, policy, tmp_path, dtyp
     assert found == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1, 1, 0.1 * 6 / 20, 0.1 * 7 / 20, 0.1 * 8 / 20])
     found = run(rates, policy, tmp_path, dtype, [{"learning_rate": 1.0}, {"learning_rate": 1.0, "schedule": "cosine"}])
     assert found == pytest.approx([1, 1, 1, *((1 + np.cos(np.pi * step / 12)) / 2 for step in (3, 4, 5))])
+
+
+def remembered_tokenizers(policy, folder):
+    for name, start, tokenizer in ("first", policy, "sha256:1"), ("second", folder / "first" / "model", None):
+        Learner(config(), start, 10, micro_batches=1, tokenizer=tokenizer).save(folder / name)()
+    return [read_image_tokenizer(folder / name / "model") for name in ("first", "second")]
+
+
+def test_saved_policies_remember_the_visual_tokenizer(run, policy, tmp_path):
+    assert read_image_tokenizer(policy) is None
+    assert run(remembered_tokenizers, policy, tmp_path) == ["sha256:1", "sha256:1"]
 
 
 def interrupted_and_not(policy, folder, zero_stage):
