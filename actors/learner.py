@@ -175,5 +175,5 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
 
 def _fetch(group: Group) -> ScoredRollout:
     """What a group refers to."""
-    rollout, rewards, log_probs = ray.get([group.rollout, group.rewards, group.reference_log_probs])
-    return ScoredRollout(rollout, rewards["total"], log_probs)
+    rollout, rewards = ray.get([group.rollout, group.rewards])
+    return ScoredRollout(rollout, rewards["total"], group.reference_log_probs and ray.get(group.reference_log_probs))

@@ -52,7 +52,8 @@ def train(config: GrpoConfig) -> None:
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
         engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
-        references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype)
+        compared = "reference" in config.roles
+        references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype) if compared else None
         evaluation.launch(stage)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count

@@ -101,12 +101,12 @@ class GrpoConfig(StageConfig):
     @property
     def roles(self) -> dict[str, ActorsConfig]:
         """The actors, by configuration key."""
-        roles = {
+        roles: dict[str, ActorsConfig] = {
             "learner.actors": self.learner.actors,
             "rollout.engine.actors": self.rollout.engine.actors,
             "reward.actors": self.reward.actors,
-            "reference": self.reference,
         }
+        roles |= {"reference": self.reference} if self.algorithm.kl.beta else {}
         return roles | ({"evaluation.scorer": self.evaluation.scorer} if self.evaluation else {})
 
     @property
