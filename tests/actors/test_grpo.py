@@ -248,7 +248,7 @@ def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster
 
 def test_with_beta_zero_no_reference_is_started(ray_cluster, world, tmp_path):
     # A count that no cluster holds, so that a reference that is started after all ends the run.
-    config = grpo_config(world, tmp_path, "algorithm.kl.beta=0", "reference.count=1000", *TWO_OF_EACH)
+    config = grpo_config(world, tmp_path, "algorithm.kl.beta=0", "reference.count=1000")
     grpo.train(config)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]

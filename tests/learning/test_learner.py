@@ -9,7 +9,7 @@ import torch
 from pyarrow import parquet
 
 from simplear_rl.config.data import TokenDataConfig, TokenSourceConfig
-from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.learner import AlgorithmConfig, KlConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning import policy_gradient, supervised
 from simplear_rl.learning.learner import Learner
@@ -187,6 +187,24 @@ def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, guida
     assert first["mismatch_max"] == 0.0
     assert second["kl"] > 0.0
     assert second["mismatch_max"] > 0.0  # the same rollouts are stale now, and it shows
+
+
+def steps_with_and_without_reference(policy):
+    outcomes, algorithm = [], AlgorithmConfig(kl=KlConfig(beta=0))
+    for compared in True, False:
+        learner = Learner(config(), policy, 10, micro_batches=2)
+        groups = scored_groups(policy)
+        if not compared:
+            groups = [dataclasses.replace(group, reference_log_probs=None) for group in groups]
+        metrics = policy_gradient.update(learner, groups, algorithm)
+        outcomes.append((metrics.keys(), learner.weights().checksum))
+    return outcomes
+
+
+def test_with_beta_zero_a_reference_changes_nothing(run, policy):
+    (names, weights), (names_without, weights_without) = run(steps_with_and_without_reference, policy)
+    assert weights == weights_without
+    assert names - names_without == {"kl"}
 
 
 def rewarded_log_probs(policy):
