@@ -45,11 +45,14 @@ class LearnerActor(Monitored, WeightMember):
         micro_batches: int,
         run: Path,
         objective: Callable[[Any], Objective],
+        tokenizer: str | None,
     ) -> None:
         """Load the policy and join the other ranks."""
         from simplear_rl.learning.learner import Learner
 
-        self.learner = Learner(config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run)
+        self.learner = Learner(
+            config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run, tokenizer
+        )
         self.objective = objective(self.learner)
 
     def step(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
@@ -110,6 +113,7 @@ class LearnerGroup:
         micro_batches: forward passes of each rank per optimizer step.
         run: folder of the run.
         objective: makes what the stage optimises, given a rank's Learner.
+        tokenizer: identity of the visual tokenizer, which saved policies remember.
     """
 
     def __init__(
@@ -121,11 +125,12 @@ class LearnerGroup:
         micro_batches: int,
         run: Path,
         objective: Callable[[Any], Objective],
+        tokenizer: str | None = None,
     ):
         self.ranks: list[ActorHandle] = stage.launch("learner.actors", LearnerActor, max_restarts=0)
         stage.require_workers()
         rendezvous = ray.get(self.ranks[0].rendezvous.remote())
-        self._all("start", rendezvous, config, start, steps, micro_batches, run, objective)
+        self._all("start", rendezvous, config, start, steps, micro_batches, run, objective, tokenizer)
 
     def step(self, step: int, groups: Sequence[Group] = ()) -> dict[str, float]:
         """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
@@ -170,5 +175,5 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
 
 def _fetch(group: Group) -> ScoredRollout:
     """What a group refers to."""
-    rollout, rewards, log_probs = ray.get([group.rollout, group.rewards, group.reference_log_probs])
-    return ScoredRollout(rollout, rewards["total"], log_probs)
+    rollout, rewards = ray.get([group.rollout, group.rewards])
+    return ScoredRollout(rollout, rewards["total"], group.reference_log_probs and ray.get(group.reference_log_probs))

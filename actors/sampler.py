@@ -1,6 +1,6 @@
 """The samples of a GRPO step: drawn, scored and compared with the reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -17,13 +17,16 @@ class Group:
 
     rollout: ray.ObjectRef  # Rollout
     rewards: ray.ObjectRef  # see RewardScorer.score
-    reference_log_probs: ray.ObjectRef  # float32 [G, T]
+    reference_log_probs: ray.ObjectRef | None  # float32 [G, T]; None: there is no reference
 
 
 class Sampler:
-    """Draws groups with the engines; reward and reference actors work on each as soon as it is complete."""
+    """Draws groups with the engines; reward and reference actors work on each as soon as it is complete.
 
-    def __init__(self, engines: Pool, rewards: Pool, references: Pool):
+    Without `references` nothing is compared.
+    """
+
+    def __init__(self, engines: Pool, rewards: Pool, references: Pool | None):
         self.engines, self.rewards, self.references = engines, rewards, references
 
     def __call__(
@@ -35,11 +38,19 @@ class Sampler:
         for. `version` and `weights`: see `stream`.
         """
         start = monotonic()
-        calls: dict[int, tuple[ray.ObjectRef, Call, Call]] = {}
+        rollouts: dict[int, ray.ObjectRef] = {}
+        scoring: dict[int, Call] = {}
+        comparing: dict[int, Call] = {}
         for index, rollout in stream(self.engines, draw, version, weights):
-            calls[index] = rollout, self.rewards.call("score", rollout), self.references.call("log_probs", rollout)
+            rollouts[index], scoring[index] = rollout, self.rewards.call("score", rollout)
+            if self.references:
+                comparing[index] = self.references.call("log_probs", rollout)
         drawn = monotonic()
-        rollouts, scoring, comparing = zip(*(calls[prompt.index] for prompt in draw.prompts), strict=True)
-        parts = zip(rollouts, self.rewards.settled(scoring), self.references.settled(comparing), strict=True)
+        order = [prompt.index for prompt in draw.prompts]
+        rewards = self.rewards.settled([scoring[index] for index in order])
+        log_probs: Sequence[ray.ObjectRef | None] = [None] * len(order)
+        if self.references:
+            log_probs = self.references.settled([comparing[index] for index in order])
+        parts = zip([rollouts[index] for index in order], rewards, log_probs, strict=True)
         groups = [Group(*part) for part in parts]
         return groups, {"rollout_seconds": drawn - start, "scoring_seconds": monotonic() - drawn}

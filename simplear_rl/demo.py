@@ -10,7 +10,6 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
     command_line = read_command_line(DemoConfig, "demo")
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,15 +26,17 @@ from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
 from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.lock import clear, locked
 
 STAGES: dict[str, Callable[[Any], None]] = {**sft.STAGES, "grpo": grpo.train}
 GUIDANCE_SCALE = 2.5
 
 
+@locked("root")
 def demo(config: DemoConfig) -> None:
     """Run what is not finished yet and write `root`/report.html."""
     if config.fresh:
-        shutil.rmtree(config.root, ignore_errors=True)
+        clear(config.root)
     overrides = [f"root={config.root}", f"seed={config.seed}"]
     schemas: dict[str, type[Any]] = {"pretrain": SupervisedConfig, "sft": SupervisedConfig, "grpo": GrpoConfig}
     configs: dict[str, Any] = {
@@ -53,7 +54,7 @@ def demo(config: DemoConfig) -> None:
         require(configs["sft"], *configs["sft"].data.folders)
         require(last, last.prompts)
     for stage, train in STAGES.items():
-        if not (configs[stage].run / "final").exists():
+        if not (configs[stage].run / "final" / "config.json").is_file():
             with timed(config.root, stage):
                 train(configs[stage])
         policy, output = configs[stage].run / "final", config.root / "evaluation" / stage
@@ -76,7 +77,8 @@ def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:
 def _same_seed(file: Path, seed: int) -> None:
     """Refuse to continue a demo that began with another seed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.exists() and (before := file.read_text(encoding="utf-8")) != str(seed):
+    before = file.read_text(encoding="utf-8") if file.exists() else ""  # a crash can leave it empty
+    if before not in ("", str(seed)):
         raise UserError(f"{file.parent} was begun with seed {before}, not {seed}: set fresh=true, or another root")
     file.write_text(str(seed), encoding="utf-8")
 

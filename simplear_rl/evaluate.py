@@ -39,10 +39,12 @@ from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_weights, require_writable
-from simplear_rl.inputs import require
+from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.run.lock import locked
 
 
+@locked("output")
 def evaluate(config: EvaluateConfig) -> dict:
     """Draw, judge and write everything; returns what scores.json holds."""
     require_writable(config.output, "output")
@@ -67,6 +69,7 @@ def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageL
     """The policy's layout, once policy, tokenizer and prompts are known to fit each other. Raises UserError."""
     require(config, config.tokenizer, policy, stages=sft.STAGES)
     layout = read_layout(policy, config.tokenizer)
+    require_same_tokenizer(config.tokenizer, [policy], accept=config.accept_tokenizer)
     encode = read_encoder(policy, config.engine.max_prompt_tokens)
     for text in benchmark.texts:
         encode(text)

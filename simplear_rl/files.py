@@ -1,5 +1,6 @@
 """Files and folders: written whole or not at all, and found on this machine or on the Hugging Face Hub."""
 
+import errno
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from simplear_rl.errors import UserError
 
+NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)  # how storage says that it lacks an operation
+
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
@@ -25,11 +28,24 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file that appears only when it is complete; its folder is made if need be."""
+    """Write a file that appears only when it is complete, on the disk too; its folder is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
+    sync(partial)  # else a crash can leave the new name on an empty file
     partial.rename(file)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where the storage knows how to."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def require_writable(folder: Path, key: str) -> None:

@@ -25,7 +25,7 @@ from actors.rollout import RolloutActor
 from actors.sampler import Sampler
 from simplear_rl import sft
 from simplear_rl.data.prompts import prompts_of_step, read_prompts
-from simplear_rl.inputs import require
+from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
 from simplear_rl.policy.rollouts import Draw
@@ -35,9 +35,11 @@ from simplear_rl.rewards.files import check_files
 from simplear_rl.rewards.metrics import reward_metrics
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import Warnings
+from simplear_rl.run.lock import locked
 from simplear_rl.run.restart import restarting
 
 
+@locked("run")
 @restarting
 def train(config: GrpoConfig) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one."""
@@ -52,15 +54,19 @@ def train(config: GrpoConfig) -> None:
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     evaluation = Evaluation(config)
     run = Run("grpo", config, evaluation.names)
+    identity = require_same_tokenizer(config.tokenizer, run.policies, accept=config.accept_tokenizer)
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
         engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
-        references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype)
+        compared = "reference" in config.roles
+        references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype) if compared else None
         evaluation.launch(stage)
         updates = config.steps * algorithm.updates_per_batch
         groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
         objective = partial(PolicyGradient, config=algorithm)
-        learner = LearnerGroup(stage, config.learner, config.start, updates, groups_per_rank, config.run, objective)
+        learner = LearnerGroup(
+            stage, config.learner, config.start, updates, groups_per_rank, config.run, objective, identity
+        )
         stage.ready()
         for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):
             print(warning)

@@ -1,13 +1,17 @@
 """What a command reads must be there before it starts: found, made by a stage or the miniature world, or refused."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from simplear_rl.config.base import CONFIGS, CommandConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import SupervisedConfig
+from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id
+from simplear_rl.policy.vocabulary import read_image_tokenizer
+from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.tokenizers.cosmos import read_identity
 
 Stages = Mapping[str, Callable[[SupervisedConfig], None]]  # by name, what runs a training stage
 
@@ -36,4 +40,39 @@ def require(config: CommandConfig, *paths: Path, stages: Stages | None = None) -
                 values = [f"root={config.root}", f"seed={config.seed}"]
                 stages[stage](load_config(SupervisedConfig, CONFIGS / "shapes" / f"{stage}.yaml", values))
                 continue
-        raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it")
+        left = path.name == "final" and checkpoints(path.parent)
+        hint = f"; the command of the run {path.parent} sets it once all its steps are done" if left else ""
+        raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it{hint}")
+
+
+def require_same_tokenizer(
+    tokenizer: Path, policies: Sequence[Path], shards: Sequence[TokenShards] = (), accept: str | None = None
+) -> str:
+    """Make sure that all codes mean the same: those of shards, of policies and of the visual tokenizer.
+
+    Two tokenizers of one geometry have codes of other meaning. Shards and policies that do not say which tokenizer they
+    are of are taken as they are. `accept` is the identity of one more tokenizer that they may be of.
+
+    Returns:
+        The identity of `tokenizer`, see `read_identity`.
+
+    Raises:
+        UserError: a shard or a policy is of another tokenizer; names each with both identities.
+    """
+    own = read_identity(tokenizer)
+    found = [(policy, read_image_tokenizer(policy)) for policy in policies]
+    found += [(file, identity) for part in shards for identity, file in part.tokenizers.items()]
+    others = [(path, identity) for path, identity in found if identity not in (None, own, accept)]
+    if others:
+        lines = [f"  {path}: {identity}" for path, identity in others]
+        raise UserError(
+            "\n".join(
+                [
+                    f"{tokenizer}: this visual tokenizer is {own}, but codes of another one are in:",
+                    *lines,
+                    f"name the tokenizer that they were made with, or set accept_tokenizer={others[0][1]} if its codes "
+                    "mean the same",
+                ]
+            )
+        )
+    return own

@@ -15,16 +15,18 @@ from actors.connection import check_machine
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from simplear_rl.data.shards import TokenShards
-from simplear_rl.inputs import Stages, require
+from simplear_rl.inputs import Stages, require, require_same_tokenizer
 from simplear_rl.learning.supervised import Supervised
 from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import grid_figure
 from simplear_rl.run.folder import Run, finished
+from simplear_rl.run.lock import locked
 from simplear_rl.run.restart import restarting
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
+@locked("run")
 @restarting
 def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | None = None) -> None:
     """Run the stage to its last step, continuing from its last checkpoint if there is one.
@@ -37,12 +39,14 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     require(config, *config.inputs, stages=before)
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
-    for folder in config.data.folders:
-        TokenShards(folder, layout)  # refuses what the footers give away, before any actor starts
+    shards = [TokenShards(folder, layout) for folder in config.data.folders]  # refuses what the footers give away
     run = Run(name, config)
+    identity = require_same_tokenizer(config.tokenizer, run.policies, shards, config.accept_tokenizer)
     with Stage(name, config.roles, config.faults) as stage, run:
         objective = partial(Supervised, config=config.data, seed=config.seed)
-        learner = LearnerGroup(stage, config.learner, config.start, config.steps, config.passes, config.run, objective)
+        learner = LearnerGroup(
+            stage, config.learner, config.start, config.steps, config.passes, config.run, objective, identity
+        )
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         for step in run.steps():

@@ -5,7 +5,11 @@ import os
 # Before any library reads them: one thread makes float32 sums reproducible, and nothing leaves the machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
-os.environ.pop("WANDB_API_KEY", None)  # with a key, runs would be online
+os.environ["NETRC"] = os.environ["WANDB_CONFIG_DIR"] = os.devnull  # the profile's key and settings stay unread
+os.environ.pop("WANDB_API_KEY", None)
+os.environ.pop("WANDB_PROJECT", None)
+os.environ.pop("WANDB_ENTITY", None)
+os.environ.pop("WANDB_RUN_ID", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
 

@@ -22,7 +22,7 @@ def clipped_policy_loss(
 def grpo_loss(
     log_probs_GT: torch.Tensor,
     old_log_probs_GT: torch.Tensor,
-    reference_log_probs_GT: torch.Tensor,
+    reference_log_probs_GT: torch.Tensor | None,
     rewards_G: torch.Tensor,
     config: AlgorithmConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -31,23 +31,25 @@ def grpo_loss(
     Args:
         log_probs_GT: of the policy being updated; the gradient flows through these alone.
         old_log_probs_GT: of the policy as it was when this batch's updates began.
-        reference_log_probs_GT: of the frozen reference.
+        reference_log_probs_GT: of the frozen reference; None where `config.kl.beta` is 0: then no `kl` is logged.
         rewards_G: one reward per sample.
         config: clipping, form of the advantage, KL.
     """
-    kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
-    if config.kl.placement == "reward":
+    kl_GT = None
+    if reference_log_probs_GT is not None:
+        kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
+    if kl_GT is not None and config.kl.placement == "reward":
         rewards_G = rewards_G - config.kl.beta * kl_GT.detach().mean(-1)
     advantages_G = group_advantages(rewards_G, config.advantage)
     ratio_GT = torch.exp(log_probs_GT - old_log_probs_GT)
     loss_GT = clipped_policy_loss(ratio_GT, advantages_G, config.clip_low, config.clip_high)
-    if config.kl.placement == "loss":
+    if kl_GT is not None and config.kl.placement == "loss":
         loss_GT = loss_GT + config.kl.beta * kl_GT
     clipped_GT = (ratio_GT < 1 - config.clip_low) | (ratio_GT > 1 + config.clip_high)
     loss = loss_GT.mean()
     metrics = {
         "loss": loss,
-        "kl": kl_GT.mean(),
+        **({} if kl_GT is None else {"kl": kl_GT.mean()}),
         "ratio_min": ratio_GT.min(),
         "ratio_max": ratio_GT.max(),
         "clip_fraction": clipped_GT.float().mean(),

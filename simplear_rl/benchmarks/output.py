@@ -11,18 +11,19 @@ index.html           every prompt with its images, what was required and what wa
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
-from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.benchmarks.benchmark import READERS, Benchmark
 from simplear_rl.benchmarks.page import write_page
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
-FREE = ("root", "world", "prompts", "questions", "allow_missing", "scorer")
+FREE = ("root", "world", "prompts", "questions", "allow_missing", "accept_tokenizer", "scorer")
 DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engine")  # no matter for score_only
 FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
 
@@ -39,8 +40,8 @@ def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
     asked = [(text, benchmark.requirements(i)) for i, text in enumerate(benchmark.texts)]
     values["prompts_sha256"] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     file = config.output / "config.yaml"
-    if file.exists():
-        before, now = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(values)
+    if before := _read_settings(file):
+        now = _flat(values)
         changed = [key for key in now if now[key] != before.get(key) and not _free(key)]
         if changed:
             lines = [f"  {key}: {before.get(key)} -> {now[key]}" for key in changed]
@@ -48,6 +49,19 @@ def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
                 "\n".join([f"{config.output}: was begun with other settings; choose another `output`, or:", *lines])
             )
     write_text(file, yaml.safe_dump(values, sort_keys=False))
+
+
+def _read_settings(file: Path) -> dict[str, object]:
+    """What the folder was begun with; empty if nothing was judged yet. Raises UserError if the file is damaged."""
+    try:
+        return _flat(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        if not any((file.parent / "verdicts").glob("*.json")):
+            return {}
+        raise UserError(
+            f"{file}: damaged, and says no longer what the verdicts beside it were made with: delete the file if the "
+            "settings are the same, or choose another `output`"
+        ) from error
 
 
 def write_verdict(output: Path, index: int, rows: Sequence[dict]) -> None:
@@ -58,13 +72,25 @@ def write_verdict(output: Path, index: int, rows: Sequence[dict]) -> None:
 def unfinished(
     config: EvaluateConfig, benchmark: Benchmark, checksums: dict[int, list[int]] | None = None
 ) -> list[int]:
-    """The prompts that have no verdict, or one on other images than those of the checksums, where they are given."""
-    todo = []
-    for index in range(len(benchmark.texts)):
+    """The prompts that have no verdict, or one on other images than those that are there.
+
+    `checksums` are those of images that others made. The images that were drawn are read here.
+    """
+
+    def is_judged(index: int) -> bool:
         rows = _read_verdict(config.output, index)
-        if rows is None or (checksums and [row["checksum"] for row in rows] != checksums[index]):
-            todo.append(index)
-    return todo
+        if rows is None:
+            return False
+        if checksums is not None:
+            there = checksums[index]
+        else:  # a crash can leave an image empty or cut
+            samples, _ = benchmark.load(config.images, index, config.images_per_prompt)
+            there = [sample.checksum for sample in samples]
+        return [row["checksum"] for row in rows] == there
+
+    with ThreadPoolExecutor(READERS) as pool:
+        judged = list(pool.map(is_judged, range(len(benchmark.texts))))
+    return [index for index, there in enumerate(judged) if not there]
 
 
 def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
@@ -76,15 +102,18 @@ def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
     except ValueError as error:
         raise UserError(f"{config.images}: no score: {error}") from error
     write_text(config.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_text(config.output / "scores.json", json.dumps(summary, indent=1))
     write_page(config, benchmark, rows, summary)
+    write_text(config.output / "scores.json", json.dumps(summary, indent=1))  # last: it says that all is there
     return summary
 
 
 def _read_verdict(output: Path, index: int) -> list[dict] | None:
-    """The rows of a prompt, None if it is not judged."""
-    file = _verdict(output, index)
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    """The rows of a prompt, None if it is not judged or a crash has damaged the verdict."""
+    try:
+        rows = json.loads(_verdict(output, index).read_text(encoding="utf-8"))
+        return rows if all("checksum" in row for row in rows) else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _verdict(output: Path, index: int) -> Path:

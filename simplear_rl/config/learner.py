@@ -31,7 +31,7 @@ class LearnerConfig(Section):
 class KlConfig(Section):
     """KL to the frozen reference."""
 
-    beta: NonNegative = 0.04
+    beta: NonNegative = Field(0.04, description="0: no reference is started, and `kl` is not logged")
     estimator: Literal["k1", "k2", "k3"] = "k3"
     placement: Literal["loss", "reward"] = Field(
         "loss", description="loss: beta * KL is added per token (published code); reward: r - beta * KL (paper)"

@@ -41,7 +41,9 @@ class StageConfig(CommandConfig):
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
     keep_every: Count | None = Field(None, description="checkpoints of these steps' multiples stay as well")
     keep_best: BestConfig | None = Field(None, description="the best checkpoint so far stays as well")
-    wandb: bool = Field(True, description="log to Weights & Biases: offline unless WANDB_API_KEY is set")
+    wandb: bool = Field(
+        True, description="log to Weights & Biases, as WANDB_MODE says; without it: offline unless WANDB_API_KEY is set"
+    )
     learner: LearnerConfig
     plan: PlanConfig | None = Field(None, description="hardware and policy that --dry-run assumes where there are none")
 
@@ -99,12 +101,12 @@ class GrpoConfig(StageConfig):
     @property
     def roles(self) -> dict[str, ActorsConfig]:
         """The actors, by configuration key."""
-        roles = {
+        roles: dict[str, ActorsConfig] = {
             "learner.actors": self.learner.actors,
             "rollout.engine.actors": self.rollout.engine.actors,
             "reward.actors": self.reward.actors,
-            "reference": self.reference,
         }
+        roles |= {"reference": self.reference} if self.algorithm.kl.beta else {}
         return roles | ({"evaluation.scorer": self.evaluation.scorer} if self.evaluation else {})
 
     @property

@@ -13,8 +13,8 @@ from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.listing import printable
 from simplear_rl.data.readers import Part
 from simplear_rl.errors import UserError
-from simplear_rl.files import resolve, write_text
-from simplear_rl.tokenizers.cosmos import FILES, read_geometry
+from simplear_rl.files import write_text
+from simplear_rl.tokenizers.cosmos import read_geometry, read_identity
 
 COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
 ROW_GROUP = 1000  # images, so that training mixes well
@@ -44,8 +44,7 @@ class ShardWriter:
             raise UserError(f"size={config.size}: must be a multiple of the tokenizer's patch, {geometry.patch}")
         if geometry.codebook_size > 2**16:
             raise UserError(f"{config.tokenizer}: {geometry.codebook_size} codes do not fit into 16 bits")
-        with (resolve(config.tokenizer, FILES) / "encoder.jit").open("rb") as encoder:
-            identity = "sha256:" + hashlib.file_digest(encoder, "sha256").hexdigest()
+        identity = read_identity(config.tokenizer)
         side = config.size // geometry.patch
         self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}
         self.folder, self.parts = config.output, {part.shard: part for part in parts}
@@ -59,11 +58,20 @@ class ShardWriter:
         self._check_manifest()
 
     def _check_manifest(self) -> None:
-        if not self.begun:
+        file = self.folder / "manifest.json"
+        before: Any = None
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            problem = "" if isinstance(before, dict) else "is no list of what the shards are made from"
+        except FileNotFoundError:
+            problem = f"is missing, and {self.folder} has Parquet files of another origin"
+        except (OSError, ValueError) as error:
+            problem = f"is damaged ({error}) and says no longer what the Parquet files beside it are made from"
+        self.begun = not problem
+        if problem:
             if any(self.folder.glob("*.parquet")):
-                raise UserError(f"{self.folder}: has Parquet files of another origin; choose another output")
+                raise UserError(f"{file}: {problem}; choose another output")
             return
-        before = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
         unknown = {key for key, size in before.items() if size is None}  # files that could not be read
         unknown |= {key for key, size in self.made_from.items() if size is None and key in before}
         for key in [*self.made_from, *before]:
@@ -73,11 +81,6 @@ class ShardWriter:
                     "choose another output"
                 )
         self.made_from |= {key: before[key] for key, size in self.made_from.items() if size is None}
-
-    @property
-    def begun(self) -> bool:
-        """Whether the folder has a manifest."""
-        return (self.folder / "manifest.json").exists()
 
     def begin(self) -> None:
         """Write the manifest: the folder belongs to these shards from now on."""

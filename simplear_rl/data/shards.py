@@ -1,5 +1,6 @@
 """Token shards: a folder of Parquet files with captions and codes, read a window of row groups at a time."""
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ class RowGroup:
 class TokenShards:
     """The Parquet files of `folder`, in order of their names.
 
+    `tokenizers` are the identities of the visual tokenizers that made the codes, as far as the files say, each with the
+    first file that names it.
+
     Columns: `caption` (string), `codes` (list of integers), optionally `short_caption` (string, null where there is
     none). Only the footers are read here; row groups are read and checked when a row of theirs is asked for, except
     those whose footer already shows that something is wrong.
@@ -51,7 +55,13 @@ class TokenShards:
         if not files:
             raise UserError(f"{folder}: no Parquet shards there (data.sources)")
         self.layout = layout
-        self.groups = [group for file in files for group in _row_groups(file, layout)]
+        self.groups: list[RowGroup] = []
+        self.tokenizers: dict[str, Path] = {}
+        for file in files:
+            groups, tokenizer = _read_footer(file, layout)
+            self.groups += groups
+            if tokenizer:
+                self.tokenizers.setdefault(tokenizer, file)
         self.sizes = np.array([len(group.rows) for group in self.groups], dtype=np.int64)
         if not self.sizes.sum():
             raise UserError(f"{folder}: no rows in its Parquet shards")
@@ -76,7 +86,8 @@ class TokenShards:
             yield TokenRow(captions[row_of_group], short_captions[row_of_group], codes[row_of_group], place)
 
 
-def _row_groups(file: Path, layout: ImageLayout) -> list[RowGroup]:
+def _read_footer(file: Path, layout: ImageLayout) -> tuple[list[RowGroup], str | None]:
+    """The row groups of a file, and the identity of its tokenizer, which ShardWriter puts there."""
     try:
         with parquet.ParquetFile(file) as shard:
             schema, metadata = shard.schema_arrow, shard.metadata
@@ -90,6 +101,11 @@ def _row_groups(file: Path, layout: ImageLayout) -> list[RowGroup]:
         found = schema.field(name).type if name in schema.names else None
         if (found is None and name != "short_caption") or (found is not None and not fits(found)):
             raise UserError(f"{file}: column `{name}` must be a {expected}, found {found or schema.names}")
+    try:
+        about = json.loads((metadata.metadata or {}).get(b"simplear_rl", b"{}"))
+        tokenizer = about.get("tokenizer")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: its metadata `simplear_rl` are not what `tokenize` writes: {error}") from error
     groups, first = [], 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -99,7 +115,7 @@ def _row_groups(file: Path, layout: ImageLayout) -> list[RowGroup]:
             raise UserError(f"{file}: not a readable shard: {error}") from error
         groups.append(RowGroup(file, number, range(first, first + group.num_rows), suspect))
         first += group.num_rows
-    return groups
+    return groups, tokenizer
 
 
 def _is_string(found: pa.DataType) -> bool:

@@ -4,6 +4,7 @@ It sets up, runs passes, refuses what is not finite, steps, and gives away, save
 optimises stands beside it: supervised.py, policy_gradient.py.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.device import default_device
@@ -68,6 +68,7 @@ class Learner:
         rank, ranks, rendezvous: place in the process group, and the `tcp://host:port` where its ranks meet; one rank
             alone needs none.
         run: folder of the run, for the samples of a step that is refused.
+        tokenizer: identity of the visual tokenizer, which saved policies remember.
 
     """
 
@@ -81,11 +82,13 @@ class Learner:
         ranks: int = 1,
         rendezvous: str | None = None,
         run: Path | None = None,
+        tokenizer: str | None = None,
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.run = run
+        self.optimizer = config.optimizer
         self.step = 0
-        self.grad_norm = 0.0
+        self.grad_norm = self.learning_rate = 0.0  # of the last optimizer step
         device = default_device()
         if rendezvous is None:
             store = meeting_place("127.0.0.1")
@@ -102,6 +105,8 @@ class Learner:
         )
         model, self.encode = load_policy(start, getattr(torch, config.dtype))
         self.layout = ImageLayout.of(model.config)
+        if tokenizer:
+            model.config.image_tokenizer = tokenizer
         self.size = ModelSize.of(model)
         # Known for bfloat16 only.
         in_table = device == "cuda" and config.dtype == "bfloat16"
@@ -167,6 +172,7 @@ class Learner:
             self.grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
         finite = sharded or np.isfinite(self.grad_norm)
         if finite:
+            self.learning_rate = self.engine.get_lr()[0]  # the step also sets that of the next one
             self.engine.step()  # updates the weights on the last pass of a batch only
         if last and not (finite and self.engine.was_step_applied()):
             raise refusal(self.run, self.step + 1, "the gradients' norm, summed over passes and ranks,", evidence())
@@ -176,10 +182,10 @@ class Learner:
         self.finite.logical_and_(gradient.isfinite().all())
 
     def finish_step(self) -> dict[str, float]:
-        """Count the step; returns the gradients' norm and the learning rate."""
+        """Count the step; returns the gradients' norm and the learning rate that it was taken with."""
         self.step += 1
         grad_norm = self.engine.get_global_grad_norm() or self.grad_norm
-        return {"grad_norm": float(grad_norm), "learning_rate": self.engine.get_lr()[0]}
+        return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
 
     def weights(self) -> Weights | None:
         """The whole policy on rank 0, None on the others. Every rank must call it: ZeRO-3 gathers here."""
@@ -262,15 +268,38 @@ class Learner:
         return write
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that was written so. Raises UserError if it is of a policy of another size."""
+        """Continue from a folder that was written so, with the learning rate and so on of the configuration.
+
+        Raises UserError if the folder is of a policy of another size.
+        """
         try:
             _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
         except RuntimeError as error:
             raise UserError(f"{folder}: not a checkpoint of a policy like `start`: {error}") from error
         self.step = client_state["learner_step"]
+        self._set_optimizer()
+
+    def _set_optimizer(self) -> None:
+        """Give the optimizer the values of the configuration: DeepSpeed and the scheduler have restored older ones."""
+        config, schedule, optimizer = self.optimizer, self.engine.lr_scheduler, self.engine.optimizer
+        schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
+        rate = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)  # of the next step
+        values = {"lr": rate, "initial_lr": config.learning_rate, "betas": config.betas}
+        for group in optimizer.param_groups:
+            group |= values | {"weight_decay": config.weight_decay}
+        if hasattr(optimizer, "clip_grad"):  # the sharded ones and that of bfloat16 keep their own
+            optimizer.clip_grad = config.gradient_clip
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
-    if config.schedule == "cosine":
-        return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
-    return get_constant_schedule_with_warmup(optimizer, config.warmup_steps)
+    """The rate of each step. Step 1 of a warm-up of N steps has the N-th part, and step N the whole."""
+
+    def share(done: int) -> float:
+        if done < config.warmup_steps:
+            return (done + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return 1.0
+        progress = (done - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+    return LambdaLR(optimizer, share)

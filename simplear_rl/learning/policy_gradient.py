@@ -52,10 +52,11 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Algorith
     for number in range(config.updates_per_batch):
         for i, group in enumerate(groups):
             log_probs_GT = log_probs(learner, group.rollout, config)
+            reference = group.reference_log_probs
             loss, group_metrics = grpo_loss(
                 log_probs_GT,
                 old_GT[i] if old_GT else log_probs_GT.detach(),
-                torch.from_numpy(group.reference_log_probs).to(log_probs_GT),
+                None if reference is None else torch.from_numpy(reference).to(log_probs_GT),
                 torch.from_numpy(group.rewards).to(log_probs_GT),
                 config,
             )
@@ -89,7 +90,7 @@ def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
         ("the behaviour log-prob", group.rollout.log_probs),
         ("the reference log-prob", group.reference_log_probs),
     ):
-        if not np.isfinite(values).all():
+        if values is not None and not np.isfinite(values).all():
             quantity = f"{name} {values[~np.isfinite(values)][0]}"
             raise refusal(learner.run, learner.step + 1, quantity, _evidence(group))
 
@@ -98,8 +99,9 @@ def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) ->
     values = {
         "rewards": group.rewards,
         "behaviour_log_probs": group.rollout.log_probs,
-        "reference_log_probs": group.reference_log_probs,
     }
+    if group.reference_log_probs is not None:
+        values["reference_log_probs"] = group.reference_log_probs
     if log_probs_GT is not None:
         values["log_probs"] = log_probs_GT.detach().cpu().numpy()
     return group_evidence(group.rollout, **values)

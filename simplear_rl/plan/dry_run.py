@@ -7,9 +7,9 @@ An input that is not there is listed as missing and is no error: the plan is oft
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig
@@ -23,6 +23,7 @@ from simplear_rl.data.prompts import read_prompts
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id
+from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.plan import memory
 from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
@@ -45,8 +46,8 @@ def plan_supervised(config: SupervisedConfig) -> None:
     decoder, policy = _policy(config)
     data, learner = config.data, config.learner
     if config.start.exists():
-        for folder in filter(Path.exists, data.folders):
-            TokenShards(folder, read_layout(config.start))
+        layout = read_layout(config.start)
+        _check_tokenizer(config, [TokenShards(folder, layout) for folder in data.folders if folder.exists()])
     needed = memory.supervised_memory(decoder, learner, data.micro_batch, data.max_prompt_tokens)
     keys = "data.micro_batch, data.max_prompt_tokens, or set learner.activation_checkpointing and learner.zero_stage"
     images = data.batch_size
@@ -65,6 +66,8 @@ def plan_grpo(config: GrpoConfig) -> None:
     rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
     if config.start.exists() and config.prompts.exists():
         read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
+    if config.start.exists():
+        _check_tokenizer(config)
     evaluation = config.evaluation
     if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config)
@@ -99,6 +102,11 @@ def plan_grpo(config: GrpoConfig) -> None:
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
     _report(config, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
+
+
+def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
+    if config.tokenizer.exists():
+        require_same_tokenizer(config.tokenizer, [config.start], shards, config.accept_tokenizer)
 
 
 def _in_words(evaluation: EvaluationConfig) -> str:

@@ -126,7 +126,7 @@ def _read_config(file: Path) -> Qwen2Config:
         values = json.loads(file.read_text(encoding="utf-8"))
         missing = [key for key in REQUIRED if key not in values]
         missing += [] if values.keys() & {"rope_theta", "rope_parameters"} else ["rope_theta"]
-        known = {key: values[key] for key in (*REQUIRED, *OPTIONAL, "image_layout") if key in values}
+        known = {key: values[key] for key in (*REQUIRED, *OPTIONAL, "image_layout", "image_tokenizer") if key in values}
         config = Qwen2Config(**known, bos_token_id=None, eos_token_id=None)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"{file}: not a readable model configuration: {error}") from error

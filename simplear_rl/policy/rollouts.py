@@ -52,4 +52,4 @@ class ScoredRollout:
 
     rollout: Rollout
     rewards: np.ndarray  # float32 [G]
-    reference_log_probs: np.ndarray  # float32 [G, T]
+    reference_log_probs: np.ndarray | None  # float32 [G, T]; None: there is no reference

@@ -82,6 +82,11 @@ def read_layout(policy: Path, tokenizer: Path | None = None) -> ImageLayout:
     return layout
 
 
+def read_image_tokenizer(policy: Path) -> str | None:
+    """Identity of the visual tokenizer that a policy was trained with, see `read_identity`; None if it does not say."""
+    return getattr(_read_config(policy), "image_tokenizer", None)
+
+
 def _read_config(policy: Path) -> PreTrainedConfig:
     if not (policy / "config.json").is_file():
         raise UserError(f"{policy}: no policy there (config.json is missing)")

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,13 +12,13 @@ from pathlib import Path
 
 from simplear_rl.config.stages import StageConfig
 from simplear_rl.errors import UserError, causes
-from simplear_rl.files import count_weights
+from simplear_rl.files import count_weights, sync, write_text
 
 CHECKSUMS = "checksums.json"  # inside every checkpoint: file -> SHA-256
 # Of one weight, in either precision: the model as it is published, the learner's copy, and AdamW's three values in
 # float32 (with float32 weights, two: the copy is one of them).
 BYTES_PER_WEIGHT = 16
-REFUSED_BY_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+REFUSED_BY_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 FULL = 2**20  # bytes; with less, a disk is full for any writer
 
 
@@ -81,9 +80,9 @@ def begin_checkpoint(folder: Path, save: Callable[[Path], Callable[[], None]]) -
             sums = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
             (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
             for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
-                _sync(path)
+                sync(path)
             partial.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
 
     return finish
 
@@ -147,6 +146,35 @@ def require_space(run: Path, start: Path) -> None:
         )
 
 
+def require_storage(run: Path) -> None:
+    """Raise UserError unless the storage does what a run needs: grow a file, replace one, rename a folder.
+
+    Object storage mounted as a file system may refuse any of them, which would else show at the first checkpoint.
+    """
+    probe = run / f"probe.{secrets.token_hex(4)}.partial"
+    try:
+        write_text(probe / "before" / "file", "")
+        write_text(probe / "before" / "file", "a")
+        with (probe / "before" / "file").open("a", encoding="utf-8") as file:
+            file.write("b")
+        sync(probe / "before")
+        (probe / "before").rename(probe / "after")
+    except OSError as error:
+        raise UserError(
+            f"{run}: this storage cannot hold a run: {error}; a run appends to files, replaces them and renames "
+            "folders: choose another `run`, and copy it there once it is finished"
+        ) from error
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def is_model_of(folder: Path, checkpoint: Path) -> bool:
+    """Whether a folder holds the files of a checkpoint's model, byte for byte."""
+    sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+    model = {name.removeprefix("model/"): value for name, value in sums.items() if name.startswith("model/")}
+    return {str(file.relative_to(folder)): _sha256(file) for file in _files(folder)} == model
+
+
 def size(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(file.stat().st_size for file in _files(folder))
@@ -159,15 +187,6 @@ def _files(folder: Path) -> list[Path]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unused(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import wandb
 import yaml
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from simplear_rl.config.stages import StageConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import require_writable, write_text
+from simplear_rl.files import require_writable, sync, write_text
 from simplear_rl.run.checkpoints import (
     begin_checkpoint,
     checkpoints,
@@ -25,21 +26,27 @@ from simplear_rl.run.checkpoints import (
     newest_intact,
     remove,
     require_space,
+    require_storage,
     step_of,
 )
+from simplear_rl.run.final import remove_copy, require_replaceable, set_final
 from simplear_rl.run.history import read_config, read_metrics, require_same_learner
+
+# A server that does not answer is waited for so long; at the end, what is not uploaded then stays in the folder.
+WANDB_START, WANDB_FINISH = 30.0, 60.0  # seconds
 
 
 def finished(config: StageConfig) -> bool:
     """Whether the run has done all its steps already; says so if it has.
 
     Raises:
-        UserError: it has not, and its folder cannot be written to.
+        UserError: it has not, and its folder cannot be written to; or it has, and something stands in place of `final`.
     """
     done = checkpoints(config.run)
     if not done or step_of(done[-1]) < config.steps or newest_intact(config.run) != done[-1]:
         require_writable(config.run, "run")
         return False
+    set_final(config.run, done[-1])  # it may have been killed before, or lost its links on the way through a bucket
     print(f"{config.run}: all {config.steps} steps are done; more `steps` or another `run` goes on")
     return True
 
@@ -50,7 +57,8 @@ class Run:
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
-    final                link to the last step's model, once the run is finished
+    final                link to the last step's model, once the run is finished (a copy, where there are no links)
+    wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
     evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
     failed-step-N/       what a step was refused for, if one was
@@ -74,8 +82,15 @@ class Run:
         self.wandb: Any = None
         self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
         self.before = read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
+        self._say_missing_rows()
         require_same_learner(self.before, config)
+        require_replaceable(self.folder, self.last_checkpoint)
         require_space(self.folder, config.start)
+
+    @property
+    def policies(self) -> list[Path]:
+        """The policy folders that the run begins or continues from."""
+        return [self.config.start] + ([self.last_checkpoint / "model"] if self.last_checkpoint else [])
 
     def __enter__(self) -> "Run":
         return self
@@ -90,6 +105,33 @@ class Run:
             print(f"{self.folder}: the last checkpoint was not finished: {failure}", flush=True)
         finally:
             self._end_wandb()
+
+    def _begin_wandb(self, values: dict[str, Any]) -> Any:
+        """Begin or continue the folder's Weights & Biases run: as WANDB_MODE says, else online if there is a key.
+
+        Whatever fails there is said and stops nothing: the run is offline then, or not logged there at all.
+        """
+        identity = self.folder / "wandb_run_id"
+        if not identity.exists() or not identity.read_text(encoding="utf-8"):
+            write_text(identity, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        for tried in dict.fromkeys([mode, "offline"]) if self.config.wandb else ():
+            try:
+                return wandb.init(
+                    project=os.environ.get("WANDB_PROJECT") or "simplear-rl",
+                    name=f"{self.stage}-{self.folder.name}",
+                    id=identity.read_text(encoding="utf-8"),
+                    resume="allow",
+                    dir=self.folder,
+                    config=values,
+                    mode=cast(Any, tried),
+                    settings=wandb.Settings(
+                        silent=tried != "online", init_timeout=WANDB_START, finish_timeout=WANDB_FINISH
+                    ),
+                )
+            except Exception as error:  # of the network, of its own process, of the key: each has its own class
+                print(f"{self.folder}: Weights & Biases, {tried}: {error}; the run goes on without", flush=True)
+        return None
 
     def _end_wandb(self) -> None:
         if self.wandb:
@@ -133,9 +175,10 @@ class Run:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | metrics) + "\n")
-        with self._wandb_may_be_gone():
-            self.wandb.log(metrics, step=step)
-        self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show))
+        if self.wandb:
+            with self._wandb_may_be_gone():
+                self.wandb.log(metrics, step=step)
+        self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics))
         self.step = step
 
     @contextmanager
@@ -143,7 +186,8 @@ class Run:
         """Its process can be killed, and `ray job stop` signals that before the step at hand is finished."""
         try:
             yield
-        except ConnectionError as error:
+        except (ConnectionError, wandb.Error) as error:
+            self.wandb = None
             print(f"{self.folder}: no more Weights & Biases ({error}); metrics.jsonl goes on", flush=True)
 
     @property
@@ -167,15 +211,13 @@ class Run:
         self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
 
     def _finish(self, folder: Path, write: Callable[[], None]) -> None:
+        sync(self.folder / "metrics.jsonl")  # no checkpoint is there without the rows of its steps
         write()
         self.saved = step_of(folder)
         for old in expired(self.folder, self.config, read_metrics(self.folder / "metrics.jsonl")):
             remove(old)
         if self.saved == self.config.steps:
-            link = self.folder / "final.partial"
-            link.unlink(missing_ok=True)
-            link.symlink_to(Path("checkpoints") / folder.name / "model")
-            link.rename(self.folder / "final")
+            set_final(self.folder, folder)
         else:
             require_space(self.folder, self.config.start)  # now, while little would be lost
 
@@ -187,6 +229,8 @@ class Run:
 
     def _begin(self) -> None:
         """Write what a run begins with."""
+        require_storage(self.folder)
+        remove_copy(self.folder)
         self.samples.mkdir(parents=True, exist_ok=True)
         values = self.config.model_dump(mode="json")
         for partial in (self.folder / "checkpoints").glob("*.partial"):
@@ -196,32 +240,24 @@ class Run:
                 shutil.rmtree(evaluation)
         self._write_config(values)
         self._write_metrics()
-        mode = _wandb_mode(self.config)
-        try:
-            self.wandb = wandb.init(
-                project="simplear-rl",
-                name=f"{self.stage}-{self.folder.name}",
-                dir=self.folder,
-                config=values,
-                mode=mode,
-                settings=wandb.Settings(silent=mode != "online"),
+        self.wandb = self._begin_wandb(values)
+
+    def _say_missing_rows(self) -> None:
+        """Say which steps before the checkpoint have no row: a crash of the machine can cut the file."""
+        missing = sorted(set(range(1, self.step + 1)) - {int(row["step"]) for row in self.rows})
+        if missing:
+            print(
+                f"{self.folder / 'metrics.jsonl'}: {len(missing)} rows are missing, of steps {missing[0]} to "
+                f"{missing[-1]}; the run goes on without them"
             )
-        except wandb.Error as error:
-            raise UserError(f"Weights & Biases: {error}: without WANDB_API_KEY a run is offline") from error
 
     def _write_config(self, values: dict[str, Any]) -> None:
         """Write config.yaml; when the run continues, say which sections of it have changed."""
         file = self.folder / "config.yaml"
         for key in (key for key in values if self.before and values[key] != self.before.get(key)):
             print(f"{file}: the run continues with another `{key}`: {self.before.get(key)} -> {values[key]}")
-        file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        write_text(file, yaml.safe_dump(values, sort_keys=False))
 
     def _write_metrics(self) -> None:
         """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-
-
-def _wandb_mode(config: StageConfig) -> Literal["disabled", "online", "offline"]:
-    if not config.wandb:
-        return "disabled"
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"

@@ -59,7 +59,7 @@ class Warnings:
         self.collapsed = self.collapsed + 1 if metrics["zero_advantage_groups"] == 1 else 0
         limits = self.config
         lines = {}
-        if metrics["kl"] > limits.kl_warning:
+        if metrics.get("kl", 0) > limits.kl_warning:  # without a reference there is none
             lines["kl_warning"] = f"the policy is far from the reference: kl {metrics['kl']:.3g}"
         if metrics["mismatch_max"] > limits.mismatch_warning:
             lines["mismatch_warning"] = f"rollout and learner disagree: mismatch_max {metrics['mismatch_max']:.3g}"

@@ -34,9 +34,10 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The configuration of a run that is to be continued; empty if the file is gone."""
+    """The configuration of a run that is to be continued; empty if the file is gone, or a crash left nothing in it."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        values = yaml.safe_load(text) if text.strip("\0\n ") else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file}: not a readable YAML file; without it the run continues as well: {error}") from error
     if not isinstance(values, dict):

@@ -1,5 +1,6 @@
 """Makes what a command on the miniature world needs and does not find: tokenizer, reward model, data, random policy."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from simplear_rl.policy.prompt_prefixes import PROMPT_PREFIXES
 from simplear_rl.shapes import world
 from simplear_rl.shapes.clip_training import train_clip
 from simplear_rl.shapes.tokenizer_training import train_tokenizer
-from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry, read_identity
 from simplear_rl.tokenizers.fsq import export
 
 TOKENIZER_STEPS, CLIP_STEPS = 400, 900
@@ -104,7 +105,8 @@ def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.n
     codes = CosmosTokenizer(config.tokenizer).encode(images).astype("uint16")
     with new_folder(path) as folder:
         table = pa.table({"caption": captions, "codes": list(codes)})
-        parquet.write_table(table, folder / "00000.parquet")
+        about = {"simplear_rl": json.dumps({"tokenizer": read_identity(config.tokenizer)})}
+        parquet.write_table(table.replace_schema_metadata(about), folder / "00000.parquet")
 
 
 def _prompts(path: Path, config: CommandConfig) -> None:

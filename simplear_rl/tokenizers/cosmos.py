@@ -4,6 +4,7 @@
 `decoder.jit`: indices [B, 1, h, w] -> images [B, 3, 1, h * patch, w * patch], nominally in [-1, 1], not clamped.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,20 @@ def read_geometry(source: Path) -> TokenizerGeometry:
         return TokenizerGeometry(levels, patch)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{config}: expected the keys levels and patch: {error}") from error
+
+
+def read_identity(source: Path) -> str:
+    """What tells a tokenizer from others of the same geometry: "sha256:" and the SHA-256 of encoder.jit, in hex.
+
+    Raises:
+        UserError: the file cannot be read, or the Hugging Face Hub does not give it.
+    """
+    file = resolve(source, FILES) / "encoder.jit"
+    try:
+        with file.open("rb") as encoder:
+            return "sha256:" + hashlib.file_digest(encoder, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
 
 
 class CosmosTokenizer:

@@ -25,8 +25,10 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.policy.vocabulary import read_image_tokenizer, read_layout
 from simplear_rl.run.history import read_metrics
+from simplear_rl.run.lock import LOCK
+from simplear_rl.tokenizers.cosmos import read_identity
 from simplear_rl.weights.snapshot import checksum
 
 
@@ -242,3 +244,16 @@ def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster
     with pytest.raises(UserError, match="nan of prompt .*, sample 0: expected a finite number"):
         grpo.train(grpo_config(world, run, f"reward.models=[{{type: clip, model: 'local-dir:{broken}'}}]"))
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_with_beta_zero_no_reference_is_started(ray_cluster, world, tmp_path):
+    # A count that no cluster holds, so that a reference that is started after all ends the run.
+    config = grpo_config(world, tmp_path, "algorithm.kl.beta=0", "reference.count=1000")
+    grpo.train(config)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert not any("kl" in row for row in rows)
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "policy", tmp_path / "final"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert read_image_tokenizer(tmp_path / "final") == read_identity(world / "tokenizer")
+    assert not (tmp_path / LOCK).exists()

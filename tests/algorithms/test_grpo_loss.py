@@ -58,3 +58,18 @@ def test_group_of_equal_rewards_is_counted():
     log_probs, reference, _ = inputs()
     _, metrics = grpo_loss(log_probs, log_probs.detach(), reference, torch.ones(4), AlgorithmConfig())
     assert metrics["zero_advantage_groups"] == 1
+
+
+@pytest.mark.parametrize("placement", ["loss", "reward"])
+def test_without_a_reference_the_loss_is_that_of_beta_zero(placement):
+    log_probs, reference, rewards = inputs()
+    config = AlgorithmConfig(kl=KlConfig(beta=0, placement=placement))
+    found = []
+    for compared in reference, None:
+        log_probs.grad = None
+        loss, metrics = grpo_loss(log_probs, log_probs.detach(), compared, rewards, config)
+        loss.backward()
+        found.append((loss.item(), log_probs.grad, metrics.keys()))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][2] - found[1][2] == {"kl"}

@@ -1,5 +1,8 @@
 """The folder of an evaluation: what may change when it goes on, and what may not."""
 
+import zlib
+
+import numpy as np
 import pytest
 
 from simplear_rl.benchmarks.geneval_files import GenEval
@@ -62,9 +65,47 @@ def test_the_policy_does_not_matter_where_nothing_is_drawn(tmp_path):
     open_folder(settings(tmp_path, "score_only=/images", "policy=null", "guidance_scale=2", "tokenizer=a/b"), BENCHMARK)
 
 
+def judge(config, index):
+    """Write the image of a prompt and the verdict on it."""
+    pixels = np.full((1, 16, 16, 3), index, np.uint8)
+    BENCHMARK.write(config.images, index, pixels)
+    write_verdict(config.output, index, [{"checksum": zlib.crc32(pixels.tobytes())}])
+
+
+@pytest.mark.parametrize("damaged", ["verdicts/00001.json", "images/00001/samples/00000.png"])
+@pytest.mark.parametrize("content", [b"", bytes(20), b"a quarter", None])
+def test_what_a_crash_has_damaged_is_judged_again(tmp_path, damaged, content):
+    config = settings(tmp_path)
+    open_folder(config, BENCHMARK)
+    for index in 0, 1:
+        judge(config, index)
+    assert unfinished(config, BENCHMARK) == []
+    file = config.output / damaged
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 4] if content == b"a quarter" else content or b"")
+    if content is None:
+        file.unlink()
+    assert unfinished(config, BENCHMARK) == [1]
+
+
+@pytest.mark.parametrize("content", ["", "a: [1,", "- 1"])
+def test_settings_that_a_crash_has_damaged_are_written_again_before_a_verdict_and_named_after(tmp_path, content):
+    config = settings(tmp_path)
+    open_folder(config, BENCHMARK)
+    file = config.output / "config.yaml"
+    whole = file.read_text()
+    file.write_text(content)
+    open_folder(config, BENCHMARK)
+    assert file.read_text() == whole
+    judge(config, 1)
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"{file}: damaged, .*delete the file if the settings are the same"):
+        open_folder(config, BENCHMARK)
+
+
 def test_prompts_without_a_verdict_on_these_images_are_to_do(tmp_path):
     config = settings(tmp_path)
-    write_verdict(config.output, 1, [{"checksum": 7}])
+    judge(config, 1)
     assert unfinished(config, BENCHMARK) == [0]
+    write_verdict(config.output, 1, [{"checksum": 7}])
     assert unfinished(config, BENCHMARK, {0: [], 1: [7]}) == [0]
     assert unfinished(config, BENCHMARK, {0: [], 1: [8]}) == [0, 1]

@@ -1,11 +1,18 @@
 """Bad shards: named before the first step where the footers show it, else when the row is read."""
 
+import json
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.data import TokenizeConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.data.order import Piece
+from simplear_rl.data.shard_writer import ShardWriter
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.policy.vocabulary import read_layout
@@ -105,3 +112,30 @@ def test_a_row_group_that_cannot_be_decoded_is_named(tmp_path, policy):
     file.write_bytes(content)
     with pytest.raises(UserError, match="00000.parquet: rows 0 to 3 cannot be read"):
         read_all(shards)
+
+
+def make_tokenizer(folder, content="weights"):
+    """The files of a visual tokenizer with 100 codes of 16 pixels; no one runs them."""
+    folder.mkdir()
+    for name in "encoder.jit", "decoder.jit":
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data", content)
+    (folder / "config.json").write_text(json.dumps({"levels": [10, 10], "patch": 16}))
+    return folder
+
+
+@pytest.mark.parametrize("content", ["", '{"size": 6', "[]", "\0\0\0"])
+def test_a_manifest_that_a_crash_has_damaged(tmp_path, content):
+    values = [f"root={tmp_path}", f"tokenizer={make_tokenizer(tmp_path / 'tokenizer')}", f"output={tmp_path / 'out'}"]
+    config = load_config(TokenizeConfig, CONFIGS / "shapes" / "tokenize.yaml", values)
+    file = config.output / "manifest.json"
+    ShardWriter(config, [])
+    whole = file.read_text()
+    file.write_text(content)
+    ShardWriter(config, [])
+    assert file.read_text() == whole
+    write(config.output, GOOD)
+    ShardWriter(config, [])
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"{file}: .*; choose another output"):
+        ShardWriter(config, [])

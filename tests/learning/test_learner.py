@@ -7,16 +7,18 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from transformers import get_scheduler
 
 from simplear_rl.config.data import TokenDataConfig, TokenSourceConfig
-from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.learner import AlgorithmConfig, KlConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning import policy_gradient, supervised
-from simplear_rl.learning.learner import Learner
+from simplear_rl.learning.learner import Learner, _schedule
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.vocabulary import read_image_tokenizer
 from simplear_rl.weights.snapshot import checksum
 
 CODES = 100  # of the policy of conftest.py
@@ -188,6 +190,24 @@ def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, guida
     assert second["mismatch_max"] > 0.0  # the same rollouts are stale now, and it shows
 
 
+def steps_with_and_without_reference(policy):
+    outcomes, algorithm = [], AlgorithmConfig(kl=KlConfig(beta=0))
+    for compared in True, False:
+        learner = Learner(config(), policy, 10, micro_batches=2)
+        groups = scored_groups(policy)
+        if not compared:
+            groups = [dataclasses.replace(group, reference_log_probs=None) for group in groups]
+        metrics = policy_gradient.update(learner, groups, algorithm)
+        outcomes.append((metrics.keys(), learner.weights().checksum))
+    return outcomes
+
+
+def test_with_beta_zero_a_reference_changes_nothing(run, policy):
+    (names, weights), (names_without, weights_without) = run(steps_with_and_without_reference, policy)
+    assert weights == weights_without
+    assert names - names_without == {"kl"}
+
+
 def rewarded_log_probs(policy):
     learner = Learner(config(), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
@@ -202,6 +222,99 @@ def rewarded_log_probs(policy):
 def test_updates_favour_the_better_samples(run, policy):
     gain, rewards = run(rewarded_log_probs, policy)
     assert np.corrcoef(gain.numpy(), rewards)[0, 1] > 0.8
+
+
+BEFORE = {"learning_rate": 1e-3, "weight_decay": 0.01, "betas": (0.9, 0.95), "gradient_clip": 1.0}
+NOW = {"learning_rate": 3e-4, "weight_decay": 0.5, "betas": (0.5, 0.7), "gradient_clip": 0.3}
+
+
+def plain_steps(policy, settings):
+    """Weights after one step with each of the settings."""
+    model, encode = load_policy(policy)
+    batch = token_batch(encode, len(encode.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for values in settings:
+        optimizer.param_groups[0].update(
+            lr=values["learning_rate"], betas=values["betas"], weight_decay=values["weight_decay"]
+        )
+        optimizer.zero_grad()
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(torch.from_numpy(row[None, :-1])).logits[0], torch.from_numpy(row[1:]), reduction="sum"
+            )
+            for row in batch.ids
+        ]
+        (sum(losses) / batch.target_lengths.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), values["gradient_clip"])
+        optimizer.step()
+    return dict(model.named_parameters())
+
+
+def resumed_with(policy, folder, zero_stage, before, now):
+    """Metrics of a step with the optimizer `before`, of one with `now` after resuming, and the weights then."""
+    metrics = []
+    for values in before, now:
+        optimizer = OptimizerConfig(**values)
+        learner = Learner(config(zero_stage).model_copy(update={"optimizer": optimizer}), policy, 10, micro_batches=1)
+        if metrics:
+            learner.load(folder)
+        metrics.append(supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset)))
+        learner.save(folder)()
+    return metrics, learner.weights().tensors
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_resumed_run_has_the_optimizer_of_its_configuration(run, policy, tmp_path, zero_stage):
+    metrics, weights = run(resumed_with, policy, tmp_path, zero_stage, BEFORE, NOW)
+    assert [row["learning_rate"] for row in metrics] == [1e-3, 3e-4]
+    assert metrics[1]["grad_norm"] > NOW["gradient_clip"]  # so that clipping shows
+    for name, tensor in plain_steps(policy, [BEFORE, NOW]).items():
+        torch.testing.assert_close(weights[name], tensor.detach(), atol=2e-5, rtol=0, msg=name)
+    unchanged = plain_steps(policy, [BEFORE, BEFORE])
+    assert any((weights[name] - tensor).abs().max() > 1e-4 for name, tensor in unchanged.items())
+
+
+def rates(policy, folder, dtype, optimizers):
+    """The learning rates of three steps with each of the optimizers, each resumed from the one before."""
+    logged = []
+    for values in optimizers:
+        chosen = config().model_copy(update={"optimizer": OptimizerConfig(**values), "dtype": dtype})
+        learner = Learner(chosen, policy, 12, micro_batches=1)
+        if logged:
+            learner.load(folder)
+        batch = token_batch(learner.encode, learner.layout.visual_offset)
+        logged += [supervised.train(learner, batch)["learning_rate"] for _ in range(3)]
+        learner.save(folder)()
+    return logged
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rate_that_is_logged_is_that_of_the_step(run, policy, tmp_path, dtype):
+    warming = {"learning_rate": 1.0, "warmup_steps": 4}
+    found = run(rates, policy, tmp_path, dtype, [warming, warming, {"learning_rate": 0.1, "warmup_steps": 20}])
+    assert found == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 0.1 * 7 / 20, 0.1 * 8 / 20, 0.1 * 9 / 20])
+    found = run(rates, policy, tmp_path, dtype, [{"learning_rate": 1.0}, {"learning_rate": 1.0, "schedule": "cosine"}])
+    assert found == pytest.approx([1, 1, 1, *((1 + np.cos(np.pi * step / 12)) / 2 for step in (3, 4, 5))])
+
+
+def remembered_tokenizers(policy, folder):
+    for name, start, tokenizer in ("first", policy, "sha256:1"), ("second", folder / "first" / "model", None):
+        Learner(config(), start, 10, micro_batches=1, tokenizer=tokenizer).save(folder / name)()
+    return [read_image_tokenizer(folder / name / "model") for name in ("first", "second")]
+
+
+def test_saved_policies_remember_the_visual_tokenizer(run, policy, tmp_path):
+    assert read_image_tokenizer(policy) is None
+    assert run(remembered_tokenizers, policy, tmp_path) == ["sha256:1", "sha256:1"]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_without_a_warm_up_the_rates_are_those_of_transformers(schedule):
+    optimizer, steps = torch.optim.AdamW([torch.zeros(1)], lr=3e-4), 1000
+    ours = _schedule(optimizer, OptimizerConfig(learning_rate=3e-4, schedule=schedule), steps)
+    theirs = get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=steps)
+    rates = [[3e-4 * built.lr_lambdas[0](done) for done in range(steps + 5)] for built in (ours, theirs)]
+    assert rates[0] == rates[1]  # to the last bit
 
 
 def interrupted_and_not(policy, folder, zero_stage):

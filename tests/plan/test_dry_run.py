@@ -91,6 +91,11 @@ def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
         dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=15")
 
 
+def test_a_plan_with_beta_zero_has_no_reference(tmp_path, capsys):
+    dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", "algorithm.kl.beta=0")
+    assert "reference" not in capsys.readouterr().out
+
+
 def test_a_learner_and_an_engine_that_share_a_gpu_are_placed_together(tmp_path, capsys):
     shared = ["rollout.broadcast=ipc", "learner.actors.gpus=0.5", "rollout.engine.actors.gpus=0.5", f"root={tmp_path}"]
     dry_run("simplear_0.5b", "grpo", *shared)

@@ -168,3 +168,9 @@ def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
     lines = [warnings.check(step, metrics(collapsed=share)) for step, share in enumerate(shares, start=1)]
     assert [len(line) for line in lines] == [0, 0, 0, 0, 0, 1, 0]
     assert "all rewards of every group were equal for 3 steps (guards.collapsed_groups_warning is 3)" in lines[5][0]
+
+
+def test_without_a_reference_there_is_no_warning_of_it():
+    values = metrics(mismatch=0.2)
+    del values["kl"]
+    assert len(Warnings(GuardsConfig(mismatch_warning=0.1)).check(1, values)) == 1
