@@ -4,7 +4,6 @@ It sets up, runs passes, refuses what is not finite, steps, and gives away, save
 optimises stands beside it: supervised.py, policy_gradient.py.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.device import default_device
@@ -292,14 +292,6 @@ class Learner:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
-    """The rate of each step. Step 1 of a warm-up of N steps has the N-th part, and step N the whole."""
-
-    def share(done: int) -> float:
-        if done < config.warmup_steps:
-            return (done + 1) / config.warmup_steps
-        if config.schedule == "constant":
-            return 1.0
-        progress = (done - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-    return LambdaLR(optimizer, share)
+    if config.schedule == "cosine":
+        return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
+    return get_constant_schedule_with_warmup(optimizer, config.warmup_steps)
