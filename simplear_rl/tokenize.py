@@ -27,9 +27,11 @@ from simplear_rl.data.sources import divide
 from simplear_rl.data.trial import try_first
 from simplear_rl.files import require_writable, resolve
 from simplear_rl.inputs import require
+from simplear_rl.run.lock import locked
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
+@locked("output")
 def tokenize(config: TokenizeConfig) -> None:
     """Make the shards that are missing, then rejected.jsonl."""
     require(config, config.tokenizer, config.input)

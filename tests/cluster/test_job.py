@@ -5,12 +5,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from ray._private.runtime_env.packaging import create_package
 
 from simplear_rl.cli import EXAMPLES
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_writable
-from simplear_rl.generate import parser
 from tests.cluster.conftest import ROOT
 
 WRITES = re.compile(r"(?:--output[ =]|\b(?:output|root|run)=)([\w.][\w./-]*)")
@@ -22,7 +22,8 @@ def written_by_the_documents() -> set[str]:
     files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*/*.yaml")]
     texts = [file.read_text() for file in files] + [EXAMPLES.format(name="grpo")]
     found = {folder for text in texts for folder in WRITES.findall(text)}
-    return found | {str(parser().get_default("output")), "runs/demo"}
+    generate = yaml.safe_load((ROOT / "configs" / "shapes" / "generate.yaml").read_text())
+    return found | {generate["output"], "runs/demo"}
 
 
 def packed(checkout: Path, excludes: list[str] | None = None) -> set[str]:
