@@ -79,14 +79,14 @@ def engines(ray_cluster, policy, engine_config):
 def learner(request, engines, other_policy):
     config = learner_config(request.param, 0)
     with Stage("learners", {"learner.actors": config.actors}) as stage:
-        learner = LearnerGroup(stage, config, other_policy, 10, 1, other_policy, OBJECTIVE)
+        learner = LearnerGroup(stage, config, other_policy, 10, 1, other_policy, OBJECTIVE, None)
         yield learner
 
 
 def start(learner: LearnerGroup, other_policy, zero_stage: int, version: int) -> None:
     """Another learner in the same actors, with small buckets."""
     config = learner_config(len(learner.ranks), zero_stage)
-    learner._all("start", "tcp://unused", config, other_policy, 10, 1, other_policy, OBJECTIVE)
+    learner._all("start", "tcp://unused", config, other_policy, 10, 1, other_policy, OBJECTIVE, None)
 
     def prepare(self):
         self.learner.step = version
