@@ -15,8 +15,6 @@ from shutil import get_terminal_size
 from textwrap import fill
 from typing import Generic, TypeVar, get_args
 
-import yaml
-
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.keys import describe_keys
 from simplear_rl.config.load import Schema, load_config
@@ -86,7 +84,7 @@ keys: type (default where the file names no value)  description
         if "=" in key:
             shorthand(option, action="append_const", const=key, help=f"short for {key}")
         else:
-            value = partial(_override, key)
+            value = f"{key}={{}}".format
             shorthand(option, action="append", type=value, metavar="VALUE", help=f"short for {key}=VALUE")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     arguments = vars(parser.parse_intermixed_args())
@@ -101,11 +99,6 @@ def _find(file: Path) -> Path:
     """`file` itself or, where there is none, the packaged one of that path (configs/shapes/grpo.yaml)."""
     packaged = CONFIGS.parent / file
     return packaged if os.path.exists(packaged) and not os.path.exists(file) else file
-
-
-def _override(key: str, text: str) -> str:
-    """The override that sets a key to just this text, whatever it would mean in YAML."""
-    return f"{key}=" + yaml.safe_dump(text, default_style='"')
 
 
 def exit_on_user_error(name: str, command: Callable[[], Result]) -> Result:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from simplear_rl.characters import bad_characters
 from simplear_rl.files import is_hub_id
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the folder beside the package
@@ -12,7 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the f
 
 def absolute(path: Path) -> Path:
     """Absolute, since actors have working directories of their own."""
-    if not str(path).isprintable():
+    if bad_characters(str(path)):
         raise ValueError(f"control characters in the path {str(path)!r}")
     try:
         return path.expanduser().absolute()

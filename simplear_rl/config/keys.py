@@ -1,7 +1,7 @@
 """The keys of a schema: their names, and what --help says of them. Both are read from pydantic's JSON schema."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from textwrap import wrap
 from typing import Any
 
@@ -25,6 +25,37 @@ def known_keys(schema: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(_keys(root, root.get("$defs", {}), "")))
 
 
+def nodes_of(schema: type[BaseModel], key: str) -> tuple[list[Node], Node]:
+    """What the schema says of a dotted key, and the schema's definitions; nothing of a key that it does not have.
+
+    Each node describes one kind of value: the parts of a union stand side by side, and references are followed.
+    """
+    root = schema.model_json_schema()
+    nodes, definitions = [root], root.get("$defs", {})
+    for name in key.split("."):
+        nodes = children(nodes, name, definitions)
+    return nodes, definitions
+
+
+def children(nodes: Iterable[Node], name: str, definitions: Node) -> list[Node]:
+    """The nodes of the key `name` of sections."""
+    found = [node["properties"][name] for node in nodes if name in node.get("properties", {})]
+    return [part for node in found for part in kinds(node, definitions)]
+
+
+def items(nodes: Iterable[Node], definitions: Node) -> list[Node]:
+    """The nodes of what lists hold."""
+    return [part for node in nodes if "items" in node for part in kinds(node["items"], definitions)]
+
+
+def kinds(node: Node, definitions: Node) -> list[Node]:
+    """A node as nodes of one kind of value each."""
+    if "$ref" in node:
+        return kinds(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    parts = [*node.get("anyOf", []), *node.get("oneOf", [])]
+    return [kind for part in parts for kind in kinds(part, definitions)] or [node]
+
+
 def describe_keys(schema: type[BaseModel], width: int) -> str:
     """The keys of a schema with types, defaults and descriptions: a paragraph for each section.
 
@@ -45,11 +76,8 @@ def _keys(section: Node, definitions: Node, prefix: str) -> Iterator[str]:
 
 def _sections(node: Node, definitions: Node) -> list[Node]:
     """The sections that a value can be: itself, what a list holds, or one of several."""
-    if "$ref" in node:
-        target = definitions[node["$ref"].rpartition("/")[2]]
-        return [target] if "properties" in target else []
-    parts = [*node.get("anyOf", []), *node.get("oneOf", []), *([node["items"]] if "items" in node else [])]
-    return [section for part in parts for section in _sections(part, definitions)]
+    values = kinds(node, definitions)
+    return [value for value in [*values, *items(values, definitions)] if "properties" in value]
 
 
 def _paragraphs(section: Node, definitions: Node, prefix: str, defaults: Node, width: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,14 +11,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from simplear_rl.config.base import absolute
-from simplear_rl.config.keys import known_keys
+from simplear_rl.config.keys import Node, children, items, known_keys, nodes_of
 from simplear_rl.errors import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ()) -> Schema:
-    """Read a YAML file and apply `key.sub=value` overrides (values are YAML).
+    """Read a YAML file and apply `key.sub=value` overrides.
+
+    The type of its key says how the value of an override is read: text and paths as they stand, numbers, true and
+    false, null where the key may be null, and sections and lists as YAML in one line.
 
     Raises:
         UserError: unreadable file, broken YAML, malformed override, unknown key (nearest valid name offered) or bad
@@ -30,7 +34,7 @@ def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ())
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
-        _apply(values, override)
+        _apply(schema, values, override)
     try:
         if isinstance(values.get("root"), str):
             values["root"] = str(absolute(Path(values["root"])))
@@ -54,20 +58,58 @@ def _with_root(value: Any, root: str) -> Any:
     return value.replace("${root}", root) if isinstance(value, str) else value
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(schema: type[BaseModel], values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"{override!r}: an override is written key=value, for example learner.zero_stage=2")
-    try:
-        value = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{override!r}: the value is not YAML: {error}") from error
+    value = _parse(override, *nodes_of(schema, key))
     *sections, last = key.split(".")
     for depth, name in enumerate(sections):
         values = values.setdefault(name, {}) if isinstance(values, dict) else values
         if not isinstance(values, dict):
             raise UserError(f"{override!r}: {'.'.join(sections[: depth + 1])} is not a section")
     values[last] = value
+
+
+def _parse(override: str, nodes: list[Node], definitions: Node) -> Any:
+    """The value of an override, for a key of which the schema says `nodes`. Raises UserError."""
+    key, _, text = override.partition("=")
+    types = {node.get("type") for node in nodes}
+    if not text and any(node.get("format") == "path" for node in nodes):
+        raise UserError(f"{override!r}: {key}: expected a path, found nothing")
+    if "string" in types or not types & {"object", "array"}:
+        return _scalar(text, nodes)
+    try:
+        tree = yaml.compose(text, yaml.SafeLoader)
+        return _build(tree, nodes, definitions) if tree else text
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        expected = "a section, {key: value, ...}" if "object" in types else "a list, [value, ...]"
+        raise UserError(f"{override!r}: {key}: expected {expected}; not YAML: {error}") from error
+
+
+def _build(tree: yaml.Node, nodes: list[Node], definitions: Node) -> Any:
+    """The value of a YAML tree; what it holds is read by the type of its key as well."""
+    if isinstance(tree, yaml.MappingNode):
+        pairs = [(str(name.value), part) for name, part in tree.value]
+        return {name: _build(part, children(nodes, name, definitions), definitions) for name, part in pairs}
+    if isinstance(tree, yaml.SequenceNode):
+        return [_build(part, items(nodes, definitions), definitions) for part in tree.value]
+    if tree.style:  # in quotes
+        return tree.value
+    return _scalar(tree.value, nodes) if tree.value else None
+
+
+def _scalar(text: str, nodes: list[Node]) -> Any:
+    """A text as a value of the schema's type, or the text itself: pydantic says what does not fit."""
+    types = {node.get("type") for node in nodes}
+    if text == "null" and "null" in types:
+        return None
+    if text in ("true", "false") and "boolean" in types:
+        return text == "true"
+    if "string" not in types and types & {"integer", "number"}:
+        with suppress(ValueError):
+            return int(text) if "integer" in types else float(text)
+    return text
 
 
 def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:

@@ -45,12 +45,80 @@ def test_dpg_needs_questions_and_grids_of_four(override, message):
         load_config(EvaluateConfig, CONFIGS / "dpg" / "evaluate.yaml", [override])
 
 
-def test_overrides_are_yaml_and_root_is_filled_in(tmp_path):
+def test_root_is_filled_in_and_a_section_can_be_one_override(tmp_path):
     config = load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "algorithm.kl.beta=0.5", "reward.actors={count: 3}"])
     assert config.start == tmp_path / "sft" / "final"
     assert config.algorithm.kl.beta == 0.5
     assert config.reward.actors.count == 3
     assert config.reward.files == [tmp_path / "clip"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**/*.tar",
+        "*.tar",
+        "set #2",
+        "010",
+        "12:30",
+        "off",
+        "a: b",
+        "[x] y.txt",
+        "{a",
+        "- a",
+        "&a",
+        "!x",
+        "'q'",
+        "@",
+        "%",
+    ],
+)
+def test_text_and_paths_are_taken_as_they_stand(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    values = ["input=in", f"files={text}", f"output={text}", f"root={text}"]
+    config = load_config(TokenizeConfig, CONFIGS / "shapes" / "tokenize.yaml", values)
+    assert config.files == text
+    assert config.output == config.root == tmp_path / text
+    assert load_config(GrpoConfig, GRPO, [f"prompts={text}", f"keep_best.metric={text}"]).keep_best.metric == text
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("learner.optimizer.learning_rate", "1e-4", 1e-4),
+        ("learner.optimizer.learning_rate", "3.0e-4", 3e-4),
+        ("learner.optimizer.learning_rate", "2", 2.0),
+        ("learner.zero_stage", "2", 2),
+        ("seed", "010", 10),
+        ("steps", "4.0", 4),
+        ("wandb", "false", False),
+        ("wandb", "off", False),
+        ("keep_every", "null", None),
+        ("keep_best", "null", None),
+        ("world", "null", None),
+        ("reference.max_count", "3", 3),
+        ("learner.dtype", "float32", "float32"),
+    ],
+)
+def test_values_are_parsed_by_the_type_of_their_key(key, text, value):
+    found = load_config(GrpoConfig, GRPO, ["keep_every=5", f"{key}={text}"])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_text_stays_text_within_sections_and_lists():
+    models = "reward.models=[{type: clip, model: 010, weights: 12:30, weight: 2}, {type: geneval, metadata: null}]"
+    clip, geneval = load_config(GrpoConfig, GRPO, [models]).reward.models
+    assert (clip.model, clip.weights, clip.weight, geneval.metadata) == ("010", "12:30", 2.0, None)
+    captions = "sample_prompts=[off, 010, 2001-01-01, \"null\", a: b, '[x]']".replace("a: b", "'a: b'")
+    config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [captions])
+    assert config.sample_prompts == ["off", "010", "2001-01-01", "null", "a: b", "[x]"]
+
+
+def test_paths_may_hold_any_spaces(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(GrpoConfig, GRPO, ["run=a\u00a0b\u3000c"]).run == tmp_path / "a\u00a0b\u3000c"
 
 
 def test_published_rewards_are_one_override_each(tmp_path):
@@ -96,7 +164,15 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("learner.zero_stage=4", "learner.zero_stage: .* found 4"),
         ("steps", "an override is written key=value"),
         ("steps.x=1", "steps is not a section"),
-        ("steps=[", "the value is not YAML"),
+        ("steps=[", r"steps: Input should be a valid integer, .* found '\['"),
+        ("learner.actors={count: 2", "learner.actors: expected a section, {key: value, ...}; not YAML"),
+        ("reward.models=[", r"reward.models: expected a list, \[value, ...\]; not YAML"),
+        ("learner.actors=2", "learner.actors: Input should be a valid dictionary .* found '2'"),
+        ("steps=true", "steps: Input should be a valid integer, .* found 'true'"),
+        ("steps=null", "steps: Input should be a valid integer, .* found 'null'"),
+        ("start=", "start: expected a path, found nothing"),
+        ("wandb=maybe", "wandb: Input should be a valid boolean, .* found 'maybe'"),
+        ("world=off", "world: Input should be 'shapes', found 'off'"),
         ("rollout.samples_per_prompt=1", "greater than or equal to 2, found 1"),
         ("learner.actors.count=5", r"prompts_per_step \(12\) must be a multiple of learner.actors.count \(5\)"),
         ("reward.models=[{type: hpsv2, model: ViT-H-14}]", "reward.models.0.weights: missing"),
@@ -124,7 +200,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("reward.models=[{model: x}]", "reward.models.0.type: missing"),
         ("reward.models=[{type: geneval, detector: {dtype: int8}}]", "reward.models.0.detector.dtype: .* found 'int8'"),
         ("rollout.engine.type=sjd", "rollout.engine: GRPO draws with vllm alone: .* found type sjd"),
-        ("root=3", "root: .* found 3"),
+        ("root=a\0b", r"root: control characters in the path 'a\\x00b'"),
         ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),
         (
             "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",  # noqa: E501
