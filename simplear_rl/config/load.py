@@ -59,7 +59,7 @@ def _with_root(value: Any, root: str) -> Any:
 
 
 def _apply(schema: type[BaseModel], values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, _ = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"{override!r}: an override is written key=value, for example learner.zero_stage=2")
     value = _parse(override, *nodes_of(schema, key))
@@ -94,7 +94,7 @@ def _build(tree: yaml.Node, nodes: list[Node], definitions: Node) -> Any:
         return {name: _build(part, children(nodes, name, definitions), definitions) for name, part in pairs}
     if isinstance(tree, yaml.SequenceNode):
         return [_build(part, items(nodes, definitions), definitions) for part in tree.value]
-    if tree.style:  # in quotes
+    if isinstance(tree, yaml.ScalarNode) and tree.style:  # in quotes
         return tree.value
     return _scalar(tree.value, nodes) if tree.value else None
 
