@@ -97,23 +97,26 @@ def test_another_transport_changes_nothing_but_the_time(one_of_each, world, tmp_
     assert rows[0] == rows[1]
 
 
-def test_several_rewards_are_summed_and_logged_each(ray_cluster, world, tmp_path):
-    clip = f"local-dir:{world / 'clip'}"
+@pytest.fixture(scope="module")
+def guided_with_two_rewards(ray_cluster, world, tmp_path_factory):
+    folder, clip = tmp_path_factory.mktemp("guided"), f"local-dir:{world / 'clip'}"
     weights = load_file(world / "clip" / "open_clip_model.safetensors")
-    torch.save({"state_dict": {name: value + 0.01 for name, value in weights.items()}}, tmp_path / "hps.pt")
-    models = (
-        f"[{{type: clip, model: '{clip}'}}, {{type: hpsv2, model: '{clip}', weights: {tmp_path}/hps.pt, weight: 0.5}}]"
-    )
-    grpo.train(grpo_config(world, tmp_path / "run", "steps=1", f"reward.models={models}"))
-    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert row["reward"] == pytest.approx(row["reward_clip_clip"] + 0.5 * row["reward_hpsv2"], abs=1e-5)
-    assert row["reward_clip_clip"] != row["reward_hpsv2"]
-    assert row["reward_hpsv2_std"] > 0
+    torch.save({"state_dict": {name: value + 0.01 for name, value in weights.items()}}, folder / "hps.pt")
+    second = f"{{type: hpsv2, model: '{clip}', weights: {folder}/hps.pt, weight: 0.5}}"
+    models = f"reward.models=[{{type: clip, model: '{clip}'}}, {second}]"
+    grpo.train(grpo_config(world, folder / "run", "rollout.guidance_scale=2.5", models))
+    return read_metrics(folder / "run" / "metrics.jsonl")
 
 
-def test_guided_run_optimises_what_it_samples(ray_cluster, world, tmp_path):
-    grpo.train(grpo_config(world, tmp_path / "run", "rollout.guidance_scale=2.5"))
-    first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
+def test_several_rewards_are_summed_and_logged_each(guided_with_two_rewards):
+    for row in guided_with_two_rewards:
+        assert row["reward"] == pytest.approx(row["reward_clip_clip"] + 0.5 * row["reward_hpsv2"], abs=1e-5)
+        assert row["reward_clip_clip"] != row["reward_hpsv2"]
+        assert row["reward_hpsv2_std"] > 0
+
+
+def test_guided_run_optimises_what_it_samples(guided_with_two_rewards):
+    first, second = guided_with_two_rewards
     assert first["kl"] == 0.0 < second["kl"]
     assert max(first["mismatch_max"], second["mismatch_max"]) < 1e-4
 
