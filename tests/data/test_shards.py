@@ -129,10 +129,12 @@ def test_a_manifest_that_a_crash_has_damaged(tmp_path, content):
     values = [f"root={tmp_path}", f"tokenizer={make_tokenizer(tmp_path / 'tokenizer')}", f"output={tmp_path / 'out'}"]
     config = load_config(TokenizeConfig, CONFIGS / "shapes" / "tokenize.yaml", values)
     file = config.output / "manifest.json"
-    ShardWriter(config, [])
+    ShardWriter(config, []).begin()
     whole = file.read_text()
     file.write_text(content)
-    ShardWriter(config, [])
+    shards = ShardWriter(config, [])
+    assert not shards.begun
+    shards.begin()
     assert file.read_text() == whole
     write(config.output, GOOD)
     ShardWriter(config, [])
