@@ -207,10 +207,11 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before_and_no_partial_one(mak
 
 
 def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_one_waits_for_it(make_config):
-    config, release, writing = make_config(), Event(), []
+    config, begun, release, writing = make_config(), Event(), Event(), []
 
     def slow(folder):
         writing.append(folder.name[:11])
+        begun.set()
         assert release.wait(30)
         save(folder)
         writing.remove(folder.name[:11])
@@ -219,6 +220,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_one_waits_for_it
         for step in run.steps():
             run.log(step, {"loss": 0.0}, show=("loss",))
             if step == 4:  # two steps after a checkpoint that is still being written
+                assert begun.wait(30)
                 assert (run.saved, writing, names(config)) == (0, ["step-000002"], [])
                 release.set()
             if run.checkpoint_due:
