@@ -30,7 +30,7 @@ ON = {
 }
 
 
-@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("allowed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_telemetry_is_off_by_default_and_can_be_allowed(tmp_path, allowed):
     values = {name: value for name, value in os.environ.items() if name not in {*ON, "DO_NOT_TRACK"}}
     values |= {"HOME": str(tmp_path)} | (ON if allowed else {})  # a home without any library's settings

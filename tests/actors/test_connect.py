@@ -150,6 +150,7 @@ with Stage("test", {"worker.actors": ActorsConfig(cpus=0.5)}) as stage:
 """
 
 
+@pytest.mark.slow
 def test_actors_start_from_a_path_with_spaces_without_a_home(tmp_path):
     place = tmp_path / "my $HOME (copy)"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)

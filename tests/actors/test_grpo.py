@@ -249,6 +249,7 @@ def test_reward_that_is_nan_stops_the_run_and_keeps_what_was_written(ray_cluster
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1]
 
 
+@pytest.mark.slow
 def test_with_beta_zero_no_reference_is_started(ray_cluster, world, tmp_path):
     # A count that no cluster holds, so that a reference that is started after all ends the run.
     config = grpo_config(world, tmp_path, "algorithm.kl.beta=0", "reference.count=1000")
