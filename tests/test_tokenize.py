@@ -151,7 +151,7 @@ def test_too_many_bad_samples_fail_at_the_end(tmp_path, tokenizer):
         ("size=40", "shards of another size: 32, now 40"),
         ("batch_size=5", "shards of another batch_size: 4, now 5"),
         ("shard_size=11", "shards of another shard_size: 10, now 11"),
-        ("files='*.jsonl'", r"shards of another files: \*\*/\*, now \*\.jsonl"),
+        ("files=*.jsonl", r"shards of another files: \*\*/\*, now \*\.jsonl"),
         ("min_size=16", "shards of another min_size: None, now 16"),
         ("caption_column=caption", "shards of another caption_column: None, now caption"),
         ("caption_choice=random", "shards of another caption_choice: None, now random"),
