@@ -64,8 +64,9 @@ class PairScheduler(Scheduler):
                 super().add_request(request)
                 unfinished.append(request)
                 tokens += request.num_prompt_tokens
+        due = {r.request_id for r in unfinished if r.num_output_tokens + r.num_output_placeholders < r.max_tokens}
         output = super().schedule(throttle_prefills)
-        whole = len(output.num_scheduled_tokens) == len(self.requests) == len(self.running)
+        whole = output.num_scheduled_tokens.keys() == due
         if not whole or output.preempted_req_ids or any(request.is_prefill_chunk for request in self.running):
             raise RuntimeError("vLLM delayed, split or preempted a request that was admitted as fitting")
         return output

@@ -8,6 +8,7 @@ the sample's own uniform stream, with the code's log-prob as value. vLLM then "c
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from vllm import SamplingParams, _custom_ops
 from vllm.config import VllmConfig
@@ -85,49 +86,81 @@ class CodeSampler(LogitsProcessor):
 
     `SamplingParams.extra_args` states `seed` and `sampling`, and of a guided image's contexts `pair` and
     `unconditional`. A guided code is drawn from softmax(u + scale * (c - u)), and both rows are left with it.
+
+    What a step needs is on the device, made anew only when the batch changes: a step asks the host for nothing. Every
+    running context takes part in every step (PairScheduler), so that a count of steps is every context's position.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
-        self.layout = ImageLayout.of(vllm_config.model_config.hf_config)
+        self.layout, self.device = ImageLayout.of(vllm_config.model_config.hf_config), device
         self.requests: dict[int, _Request] = {}  # by row of the batch
+        self.images: list[_Images] = []
+        self.step = 0  # of this processor
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         # A request's state is made when its row is added: a later image may use the name of an earlier pair.
-        process_dict_updates(self.requests, batch_update, lambda params, _, output: _Request(params, output))
+        changed = process_dict_updates(self.requests, batch_update, lambda params, *_: _Request(params, self.step))
+        if changed:
+            conditional = {row: request for row, request in self.requests.items() if not request.unconditional}
+            partner = {request.pair: row for row, request in self.requests.items() if request.unconditional}
+            self.images = [
+                _Images(
+                    sampling, {row: r for row, r in conditional.items() if r.sampling == sampling}, partner, self.device
+                )
+                for sampling in {request.sampling for request in conditional.values()}
+            ]
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         visual_BC = logits[:, self.layout.visual_offset : self.layout.vocabulary_size]
-        images = [(row, self.requests[row]) for row in range(len(logits)) if not self.requests[row].unconditional]
-        partner = {r.pair: row for row, r in self.requests.items() if r.unconditional}
         codes_B1 = torch.empty(len(logits), 1, dtype=torch.int64, device=logits.device)
         drawn_B1 = torch.empty(len(logits), 1, dtype=logits.dtype, device=logits.device)
-        for sampling in {request.sampling for _, request in images}:
-            rows = [row for row, request in images if request.sampling == sampling]
-            logits_IC = visual_BC[rows]
-            others = [partner[self.requests[row].pair] for row in rows] if sampling.guidance_scale != 1 else []
-            if others:
-                logits_IC = guided_logits(logits_IC, visual_BC[others], sampling.guidance_scale)
-            log_probs_IC = sampling_log_probs(logits_IC, sampling)
-            uniform_I = torch.tensor([self.requests[row].next_uniform() for row in rows], dtype=torch.float64)
-            codes_I = draw_codes(log_probs_IC, uniform_I) if sampling.temperature else log_probs_IC.argmax(-1)
-            for contexts in [rows, others] if others else [rows]:
-                codes_B1[contexts] = codes_I.unsqueeze(-1)
-                drawn_B1[contexts] = log_probs_IC.gather(-1, codes_I.unsqueeze(-1))
+        for images in self.images:
+            codes_I1, log_probs_I1 = images.draw(visual_BC, self.step)
+            for rows in images.contexts:
+                codes_B1[rows] = codes_I1
+                drawn_B1[rows] = log_probs_I1
+        self.step += 1
         return logits.fill_(-torch.inf).scatter_(-1, codes_B1 + self.layout.visual_offset, drawn_B1)
 
 
 class _Request:
-    """The uniform stream of one running context; `output` is vLLM's live list of its tokens so far."""
+    """One running context, and the uniform stream of its image."""
 
-    def __init__(self, params: SamplingParams, output: list[int]):
+    def __init__(self, params: SamplingParams, first_step: int):
         self.sampling: Sampling = params.extra_args["sampling"]
         self.pair: str | None = params.extra_args.get("pair")
         self.unconditional: bool = params.extra_args.get("unconditional", False)
         self.uniforms = uniform_stream(params.extra_args["seed"], params.max_tokens)
-        self.output = output
+        self.first_step = first_step
 
-    def next_uniform(self) -> float:
-        return self.uniforms[len(self.output)]
+
+class _Images:
+    """The running images of one `Sampling`: their rows of the batch and their uniform streams, on the device."""
+
+    def __init__(
+        self, sampling: Sampling, requests: dict[int, _Request], partner: dict[str | None, int], device: torch.device
+    ):
+        self.sampling = sampling
+        rows = [list(requests)]
+        if sampling.guidance_scale != 1:
+            rows.append([partner[request.pair] for request in requests.values()])
+        self.contexts = [torch.tensor(half, device=device) for half in rows]
+        streams = np.stack([request.uniforms for request in requests.values()])
+        self.uniforms_IT = torch.from_numpy(streams).to(device)
+        self.first_step_I1 = torch.tensor([[request.first_step] for request in requests.values()], device=device)
+
+    def draw(self, visual_BC: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and their log-probs, [I, 1] each."""
+        logits_IC = visual_BC[self.contexts[0]]
+        if len(self.contexts) == 2:
+            logits_IC = guided_logits(logits_IC, visual_BC[self.contexts[1]], self.sampling.guidance_scale)
+        log_probs_IC = sampling_log_probs(logits_IC, self.sampling)
+        if self.sampling.temperature:
+            uniform_I = self.uniforms_IT.gather(-1, step - self.first_step_I1).squeeze(-1)
+            codes_I1 = draw_codes(log_probs_IC, uniform_I).unsqueeze(-1)
+        else:
+            codes_I1 = log_probs_IC.argmax(-1, keepdim=True)
+        return codes_I1, log_probs_IC.gather(-1, codes_I1)
