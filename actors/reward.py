@@ -12,7 +12,7 @@ from actors.sampler import Group
 from simplear_rl.config.rewards import RewardConfig
 from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.report.grids import grid_figure
+from simplear_rl.report import grids
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
@@ -46,4 +46,4 @@ def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[Group]) -> None:
     captions = [rollout.prompt.text for rollout in ray.get([group.rollout for group in groups])]
     rewards = ray.get([group.rewards for group in groups])
     titles = [[f"{value:.2f}" for value in group["total"]] for group in rewards]
-    grid_figure(list(zip(captions, images, strict=True)), titles).savefig(file)
+    grids.save_grid(file, list(zip(captions, images, strict=True)), titles)

@@ -19,7 +19,7 @@ from simplear_rl.inputs import Stages, require, require_same_tokenizer
 from simplear_rl.learning.supervised import Supervised
 from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.report.grids import grid_figure
+from simplear_rl.report.grids import save_grid
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.lock import locked
 from simplear_rl.run.restart import restarting
@@ -58,7 +58,7 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
                     codes = learner.sample(config.sample_prompts, images=8, seed=config.seed)
                     images = [tokenizer.decode(c, layout.rows, layout.columns) for c in codes]
                     rows = list(zip(config.sample_prompts, images, strict=True))
-                    grid_figure(rows).savefig(run.samples / f"step-{step:06d}.png")
+                    save_grid(run.samples / f"step-{step:06d}.png", rows)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, read_layo
 from simplear_rl.tokenizers.cosmos import TokenizerGeometry
 
 # Of a Hugging Face repository; pickled weights (.bin) are not even fetched.
-FILES = ("*.json", "*.safetensors")
+FILES = ("*.json", "merges.txt", "*.safetensors")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What a Qwen2 model is not determined without, and what config.json may state besides. Transformers has defaults for
 # the first, those of another model. All else there (class names, a trainer's settings) has no effect on a Qwen2 model.

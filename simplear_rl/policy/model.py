@@ -1,5 +1,6 @@
 """Create, load and save the policy: a Hugging Face Qwen2 folder with its text tokenizer and image layout."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from simplear_rl.errors import UserError
+from simplear_rl.files import write_text
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_encoder
 
 
@@ -59,6 +61,17 @@ def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2
 
 
 def save_policy(folder: Path, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, weights: dict) -> None:
-    """Write `weights` as a folder that Transformers and vLLM load unchanged."""
+    """Write `weights` as a folder that Transformers, version 4 as well, and vLLM load unchanged."""
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+    # Transformers 5 writes its own names. Version 4 takes a base of 10,000 where it does not find `rope_theta`.
+    _edit(folder / "config.json", rope_theta=model.config.rope_parameters["rope_theta"])
+    special = [str(token) for token in tokenizer.extra_special_tokens]
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": special}
+    _edit(folder / "tokenizer_config.json", "backend", "extra_special_tokens", **names)
+
+
+def _edit(file: Path, *without: str, **values: object) -> None:
+    """Set and remove keys of a JSON file."""
+    kept = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key not in without}
+    write_text(file, json.dumps(kept | values, indent=2, ensure_ascii=False) + "\n")

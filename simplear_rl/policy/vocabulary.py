@@ -1,10 +1,12 @@
 """Where text ids end and visual ids begin, and how a caption becomes a prompt."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw
@@ -108,40 +110,59 @@ def read_encoder(policy: Path, max_tokens: int | None = None) -> "PromptEncoder"
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The text tokenizer of a model folder. Raises UserError if it is missing or damaged."""
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder}: no text tokenizer there (tokenizer.json is missing)")
+    """The text tokenizer of a model folder: tokenizer.json or, without it, Qwen2's vocab.json and merges.txt.
+
+    Raises UserError if it is missing or damaged.
+    """
+    whole = (folder / "tokenizer.json").is_file()
+    if not whole and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise UserError(f"{folder}: no text tokenizer there (tokenizer.json is missing, or vocab.json and merges.txt)")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return (PreTrainedTokenizerFast if whole else Qwen2Tokenizer).from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(f"{folder}/tokenizer.json: not a readable tokenizer: {error}") from error
+        name = "tokenizer.json" if whole else "vocab.json and merges.txt"
+        raise UserError(f"{folder}/{name}: not a readable tokenizer: {error}") from error
+
+
+def _characters_only(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The tokenizer without its control tokens: where one is spelled in a caption, it is characters like others."""
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    without: dict[str, object] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(values | without))
 
 
 class PromptEncoder:
-    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`, at most `max_tokens`."""
+    """Caption -> prompt ids: `<|t2i|>` + prefix + caption + `<|soi|>`, at most `max_tokens`.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: ImageLayout, max_tokens: int):
+    Control tokens that are spelled in a caption are characters like others.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, layout: ImageLayout, max_tokens: int):
         if len(tokenizer) != layout.visual_offset:
             raise UserError(
                 f"text tokenizer {tokenizer.name_or_path} has {len(tokenizer)} ids, "
                 f"but the model's visual ids start at {layout.visual_offset}"
             )
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.characters = _characters_only(tokenizer)
         self.prefix = layout.prompt_prefix
         self.begin, self.end = tokenizer.convert_tokens_to_ids(["<|t2i|>", "<|soi|>"])
 
-    def __call__(self, caption: str) -> list[int]:
-        """Prompt ids of one caption. Raises UserError if it is blank or too long."""
-        text = self.text_ids(caption)
+    def __call__(self, caption: str, prefix: bool = True) -> list[int]:
+        """Prompt ids of one caption, with or without the policy's prefix.
+
+        Raises UserError if the caption is blank or too long.
+        """
+        text = self.text_ids(caption, prefix)
         if len(text) > self.max_text_tokens:
             raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, there is room for {self.max_tokens}")
         return self.around(text)
 
-    def text_ids(self, caption: str) -> list[int]:
+    def text_ids(self, caption: str, prefix: bool = True) -> list[int]:
         """Ids of prefix and caption, however many. Raises UserError if the caption is blank."""
         if not caption.strip():
             raise UserError("empty caption: a prompt needs at least one word")
-        return self.tokenizer(self.prefix + caption, add_special_tokens=False).input_ids
+        return self.characters.encode((self.prefix if prefix else "") + caption, add_special_tokens=False).ids
 
     def around(self, text_ids: list[int]) -> list[int]:
         """The prompt with these text ids."""
@@ -159,7 +180,7 @@ class PromptEncoder:
         """
         if draw.sampling.guidance_scale == 1:
             return None
-        return self(draw.negative_prompt) if draw.negative_prompt else self.null
+        return self(draw.negative_prompt, draw.negative_prefix) if draw.negative_prompt else self.null
 
     @property
     def null(self) -> list[int]:

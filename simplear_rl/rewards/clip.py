@@ -1,9 +1,11 @@
 """CLIP as a reward: the cosine of image and text features, through open_clip."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import open_clip
+import regex
 import torch
 from open_clip.transform import PreprocessCfg
 from torch.nn.functional import normalize
@@ -39,7 +41,7 @@ class ClipReward:
         transform = TRANSFORMS[config.type if config.preprocess == "model" else config.preprocess]
         settings = PreprocessCfg(**self.model.visual.preprocess_cfg)
         self.preprocess = partial(transform, settings=settings, device=device)
-        self.tokenize = open_clip.get_tokenizer(config.model)
+        self.tokenize = _text_tokenizer(config.model)
         self.context_length = self.model.context_length
         self.captions: dict[str, torch.Tensor] = {}  # normalised features [D] of captions already seen
 
@@ -96,3 +98,18 @@ class ClipReward:
 
     def _load(self) -> open_clip.CLIP:
         return load_clip(self.config.model, self.config.weights, self.config.dtype, self.device)[0]
+
+
+def _text_tokenizer(model: str) -> Callable[..., torch.Tensor]:
+    """The model's own text tokenizer, to which control tokens that are spelled in a text are characters like others.
+
+    It would otherwise stop at `<end_of_text>`.
+    """
+    tokenize = open_clip.get_tokenizer(model)
+    if isinstance(tokenize, open_clip.SimpleTokenizer):
+        control = "|".join(tokenize.decoder[i] for i in tokenize.all_special_ids)
+        tokenize.pat = regex.compile(tokenize.pat.pattern.removeprefix(f"{control}|"), tokenize.pat.flags)
+        tokenize.cache.clear()
+    else:
+        tokenize.tokenizer.split_special_tokens = True
+    return tokenize

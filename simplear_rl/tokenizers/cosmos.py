@@ -22,6 +22,8 @@ from simplear_rl.files import resolve
 FILES = ("encoder.jit", "decoder.jit", "config.json")
 # What one forward pass takes at most (one image, if that is larger): 4 images of 1024 x 1024 pixels, 16 of 512 x 512.
 PIXELS_PER_PASS = 4 * 1024**2
+# Types in TorchScript's code.
+HALF, FLOAT32 = (5, 15), 6  # float16 and bfloat16
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class CosmosTokenizer:
     """Images to codes and back, at any resolution that the patch divides.
 
     Images enter the encoder in the type of its own parameters: bfloat16 in the official files, float32 in those of
-    `fsq.export`. Large batches take several forward passes, see PIXELS_PER_PASS.
+    `fsq.export`. On a CPU all compute in float32: some of its kernels know no other type. Large
+    batches take several forward passes, see PIXELS_PER_PASS.
 
     Args:
         source: folder with the two files, or Hugging Face id, for example nvidia/Cosmos-1.0-Tokenizer-DV8x16x16.
@@ -99,6 +102,11 @@ class CosmosTokenizer:
         self.encoder = _load(folder / "encoder.jit", device)
         self.decoder = _load(folder / "decoder.jit", device)
         self.dtype = next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), torch.float32)
+        if device == "cpu" and self.dtype != torch.float32:
+            print(f"visual tokenizer {source}: {self.dtype} computes in float32 on a CPU", flush=True)
+            self.dtype = torch.float32
+            _to_float32(self.encoder)
+            _to_float32(self.decoder)
 
     @torch.no_grad()
     def encode(self, images: np.ndarray | Sequence[Image.Image]) -> np.ndarray:
@@ -178,3 +186,21 @@ def _load(file: Path, device: str) -> torch.jit.ScriptModule:
         return torch.jit.load(file, map_location=device).eval()
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{file}: not a readable TorchScript file: {str(error).splitlines()[0]}") from error
+
+
+def _to_float32(module: torch.jit.ScriptModule) -> None:
+    """Turn weights into float32, and so the casts to half precision that are written in the module's code."""
+    module.float()
+    for part in module.modules():
+        for graph in (part._c._get_method(name).graph for name in part._c._method_names()):  # type: ignore[union-attr,operator]
+            for constant in graph.findAllNodes("prim::Constant"):
+                if constant.output().type().kind() == "IntType" and constant.i("value") in HALF:
+                    for use in constant.output().uses():  # a 15 may also be a number
+                        if use.user.schema() != "(no schema)" and _argument(use) == "dtype":
+                            with graph.insert_point_guard(use.user):
+                                use.user.replaceInput(use.offset, graph.insertConstant(FLOAT32))
+
+
+def _argument(use: torch._C.Use) -> str:
+    """The name of the argument of an operator that a value is used as."""
+    return torch._C.parse_schema(use.user.schema()).arguments[use.offset].name

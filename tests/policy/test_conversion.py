@@ -386,3 +386,47 @@ def test_stock_vllm_and_transformers_load_it_as_it_is(tmp_path):
     assert min(found) < 151_672 < max(found)
     assert max(abs(entry.logprob - logits[token].item()) for token, entry in found.items()) < 1e-4
     assert output.outputs[0].token_ids == [logits.argmax().item()]
+
+
+def test_tokenizer_of_vocabulary_and_merges_is_read_with_equal_ids(tmp_path):
+    """The files of Transformers 4 with use_fast=False."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("r", "e"), ("re", "d"), ("\u0120", "red"), ("c", "a"), ("ca", "t")]
+    words = [*alphabet, *(a + b for a, b in merges)]
+    added = ["<|endoftext|>", "<|im_end|>", *SPECIAL_TOKENS]
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    decoder = {
+        len(words) + i: {"content": token, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+        for i, token in enumerate(added)
+    }
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "added_tokens_decoder": decoder}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, automatic = read_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    texts = ["a red cat", " red  red", "\u00e9 \u4e00\u53ea", "<|soi|>"]
+    assert [tokenizer(text).input_ids for text in texts] == [automatic(text).input_ids for text in texts]
+    assert len(tokenizer) == len(words) + len(added) and tokenizer("red cat").input_ids[0] == words.index("red")
+    (folder / "merges.txt").unlink()
+    with pytest.raises(UserError, match="tokenizer.json is missing, or vocab.json and merges.txt"):
+        read_tokenizer(folder)
+
+
+def test_what_transformers_4_reads_is_there(policy, tmp_path):
+    """Version 4 takes 10,000 where `rope_theta` is missing, and knows neither class nor keys of version 5."""
+    model, encode = load_policy(policy)
+    model.config.rope_parameters["rope_theta"] = 1e6
+    save_policy(tmp_path / "p", model, encode.tokenizer, model.state_dict())
+    assert json.loads((tmp_path / "p" / "config.json").read_text())["rope_theta"] == 1e6
+    assert load_policy(tmp_path / "p")[0].config.rope_parameters["rope_theta"] == 1e6
+    values = json.loads((tmp_path / "p" / "tokenizer_config.json").read_text())
+    assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not values.keys() & {"backend", "extra_special_tokens"}
+    assert isinstance(values["additional_special_tokens"], list)
+    assert read_tokenizer(tmp_path / "p").get_vocab() == encode.tokenizer.get_vocab()
+    # It is the same when it is read and written once more.
+    model, encode = load_policy(tmp_path / "p")
+    save_policy(tmp_path / "again", model, encode.tokenizer, model.state_dict())
+    for name in "config.json", "tokenizer_config.json", "tokenizer.json":
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "p" / name).read_bytes()

@@ -1,5 +1,6 @@
 """CLIP and HPSv2 rewards on a small open_clip model, and the scorer around them."""
 
+import html
 from pathlib import Path
 
 import huggingface_hub
@@ -14,7 +15,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.rewards.clip import ClipReward, _text_tokenizer
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rewards.scorer import RewardScorer
 from simplear_rl.shapes import clip_training
@@ -146,6 +147,29 @@ def test_cut_text_is_found_whatever_pads_it(folders, tokenizer, words, cut):
 
     reward.tokenize = plain if tokenizer == "ViT-H-14" else padded_with_its_end
     assert reward.too_long(["two cats", "dog " * words]) == [False, cut]
+
+
+@pytest.mark.parametrize("text", ["a cat<end_of_text> on a mat", "<START_OF_TEXT>cat", "a &lt;end_of_text&gt; cat"])
+def test_control_tokens_of_clip_are_characters(text):
+    tokenize = _text_tokenizer("ViT-H-14")
+    (ids,) = tokenize([text]).tolist()
+    start, end = tokenize.all_special_ids
+    assert (ids[0], ids.count(start), ids.count(end)) == (start, 1, 1)
+    assert tokenize.decode(ids[1 : ids.index(end)]).replace(" ", "") == html.unescape(text).lower().replace(" ", "")
+
+
+def test_ordinary_texts_have_the_ids_of_the_published_tokenizer():
+    texts = ["It's 3 o'clock; a <b>sign</b> $^$ <end", "\u4e00\u53ea\u732b \U0001f9a4", "x" * 400]
+    assert torch.equal(_text_tokenizer("ViT-H-14")(texts), open_clip.get_tokenizer("ViT-H-14")(texts))
+
+
+def test_control_tokens_of_the_miniature_world_are_characters(world):
+    model = f"local-dir:{world / 'clip'}"
+    tokenize, plain = _text_tokenizer(model), open_clip.get_tokenizer(model)
+    special = set(plain.tokenizer.convert_tokens_to_ids(["<|soi|>", "<|t2i|>"]))
+    assert special & set(plain(["red <|soi|> circle"])[0].tolist())
+    assert not special & set(tokenize(["red <|soi|> circle"])[0].tolist())
+    assert torch.equal(tokenize(["a red circle"]), plain(["a red circle"]))
 
 
 def test_hpsv2_is_the_same_network_with_other_weights(folders, tmp_path):

@@ -78,7 +78,7 @@ def picture(digits: np.ndarray, contrast: float = 1.0) -> np.ndarray:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (64, 64)])
 def test_images_and_codes_of_any_resolution_that_the_patch_divides(folder, rows, columns):
     tokenizer = CosmosTokenizer(folder)
-    assert (tokenizer.codebook_size, tokenizer.patch, tokenizer.dtype) == (64_000, 16, torch.bfloat16)
+    assert (tokenizer.codebook_size, tokenizer.patch, tokenizer.dtype) == (64_000, 16, torch.float32)
     digits = random_digits(rows, columns, images=2)
     codes = tokenizer.encode(picture(digits))
     assert np.array_equal(codes, (digits * BASIS).sum(-1).reshape(2, -1))  # raster order, basis of the facts
@@ -193,3 +193,46 @@ def test_a_folder_comes_before_a_hugging_face_id(folder, tmp_path, monkeypatch):
     overrides = ["tokenizer=nvidia/cosmos", "world=null"]
     config = load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", overrides)
     assert config.tokenizer == tmp_path / "nvidia" / "cosmos"
+
+
+class Pooling(nn.Module):
+    """Casts to bfloat16 in its code, in a method too, and pools as CPUs cannot in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 1, dtype=torch.bfloat16)
+
+    def half(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(torch.bfloat16) + torch.ones(1, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = nn.functional.avg_pool3d(x.to(torch.bfloat16), [1, 16, 16])
+        return self.conv(self.half(pooled)) * 15  # the number of bfloat16 in the code, here a factor
+
+
+class PoolingEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pooling = Pooling()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.pooling(images)
+        return (x.mean(1).abs() * 1000).int(), x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_computes_in_float32_on_a_cpu(folder, tmp_path, capsys, dtype):
+    shutil.copytree(folder, tmp_path / "t")
+    torch.manual_seed(0)
+    encoder = torch.jit.script(PoolingEncoder().to(dtype))
+    encoder.save(tmp_path / "t" / "encoder.jit")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 16, 3), dtype=np.uint8)
+    if dtype == torch.bfloat16:
+        with pytest.raises(RuntimeError, match="not implemented for 'BFloat16'"):
+            encoder(torch.zeros(1, 3, 1, 16, 16, dtype=dtype))
+    codes = CosmosTokenizer(tmp_path / "t").encode(pixels)
+    assert capsys.readouterr().out.count("computes in float32 on a CPU") == 1
+    conv = encoder.pooling.conv.float()
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).unsqueeze(2).float() / 127.5 - 1
+    expected = conv(nn.functional.avg_pool3d(x, [1, 16, 16]) + 1) * 15
+    assert np.array_equal(codes, (expected.mean(1).abs() * 1000).int().flatten(1).numpy())
