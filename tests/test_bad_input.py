@@ -144,7 +144,7 @@ CASES = [
     ("grpo", lambda r: (r / "prompts.txt").write_bytes(b"a\n\xff\n"), [], "prompts.txt, line 2: not UTF-8"),
     ("grpo", lambda r: (r / "prompts.txt").write_text("a\x07\n"), [], "prompts.txt, line 1: control characters"),
     ("grpo", lambda r: (r / "prompts.txt").write_text("a " * 99), [], "line 1: .* has .* tokens, there is room for 32"),
-    ("generate", None, ["--prompts", "  "], "empty caption"),
+    ("generate", None, ["--prompts", "  "], "prompts: empty prompt"),
     ("generate", None, ["--prompts", "{root}/none.txt"], "none.txt: cannot be read"),
     # Shards.
     ("pretrain", lambda r: cut(r / "data/0.parquet"), [], "0.parquet: not a readable shard"),

@@ -87,7 +87,7 @@ def test_prompt_files_of_anything(tmp_path, encode, content):
     file.write_bytes(content)
     with contextlib.suppress(UserError):
         prompts = read_prompts(file, encode)
-        assert len(prompts) == len(content.removesuffix(b"\n").split(b"\n"))  # none is dropped
+        assert len(prompts) == len(content.rstrip().split(b"\n"))  # none is dropped
         assert all(len(encode(prompt)) <= 40 for prompt in prompts)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from simplear_rl.characters import bad_characters
+from simplear_rl.characters import bad_characters, tidy_prompt
 from simplear_rl.files import is_hub_id
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the folder beside the package
@@ -23,6 +23,7 @@ def absolute(path: Path) -> Path:
 
 Location = Annotated[Path, AfterValidator(absolute)]
 LocationOrHubId = Annotated[Path, AfterValidator(lambda path: path if is_hub_id(path) else absolute(path))]
+PromptText = Annotated[str, AfterValidator(tidy_prompt)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]

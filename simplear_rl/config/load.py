@@ -94,7 +94,8 @@ def _build(tree: yaml.Node, nodes: list[Node], definitions: Node) -> Any:
         return {name: _build(part, children(nodes, name, definitions), definitions) for name, part in pairs}
     if isinstance(tree, yaml.SequenceNode):
         return [_build(part, items(nodes, definitions), definitions) for part in tree.value]
-    if isinstance(tree, yaml.ScalarNode) and tree.style:  # in quotes
+    assert isinstance(tree, yaml.ScalarNode)
+    if tree.style:  # in quotes
         return tree.value
     return _scalar(tree.value, nodes) if tree.value else None
 

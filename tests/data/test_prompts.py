@@ -19,6 +19,15 @@ def test_prompts_are_the_lines(tmp_path, encode):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"\n \n", "no prompts in it"),
+        (b"a\tb\n", r"line 1: control characters \\t in"),
+        (b"a\rb\n", r"line 1: control characters \\r in"),
+        ("a cross".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (b'{"prompt": "a cross"}\n', "line 1: JSON; name the file .jsonl"),
+        (b'[\n"a cross",\n"a circle"]\n', "line 1: JSON"),
+        (b"prompt,category\na red circle,single\n", "its first line 'prompt,category' is the header of a table"),
+        (b"id\tcaption\n1\ta red circle\n", "is the header of a table; name it .csv or .tsv"),
+        (b"caption\na red circle\n", "is the header of a table"),
         (b"", "no prompts in it"),
         (b"a circle\n\na cross\n", "line 2: empty prompt"),
         (b"a circle\n\xff\xfe\n", "line 2: not UTF-8"),
@@ -32,6 +41,82 @@ def test_broken_lines_are_named(tmp_path, encode, content, message):
     with pytest.raises(UserError, match=message) as error:
         read_prompts(file, encode)
     assert str(file) in str(error.value)
+
+
+FAMILY = "a family \U0001f468\u200d\U0001f469\u200d\U0001f467"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("\ufeffa red circle\na blue cross\n", ["a red circle", "a blue cross"]),
+        ("a red circle\n\ufeffa blue cross\n", ["a red circle", "a blue cross"]),  # two files, one behind the other
+        ("a red\u00a0circle\n", ["a red circle"]),
+        ("\u4e00\u53ea\u732b\u3000\u5728\n", ["\u4e00\u53ea\u732b \u5728"]),
+        ("a\u2028b\u2009c\u202fd\n", ["a b c d"]),
+        (FAMILY + "\n", [FAMILY]),
+        ("\u0645\u06cc\u200c\u062e\u0648 \u2764\ufe0f\n", ["\u0645\u06cc\u200c\u062e\u0648 \u2764\ufe0f"]),
+        ("a red circle\n\n\n \r\n", ["a red circle"]),
+        ("{a} [b] y\n[x] y, text\n", ["{a} [b] y", "[x] y, text"]),
+        ("a sign $^$, text, in red\nb\n", ["a sign $^$, text, in red", "b"]),
+    ],
+)
+def test_invisible_characters(tmp_path, encode, text, prompts):
+    file = tmp_path / "prompts.txt"
+    file.write_text(text, newline="")
+    assert read_prompts(file, encode) == prompts
+
+
+def test_all_bad_lines_are_listed_at_once(tmp_path, encode):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"a cross\n\na\x07b\n\xff\n" + b"red " * 20 + b"\na circle\n")
+    with pytest.raises(UserError) as error:
+        read_prompts(file, encode)
+    assert [line.split(": ")[0] for line in str(error.value).split("\n")] == [f"{file}, line {n}" for n in (2, 3, 4, 5)]
+    file.write_bytes(b"\x07\n" * 30)
+    with pytest.raises(UserError, match="line 20: .*\n.*: 10 more bad lines$"):
+        read_prompts(file, encode)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.jsonl", '{"tag": "x", "prompt": "a red circle"}\n{"prompt": "blue, \\"and\\ntwo"}\n\n'),
+        ("p.JSONL", '\ufeff{"text": "a red circle", "caption": "no"}\n{"text": "blue, \\"and\\ttwo"}'),
+        ("p.csv", 'prompt,category\na red circle,single\n"blue, ""and\ntwo",two\n'),
+        ("p.csv", '\ufeffid,Caption\r\n1,a red circle\r\n2,"blue, ""and\r\ntwo"\r\n'),
+        ("p.tsv", 'id\ttext\n1\ta red circle\n2\t"blue, ""and two"\n'),
+    ],
+)
+def test_prompts_are_read_by_column(tmp_path, encode, name, text):
+    (tmp_path / name).write_text(text, newline="")
+    assert read_prompts(tmp_path / name, encode) == ["a red circle", 'blue, "and two']
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"x": 1}\n{"prompt": 3}\na cross\n',
+            "2: expected .*\n.*3: expected .*\n.*4: not",
+        ),
+        ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": ""}\n', "line 2: not JSON.*\n.*line 3: empty prompt"),
+        ("p.jsonl", '{"prompt": "a\\u0007"}\n', r"line 1: control characters \\x07"),
+        ("p.jsonl", '{"prompt": "a\\ud800"}\n', r"line 1: control characters \\ud800"),
+        ("p.jsonl", "[" * 5000, "line 1: not JSON"),
+        ("p.csv", "name,category\na,b\n", "expected a column prompt or text or caption, found name, category"),
+        ("p.csv", "prompt,category\na,b,c\n\nd,e\n", "line 2: expected 2 fields, found 3\n.*line 3: expected 2 fields"),
+        ("p.csv", 'prompt\n"a', "line 2: not CSV"),
+        ("p.csv", "prompt\n", "no prompts in it"),
+        ("p.csv", "", "found none"),
+        ("p.tsv", "prompt\n\xff", "line 2: not UTF-8"),
+    ],
+)
+def test_broken_tables_are_refused(tmp_path, encode, name, text, message):
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        read_prompts(tmp_path / name, encode)
 
 
 def test_missing_file_is_named(tmp_path, encode):

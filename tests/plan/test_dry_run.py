@@ -144,7 +144,7 @@ def test_a_policy_that_is_there_is_read_and_inputs_are_checked(policy, tmp_path,
     overrides = [f"start={policy}", f"prompts={prompts}", f"root={tmp_path}", "learner.actors.cpus=0.1"]
     dry_run("shapes", "grpo", *overrides)
     assert f"16 tokens an image; {policy}" in capsys.readouterr().out
-    prompts.write_text("a red circle\n\n")
+    prompts.write_text("a red circle\n\na blue square\n")
     with pytest.raises(UserError, match=r"prompts.txt, line 2: empty prompt"):
         dry_run("shapes", "grpo", *overrides)
 
