@@ -53,12 +53,50 @@ class Question:
     detailed: str  # with its broad category: "entity - whole"
 
 
-def read_dpg_prompts(file: Path) -> dict[str, str]:
-    """The prompts of a JSON Lines file (`item_id` and `text`, both text), by item_id, in order.
+def read_dpg_prompts(source: Path) -> dict[str, str]:
+    """The prompts by item_id, in one of three forms.
+
+    JSON Lines of `item_id` and `text`, both text, in order; the published folder of prompts, a file ITEM_ID.txt each,
+    by name; or the published questions, a CSV file with a prompt's `text` in one of its rows, in order.
 
     Raises:
-        UserError: unreadable or empty file, or a bad line (with its number).
+        UserError: unreadable or empty file or folder, or a bad line (with its number).
     """
+    if source.is_dir():
+        return _prompts_of_folder(source)
+    if source.suffix.lower() == ".csv":
+        return _prompts_of_questions(source)
+    return _prompts_of_json_lines(source)
+
+
+def _prompts_of_folder(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*.txt"))
+    prompts = {file.stem: read_text(file, PUBLISHED).strip() for file in files}
+    if bad := [item for item, text in prompts.items() if not text]:
+        raise UserError(f"{folder}: no prompt in {', '.join(f'{item}.txt' for item in bad)}")
+    if not prompts:
+        raise UserError(f"{folder}: no prompts (*.txt) there; they are published at {PUBLISHED}")
+    return prompts
+
+
+def _prompts_of_questions(file: Path) -> dict[str, str]:
+    prompts: dict[str, str] = {}
+    for place, row in _read_rows(file):
+        if isinstance(row, str):
+            raise UserError(f"{file}, {place}: {row}")
+        item, text = row["item_id"].strip(), row["text"].strip()
+        known = prompts.get(item) or text
+        if text and text != known:
+            raise UserError(f"{file}, {place}: item {item} has two texts")
+        prompts[item] = known
+    if bad := [item for item, text in prompts.items() if not text]:
+        raise UserError(f"{file}: no text for {', '.join(bad)}")
+    if not prompts:
+        raise UserError(f"{file}: no prompts in it")
+    return prompts
+
+
+def _prompts_of_json_lines(file: Path) -> dict[str, str]:
     prompts: dict[str, str] = {}
     # Not splitlines(): JSON text may hold other line separators.
     for number, line in enumerate(read_text(file, PUBLISHED).rstrip("\n").split("\n"), start=1):

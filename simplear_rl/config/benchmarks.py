@@ -52,7 +52,9 @@ class BenchmarkConfig(Section):
 
     benchmark: Literal["shapes", "geneval", "dpg"] = "shapes"
     prompts: Location | None = Field(
-        None, description="geneval: its evaluation_metadata.jsonl; dpg: JSON Lines of item_id, text"
+        None,
+        description="geneval: its evaluation_metadata.jsonl; dpg: its folder of prompts, its dpg_bench.csv, "
+        "or JSON Lines of item_id, text",
     )
     questions: Location | None = Field(None, description="dpg: its dpg_bench.csv")
     rules: Literal["corrected", "official"] = Field("corrected", description="dpg: official has the script's quirks")

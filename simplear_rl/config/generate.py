@@ -5,7 +5,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from simplear_rl.config.base import Count, Location, LocationOrHubId, NonNegative, Positive, Section, absolute
+from simplear_rl.config.base import (
+    Count,
+    Location,
+    LocationOrHubId,
+    NonNegative,
+    Positive,
+    PromptText,
+    Section,
+    absolute,
+)
 from simplear_rl.config.rollout import EngineType
 
 
@@ -20,11 +29,16 @@ class GenerateConfig(Section):
 
     policy: Annotated[Path, AfterValidator(_as_given)] = Field(description="policy folder that draws")
     tokenizer: LocationOrHubId = Field(description="visual tokenizer: folder or Hugging Face id")
-    prompts: str = Field(description="a prompt, a file with one prompt per line, or - for standard input")
+    prompts: str = Field(
+        description="a prompt, a file (a prompt a line, or .jsonl, .csv, .tsv), or - for standard input"
+    )
     engine: EngineType = Field("vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding")
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
-    negative_prompt: str | None = Field(
+    negative_prompt: PromptText | None = Field(
         None, description="caption of the unconditional context; null: training's null prompt"
+    )
+    negative_prefix: bool = Field(
+        True, description="the policy's prefix stands before the negative prompt; false: as in SimpleAR's demo"
     )
     temperature: NonNegative = Field(1.0, description="0 is greedy")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="codes that are drawn from; 0 keeps the whole codebook")

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from simplear_rl.config.base import ActorsConfig, CommandConfig, Count, Location, PoolConfig, Positive, Section
+from simplear_rl.config.base import (
+    ActorsConfig,
+    CommandConfig,
+    Count,
+    Location,
+    PoolConfig,
+    Positive,
+    PromptText,
+    Section,
+)
 from simplear_rl.config.benchmarks import EvaluationConfig
 from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig
@@ -52,7 +61,9 @@ class SupervisedConfig(StageConfig):
     """Pretraining and SFT: next-token prediction on token shards."""
 
     data: TokenDataConfig
-    sample_prompts: list[str] = Field([], description="captions of the sample grid that goes with each checkpoint")
+    sample_prompts: list[PromptText] = Field(
+        [], description="captions of the sample grid that goes with each checkpoint"
+    )
 
     @property
     def inputs(self) -> list[Path]:
@@ -83,7 +94,7 @@ class SupervisedConfig(StageConfig):
 class GrpoConfig(StageConfig):
     """Group-relative policy optimisation with image rewards."""
 
-    prompts: Location = Field(description="text file: one prompt per line")
+    prompts: Location = Field(description="text file with a prompt a line, or .jsonl, .csv or .tsv")
     rollout: RolloutConfig
     reward: RewardConfig
     reference: PoolConfig = PoolConfig()

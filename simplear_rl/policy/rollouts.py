@@ -29,6 +29,7 @@ class Draw:
     step: int
     sampling: Sampling  # with guidance every image is decoded in two contexts
     negative_prompt: str | None = None  # caption of the unconditional context; None: training's null prompt
+    negative_prefix: bool = True  # whether the policy's prefix stands before it
 
 
 @dataclass(frozen=True)

@@ -323,6 +323,37 @@ def test_read_prompts(tmp_path):
         read_dpg_prompts(file)
 
 
+def test_prompts_of_the_published_folder_and_table(tmp_path):
+    prompts = {"0": "a red circle", "made_up_7": "a blue square, and a cross"}
+    (tmp_path / "prompts").mkdir()
+    for item, text in prompts.items():
+        (tmp_path / "prompts" / f"{item}.txt").write_text(f"\ufeff{text}\n", encoding="utf-8")
+    (tmp_path / "prompts" / "README.md").write_text("no prompt")
+    table = (
+        ",".join(COLUMNS)
+        + "\n"
+        + "".join(
+            f'{item},"{text if number == 1 else ""}",,{number},0,entity,whole,entity - whole (x),Is it?\n'
+            for item, text in prompts.items()
+            for number in (1, 2)
+        )
+    )
+    (tmp_path / "dpg_bench.csv").write_text(table)
+    assert read_dpg_prompts(tmp_path / "prompts") == read_dpg_prompts(tmp_path / "dpg_bench.csv") == prompts
+    (tmp_path / "dpg_bench.csv").write_text(table + "0,another,,3,0,entity,whole,entity - whole (x),Is it?\n")
+    with pytest.raises(UserError, match="line 6: item 0 has two texts"):
+        read_dpg_prompts(tmp_path / "dpg_bench.csv")
+    (tmp_path / "dpg_bench.csv").write_text(table + "8,,,1,0,entity,whole,entity - whole (x),Is it?\n")
+    with pytest.raises(UserError, match="no text for 8"):
+        read_dpg_prompts(tmp_path / "dpg_bench.csv")
+    (tmp_path / "prompts" / "9.txt").write_text(" \n")
+    with pytest.raises(UserError, match="prompts: no prompt in 9.txt"):
+        read_dpg_prompts(tmp_path / "prompts")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no prompts .* published at"):
+        read_dpg_prompts(tmp_path / "empty")
+
+
 @pytest.mark.skipif(not PUBLISHED_PROMPTS.exists(), reason=f"{PUBLISHED_PROMPTS} is missing")
 def test_the_published_prompts():
     prompts = read_dpg_prompts(PUBLISHED_PROMPTS)
