@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -12,11 +13,13 @@ from actors.broadcast import Broadcast, gather
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.pool import Pool
-from actors.rollout import RolloutActor
+from actors.rollout import RolloutActor, stream
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.rollouts import Draw, Prompt
+from simplear_rl.policy.sampling import Sampling
 from tests.conftest import make_policy
 
 BUCKET = 100_000  # bytes; the policy below has 0.5 MB
@@ -95,6 +98,20 @@ def start(learner: LearnerGroup, other_policy, zero_stage: int, version: int) ->
 
     for rank in learner.ranks:
         inside(rank, prepare)
+
+
+def test_a_sample_does_not_depend_on_its_engine(engines):
+    prompts = [Prompt(i, text) for i, text in enumerate(["a red circle", "two cross", "a blue square", "a red circle"])]
+
+    def drawn(actors, order):
+        drawn = stream(Pool(actors), Draw([prompts[i] for i in order], 2, 0, 5, Sampling()))
+        return {i: ray.get(group) for i, group in drawn}
+
+    together, swapped, alone = drawn(engines, range(4)), drawn(engines[::-1], range(4)), drawn(engines[:1], [3, 1])
+    for i in range(4):
+        assert np.array_equal(together[i].codes, swapped[i].codes)
+    for i in alone:
+        assert np.array_equal(together[i].codes, alone[i].codes)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

@@ -14,35 +14,9 @@ from simplear_rl.benchmarks.geneval import TAGS
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
-from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.run.history import read_metrics
-
-
-def grpo_config(world, run, *overrides):
-    tiny = [
-        "steps=2",
-        "checkpoint_every=1",
-        "samples_every=9",
-        "rollout.prompts_per_step=2",
-        "rollout.samples_per_prompt=3",
-        "evaluation.every=1",
-        "evaluation.prompt_count=6",
-        "evaluation.images_per_prompt=2",
-        "wandb=false",
-        f"root={world}",
-        f"run={run}",
-        f"start={world / 'policy'}",
-    ]
-    return load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", [*tiny, *overrides])
-
-
-@pytest.fixture(scope="module")
-def evaluated(ray_cluster, world, tmp_path_factory):
-    run = tmp_path_factory.mktemp("evaluated")
-    grpo.train(grpo_config(world, run))
-    return run
 
 
 def results(run, step):
@@ -53,38 +27,38 @@ def weights(run, step):
     return (run / "checkpoints" / f"step-{step:06d}" / "model" / "model.safetensors").read_bytes()
 
 
-def test_scores_are_logged_and_their_folders_stay(evaluated):
-    for row in read_metrics(evaluated / "metrics.jsonl"):
-        folder = evaluated / "evaluations" / f"step-{row['step']:06d}"
+def test_scores_are_logged_and_their_folders_stay(one_of_each):
+    for row in read_metrics(one_of_each / "metrics.jsonl"):
+        folder = one_of_each / "evaluations" / f"step-{row['step']:06d}"
         scores = json.loads((folder / "scores.json").read_text())["scores"]
         assert list(scores) == [*TAGS, "overall"]
         assert {f"evaluation_{tag}": score for tag, score in scores.items()}.items() <= row.items()
         assert row["evaluation_seconds"] > 0
         assert (folder / "index.html").exists() and len(list(folder.rglob("*.png"))) == 12
-    assert len(list((evaluated / "evaluations").iterdir())) == 2
+    assert len(list((one_of_each / "evaluations").iterdir())) == 2
 
 
-def test_it_draws_what_the_command_draws_from_the_checkpoint(evaluated, world, tmp_path):
+def test_it_draws_what_the_command_draws_from_the_checkpoint(one_of_each, world, tmp_path):
     """So it draws with the current weights, and with the same random numbers at every step."""
-    policy = evaluated / "checkpoints" / "step-000001" / "model"
+    policy = one_of_each / "checkpoints" / "step-000001" / "model"
     asked = [f"root={world}", f"policy={policy}", f"output={tmp_path}", "prompt_count=6", "images_per_prompt=2"]
     evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", asked))
-    assert (tmp_path / "results.jsonl").read_text() == results(evaluated, 1) != results(evaluated, 2)
+    assert (tmp_path / "results.jsonl").read_text() == results(one_of_each, 1) != results(one_of_each, 2)
 
 
 @pytest.mark.slow
-def test_training_is_bit_for_bit_that_of_a_run_without(evaluated, world, tmp_path):
-    grpo.train(grpo_config(world, tmp_path, "evaluation=null", "keep_best=null"))
-    for mine, theirs in zip(*(read_metrics(run / "metrics.jsonl") for run in (evaluated, tmp_path)), strict=True):
+def test_training_is_bit_for_bit_that_of_a_run_without(one_of_each, tmp_path, grpo_config):
+    grpo.train(grpo_config(tmp_path, "evaluation=null", "keep_best=null"))
+    for mine, theirs in zip(*(read_metrics(run / "metrics.jsonl") for run in (one_of_each, tmp_path)), strict=True):
         trained = {name for name in theirs if not name.endswith("_seconds")}
         assert {name: mine[name] for name in trained} == {name: theirs[name] for name in trained}
-    assert weights(evaluated, 2) == weights(tmp_path, 2)
+    assert weights(one_of_each, 2) == weights(tmp_path, 2)
     assert not (tmp_path / "evaluations").exists()
 
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_is_done_again_and_one_of_a_lost_engine_is_finished(
-    evaluated, world, tmp_path, monkeypatch
+    one_of_each, tmp_path, monkeypatch, grpo_config
 ):
     """The run ends in the middle of the evaluation of step 2; in that of step 1 an engine dies."""
     stream = evaluation.stream
@@ -101,24 +75,24 @@ def test_an_interrupted_evaluation_is_done_again_and_one_of_a_lost_engine_is_fin
 
     monkeypatch.setattr(evaluation, "stream", disturbed)
     with pytest.raises(KeyboardInterrupt):
-        grpo.train(grpo_config(world, tmp_path))
-    assert results(tmp_path, 1) == results(evaluated, 1)
+        grpo.train(grpo_config(tmp_path))
+    assert results(tmp_path, 1) == results(one_of_each, 1)
     (output / "verdicts").mkdir(exist_ok=True)
     (output / "verdicts" / "00005.json").write_text("[]")  # as of other weights
     kept = (tmp_path / "evaluations" / "step-000001" / "scores.json").stat().st_mtime_ns
 
     monkeypatch.undo()
-    grpo.train(grpo_config(world, tmp_path))
-    assert results(tmp_path, 2) == results(evaluated, 2)
+    grpo.train(grpo_config(tmp_path))
+    assert results(tmp_path, 2) == results(one_of_each, 2)
     assert (tmp_path / "evaluations" / "step-000001" / "scores.json").stat().st_mtime_ns == kept
-    assert weights(tmp_path, 2) == weights(evaluated, 2)
+    assert weights(tmp_path, 2) == weights(one_of_each, 2)
 
 
 @pytest.mark.slow
-def test_engines_that_join_later_evaluate_as_well(evaluated, world, tmp_path):
-    grpo.train(grpo_config(world, tmp_path, "rollout.engine.actors.max_count=2"))
-    assert [results(tmp_path, step) for step in (1, 2)] == [results(evaluated, step) for step in (1, 2)]
-    assert weights(tmp_path, 2) == weights(evaluated, 2)
+def test_engines_that_join_later_evaluate_as_well(one_of_each, tmp_path, grpo_config):
+    grpo.train(grpo_config(tmp_path, "rollout.engine.actors.max_count=2"))
+    assert [results(tmp_path, step) for step in (1, 2)] == [results(one_of_each, step) for step in (1, 2)]
+    assert weights(tmp_path, 2) == weights(one_of_each, 2)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +106,12 @@ def test_engines_that_join_later_evaluate_as_well(evaluated, world, tmp_path):
         (["evaluation=null"], "keep_best.metric: 'evaluation_overall' is not logged; `evaluation` is not set"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_before_the_run_begins(world, tmp_path, overrides, message):
+def test_what_cannot_be_scored_is_refused_before_the_run_begins(tmp_path, overrides, message, grpo_config):
     with pytest.raises(UserError, match=message):
-        Evaluation(grpo_config(world, tmp_path, *overrides))
+        Evaluation(grpo_config(tmp_path, *overrides))
 
 
-def test_the_last_step_always_has_one(world, tmp_path):
-    asked = Evaluation(grpo_config(world, tmp_path, "steps=7", "evaluation.every=3"))
+def test_the_last_step_always_has_one(tmp_path, grpo_config):
+    asked = Evaluation(grpo_config(tmp_path, "steps=7", "evaluation.every=3"))
     assert [step for step in range(1, 8) if asked.due(step)] == [3, 6, 7]
-    assert not Evaluation(grpo_config(world, tmp_path, "evaluation=null", "keep_best=null")).due(2)
+    assert not Evaluation(grpo_config(tmp_path, "evaluation=null", "keep_best=null")).due(2)
