@@ -34,10 +34,9 @@ from actors.placement import Stage
 from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
 from simplear_rl import sft
-from simplear_rl.benchmarks.benchmark import Benchmark, inspect
+from simplear_rl.benchmarks.benchmark import Benchmark, require_images
 from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.errors import UserError
 from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
@@ -49,8 +48,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     """Draw, judge and write everything; returns what scores.json holds."""
     require_writable(config.output, "output")
     benchmark = BENCHMARKS[config.benchmark](config)
-    checksums = _inspect(config, benchmark, config.score_only) if config.score_only else None
-    layout = _check(config, benchmark, config.policy) if config.policy and not config.score_only else None
+    others = config.score_only
+    checksums = require_images(benchmark, others, config.images_per_prompt, config.allow_missing) if others else None
+    layout = _check(config, benchmark, config.policy) if config.policy and not others else None
     open_folder(config, benchmark)
     if todo := unfinished(config, benchmark, checksums):
         with Stage("evaluate", config.roles, config.faults) as stage:
@@ -75,17 +75,6 @@ def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageL
         encode(text)
     require_weights(policy)
     return layout
-
-
-def _inspect(config: EvaluateConfig, benchmark: Benchmark, folder: Path) -> dict[int, list[int]]:
-    """Checksums of the images that others made; raises UserError if some are missing, unless that is allowed."""
-    checksums, problems = inspect(benchmark, folder, config.images_per_prompt)
-    lines = "\n".join([f"{folder}: {len(problems)} problems", *problems])
-    if problems and not config.allow_missing:
-        raise UserError(f"{lines}\nwith allow_missing=true the good images are scored and the others counted")
-    if problems:
-        print(lines)
-    return checksums
 
 
 def report(config: EvaluateConfig) -> None:

@@ -92,6 +92,21 @@ def read_text(file: Path, where_from: str) -> str:
         raise UserError(f"{file}: cannot be read: {error}") from error
 
 
+def require_images(benchmark: Benchmark, folder: Path, number: int, allow_missing: bool) -> dict[int, list[int]]:
+    """Checksums of the images that others made, per prompt; with `allow_missing` what is amiss is only printed.
+
+    Raises:
+        UserError: images are missing or damaged, or belong to no prompt.
+    """
+    checksums, problems = inspect(benchmark, folder, number)
+    lines = "\n".join([f"{folder}: {len(problems)} problems", *problems])
+    if problems and not allow_missing:
+        raise UserError(f"{lines}\nwith allow_missing=true the good images are scored and the others counted")
+    if problems:
+        print(lines)
+    return checksums
+
+
 def inspect(benchmark: Benchmark, folder: Path, number: int) -> tuple[dict[int, list[int]], list[str]]:
     """Read all images that others made: checksums of the good ones per prompt, and a line for everything amiss."""
     if not folder.is_dir():

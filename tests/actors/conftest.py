@@ -38,10 +38,7 @@ def grpo_config(world, tmp_path_factory):
             f"root={world}",
             f"run={run}",
             f"start={world / 'policy'}",
-            *(
-                f"{role}.threads=1"
-                for role in ("learner.actors", "rollout.engine.actors", "reward.actors", "reference")
-            ),
+            *(f"{role}.threads=1" for role in roles),
         ]
         return load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", [*tiny, *overrides])
 
