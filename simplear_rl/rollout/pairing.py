@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
@@ -97,3 +98,7 @@ class PairScheduler(Scheduler):
         """Running and waiting requests; those of the queue wait."""
         running, waiting = super().get_request_counts()
         return running, waiting + sum(map(len, self.queue))
+
+
+class AsyncPairScheduler(PairScheduler, AsyncScheduler):
+    """The same while a step is scheduled before the one before it has ended, as vLLM does on GPUs."""

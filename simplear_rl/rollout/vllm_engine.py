@@ -20,10 +20,11 @@ from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
 
 from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.rollout.pairing import PairScheduler
+from simplear_rl.rollout.pairing import AsyncPairScheduler, PairScheduler
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
 from simplear_rl.weights.group import WeightGroup
 from simplear_rl.weights.sharing import mapped, wait_for_device
@@ -33,6 +34,13 @@ from simplear_rl.weights.snapshot import Weights, checksum
 torch._dynamo.config.disable = True
 
 UNCONDITIONAL = "/unconditional"  # ends the name of a pair's second request
+ON_CPUS = {"scheduler_cls": PairScheduler, "async_scheduling": False, "enforce_eager": True}
+# Graphs of the decoding steps without torch.compile. New weights are written in place, so graphs stay valid.
+ON_GPUS = {
+    "scheduler_cls": AsyncPairScheduler,
+    "async_scheduling": True,
+    "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
+}
 ModelRegistry.register_model("VisualQwen2ForCausalLM", VisualQwen2ForCausalLM)
 
 
@@ -56,14 +64,15 @@ class VllmEngine:
                 logits_processors=[CodeSampler],
                 logprobs_mode="processed_logits",
                 generation_config="vllm",  # not the checkpoint's own: it may carry a repetition penalty and EOS ids
-                scheduler_cls=PairScheduler,
-                async_scheduling=False,  # PairScheduler is written for the plain one
-                enforce_eager=True,
                 disable_log_stats=True,
+                **(ON_GPUS if default_device() == "cuda" else ON_CPUS),
             )
         except ValueError as error:  # for example a cache that holds not even one image
             raise UserError(f"vLLM does not start with kv_cache_gib={config.kv_cache_gib:g}: {error}") from error
-        self.scheduler: PairScheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        core = self.llm.llm_engine.engine_core.engine_core
+        self.scheduler: PairScheduler = core.scheduler
+        # CodeSampler reads no tokens: without this line every step would wait for those of the step before it.
+        core.model_executor.driver_worker.worker.model_runner.input_batch.logitsprocs_need_output_token_ids = False
         self.llm.apply_model(lambda model: model.pack())
         self.version = 0
 
