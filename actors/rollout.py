@@ -19,10 +19,7 @@ from simplear_rl.weights.snapshot import Weights
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
 class RolloutActor(Monitored, WeightMember):
-    """An engine in an actor of its own. A restarted one holds the weights of the policy folder, version 0.
-
-    Weights are broadcast to vLLM (VllmEngine) alone.
-    """
+    """An engine in an actor of its own. A restarted one holds the weights of the policy folder, version 0."""
 
     def __init__(self, name: str, index: int, policy: Path, config: EngineConfig):
         super().__init__(name, ("decode", "load weights"))
@@ -46,26 +43,26 @@ class RolloutActor(Monitored, WeightMember):
             yield from self.engine.generate(draw)
 
     def load_weights(self, weights: Weights) -> int:
-        """Load a broadcast and verify it, see VllmEngine.load_weights; returns the version."""
+        """Load a broadcast and verify it, see WeightReceiver; returns the version."""
         with self.phase("load weights", weights.version, images=0):
             self.engine.load_weights(weights)
         return self.engine.version
 
     @ray.method(max_task_retries=0)  # a transfer cannot be repeated by one member alone
     def receive_weights(self) -> int:
-        """Take part in the group's broadcast, see VllmEngine.receive_weights; returns the version."""
+        """Take part in the group's broadcast, see WeightReceiver; returns the version."""
         with self.phase("load weights", self.engine.version + 1, images=0), self.weight_transfer() as group:
             self.engine.receive_weights(group)
         return self.engine.version
 
     @ray.method(max_task_retries=0)
     def map_weights(self, handles: bytes) -> None:
-        """Copy a bucket that a learner on this device shows, see VllmEngine.map_weights."""
+        """Copy a bucket that a learner on this device shows, see WeightReceiver."""
         self.engine.map_weights(handles)
 
     @ray.method(max_task_retries=0)
     def accept_weights(self, version: int, checksum: dict[str, str]) -> int:
-        """Verify what has been copied, see VllmEngine.accept_weights; returns the version."""
+        """Verify what has been copied, see WeightReceiver; returns the version."""
         with self.phase("load weights", version, images=0):
             self.engine.accept_weights(version, checksum)
         return self.engine.version

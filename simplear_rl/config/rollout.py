@@ -13,7 +13,7 @@ class EngineConfig(Section):
     """The rollout engines."""
 
     type: EngineType = Field(
-        "vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding; GRPO draws with vllm"
+        "vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding, which GRPO cannot use"
     )
     actors: PoolConfig = PoolConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -38,7 +38,7 @@ class RolloutConfig(Section):
 
     @field_validator("engine")
     @classmethod
-    def _takes_new_weights(cls, engine: EngineConfig) -> EngineConfig:
-        if engine.type != "vllm":
-            raise ValueError(f"GRPO draws with vllm alone: no other engine takes new weights, found type {engine.type}")
+    def _knows_log_probs(cls, engine: EngineConfig) -> EngineConfig:
+        if engine.type == "sjd":
+            raise ValueError("expected vllm or transformers: sjd does not compute the log-probs that GRPO needs")
         return engine

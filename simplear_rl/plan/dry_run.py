@@ -29,7 +29,7 @@ from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
 from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
-from simplear_rl.rollout.capacity import GIB, context_cache, images_at_once
+from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def plan_grpo(config: GrpoConfig) -> None:
     guided = rollout.guidance_scale != 1
     group = rollout.samples_per_prompt, guided, engine.max_prompt_tokens
     prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
-    at_once = images_at_once(decoder, engine, guided)
+    at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
     scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
     rewards, unknown = memory.reward_memory(config.reward.models)
     needed = {
@@ -96,7 +96,7 @@ def plan_grpo(config: GrpoConfig) -> None:
         f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
         f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
         f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
-        f"{engine.kv_cache_gib:g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
+        f"{cache / GIB:g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
         *([_in_words(evaluation)] if evaluation else []),
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),

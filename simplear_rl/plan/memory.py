@@ -15,7 +15,7 @@ from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
 from simplear_rl.policy.sizes import BYTES, Decoder
-from simplear_rl.rollout.capacity import GIB
+from simplear_rl.rollout.capacity import GIB, engine_cache
 from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
 
 Memory = dict[str, float]
@@ -127,12 +127,12 @@ def reference_memory(decoder: Decoder, dtype: str, images: int, guided: bool, pr
 
 
 def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
-    """A vLLM engine."""
+    """A rollout engine."""
     e = BYTES[engine.dtype]
     drawing = engine.max_concurrent * (4 * decoder.vocabulary + DRAWING * decoder.codes)
     return {
         "weights": decoder.parameters * e,
-        "KV cache": engine.kv_cache_gib * GIB,
+        "KV cache": engine_cache(decoder, engine),
         "activations": PREFILL * e * (4 * decoder.hidden + 3 * decoder.ffn),
         "logits": drawing,
     }

@@ -16,15 +16,23 @@ def context_cache(decoder: Decoder, engine: EngineConfig) -> float:
     return tokens * 2 * decoder.layers * decoder.kv_heads * decoder.head_size * BYTES[engine.dtype]
 
 
+def engine_cache(decoder: Decoder, engine: EngineConfig) -> float:
+    """The whole key-value cache: vLLM takes `kv_cache_gib`, the other engines what `max_concurrent` contexts need."""
+    if engine.type == "vllm":
+        return engine.kv_cache_gib * GIB
+    return engine.max_concurrent * context_cache(decoder, engine)
+
+
 def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool) -> int:
     """How many images an engine draws at a time: slots and cache; of each image's contexts it takes all or none.
 
     Raises:
         UserError: not even one guided image fits.
     """
-    # vLLM keeps one block for itself.
-    block = context_cache(decoder, engine) / ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK)
-    contexts = min(engine.max_concurrent, int((engine.kv_cache_gib * GIB - block) // context_cache(decoder, engine)))
+    contexts = engine.max_concurrent
+    if engine.type == "vllm":  # which keeps one block for itself
+        block = context_cache(decoder, engine) / ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK)
+        contexts = min(contexts, int((engine_cache(decoder, engine) - block) // context_cache(decoder, engine)))
     if contexts < 2:
         raise UserError(
             f"a guided image takes 2 contexts of {context_cache(decoder, engine) / GIB:.3f} GiB each; "

@@ -1,11 +1,11 @@
 """Sampling with Transformers alone: a batch of prompts of unequal lengths, guided or not, one key-value cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import DynamicCache, Qwen2ForCausalLM, StaticCache
+from transformers import DynamicCache, Qwen2ForCausalLM
 
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.device import default_device
@@ -15,27 +15,33 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.rollout.decode_step import DecodeStep
+from simplear_rl.rollout.decoding import Decoder
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
+from simplear_rl.weights.receiver import WeightReceiver
+from simplear_rl.weights.snapshot import checksum
 
 
-class TransformersEngine:
-    """A policy folder in Transformers: the plain loop, or speculative Jacobi decoding (`config.type: sjd`).
+class TransformersEngine(WeightReceiver):
+    """A policy folder in Transformers, without vLLM: batches of images, or speculative Jacobi decoding (`sjd`).
 
-    Implements Engine (engine.py). Its weights stay those of the folder. `config.max_concurrent` contexts are one
-    batch; there is no `kv_cache_gib`.
+    Implements Engine (engine.py). `config.max_concurrent` contexts are one batch, whose cache takes what it takes:
+    `kv_cache_gib` is vLLM's.
 
     Raises:
         UserError: see `load_policy`.
     """
 
     def __init__(self, policy: Path, config: EngineConfig):
-        self.config, self.layout, self.version = config, read_layout(policy), 0
+        self.config, self.layout = config, read_layout(policy)
         self.encode = read_encoder(policy, config.max_prompt_tokens)
         self.model = load_policy(policy, getattr(torch, config.dtype))[0].to(default_device()).eval()
+        if config.type == "transformers":
+            columns = config.max_prompt_tokens + self.layout.tokens
+            self.decoder = Decoder(DecodeStep(self.model, self.layout, columns))
 
-    @torch.no_grad()
     def generate(self, draw: Draw) -> Iterator[Rollout]:
-        """See Engine. Behaviour log-probs are not computed: they are NaN.
+        """See Engine. Behaviour log-probs of `sjd` are not computed: they are NaN.
 
         Raises:
             UserError: a prompt is empty or too long, or a guided image has more contexts than `max_concurrent`.
@@ -48,33 +54,56 @@ class TransformersEngine:
                 f"a guided image has 2 contexts, engine.max_concurrent is {self.config.max_concurrent}: raise it"
             )
         images = [(prompt, k) for prompt in draw.prompts for k in range(draw.samples)]
-        drawn: list[np.ndarray] = []  # of the prompts that are not complete
+        drawn: list[tuple[np.ndarray, np.ndarray]] = []  # of the prompts that are not complete
         complete = iter(draw.prompts)
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             contexts = [ids[prompt] for prompt, _ in batch]
             seeds = [(draw.seed, draw.step, prompt.index, k) for prompt, k in batch]
-            drawn.extend(self._codes(contexts, [other] * len(batch) if other else None, seeds, draw.sampling))
+            codes_BT, log_probs_BT = self._draw(contexts, [other] * len(batch) if other else None, seeds, draw.sampling)
+            drawn.extend(zip(codes_BT, log_probs_BT, strict=True))
             while len(drawn) >= draw.samples:
-                prompt, codes = next(complete), np.stack(drawn[: draw.samples]).astype(np.uint16)
+                codes, log_probs = (np.stack(rows) for rows in zip(*drawn[: draw.samples], strict=True))
                 del drawn[: draw.samples]
-                log_probs = np.full(codes.shape, np.nan, np.float32)
-                seed, step = draw.seed, draw.step
-                yield Rollout(prompt, ids[prompt], other, codes, log_probs, draw.sampling, self.version, seed, step)
+                prompt = next(complete)
+                yield Rollout(
+                    prompt=prompt,
+                    prompt_ids=ids[prompt],
+                    unconditional_ids=other,
+                    codes=codes.astype(np.uint16),
+                    log_probs=log_probs,
+                    sampling=draw.sampling,
+                    weight_version=self.version,
+                    seed=draw.seed,
+                    step=draw.step,
+                )
 
-    def _codes(
+    def _draw(
         self,
         contexts: list[list[int]],
         unconditional: list[list[int]] | None,
         seeds: Sequence[tuple[int, ...]],
         sampling: Sampling,
-    ) -> np.ndarray:
-        """Codes [B, T] of one batch."""
-        if self.config.type == "sjd":
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and log-probs, [B, T] each, of one batch."""
+        if self.config.type == "transformers":
+            return self.decoder(contexts, unconditional, seeds, sampling)
+        with torch.no_grad():
             codes_BT, _ = sample_codes_jacobi(self.model, contexts, self.layout, seeds, sampling, unconditional)
-        else:
-            codes_BT = sample_codes(self.model, contexts, self.layout, seeds, sampling, unconditional)
-        return codes_BT.cpu().numpy()
+        return codes_BT.cpu().numpy(), np.full(codes_BT.shape, np.nan, np.float32)
+
+    @torch.no_grad()
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        held = dict(self.model.named_parameters())
+        for name, tensor in tensors:
+            held[name].copy_(tensor)
+
+    def _settle(self) -> None:
+        """Nothing is kept of the old weights: every batch begins with an empty cache."""
+
+    def checksum(self) -> dict[str, str]:
+        """See WeightReceiver."""
+        return checksum(self.model.named_parameters())
 
 
 def sample_codes(
@@ -84,8 +113,6 @@ def sample_codes(
     seeds: Sequence[Sequence[int]],
     sampling: Sampling | None = None,
     unconditional: list[list[int]] | None = None,
-    static_cache: bool = False,
-    decode: Callable | None = None,
 ) -> torch.Tensor:
     """Draw one image per prompt; codes int64 [B, T].
 
@@ -99,8 +126,6 @@ def sample_codes(
         seeds: one per prompt.
         sampling: temperature 1 without guidance, if not given.
         unconditional: the other context of every prompt, with guidance; decoded in the same batch.
-        static_cache: allocate the cache at its full length: all steps have the same shapes.
-        decode: what computes the steps behind the prompt in place of `model.model`, for example its compiled form.
     """
     sampling = sampling or Sampling()
     device = model.get_input_embeddings().weight.device
@@ -113,15 +138,14 @@ def sample_codes(
         mask_KL[row, longest - len(ids) :] = 1
     positions_KL = (mask_KL.cumsum(-1) - 1).clamp(min=0)
     uniforms_BT = torch.from_numpy(np.stack([uniform_stream(seed, layout.tokens) for seed in seeds])).to(device)
-    cache = StaticCache(model.config, max_cache_len=mask_KL.shape[1]) if static_cache else DynamicCache()
+    cache = DynamicCache()
     head = model.lm_head.weight[layout.visual_offset : layout.vocabulary_size]
     codes: list[torch.Tensor] = []
     next_ids, columns = ids_KP, torch.arange(longest, device=device)
     for t in range(layout.tokens):
-        step = model.model if decode is None or t == 0 else decode
-        hidden = step(
+        hidden = model.model(
             input_ids=next_ids,
-            attention_mask=mask_KL if static_cache else mask_KL[:, : longest + t],
+            attention_mask=mask_KL[:, : longest + t],
             position_ids=positions_KL[:, columns],
             past_key_values=cache,
             cache_position=columns,

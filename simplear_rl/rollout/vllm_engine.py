@@ -1,7 +1,7 @@
 """The engine on vLLM: prompts in, groups of sampled images (as codes) with their log-probs out."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.pairing import AsyncPairScheduler, PairScheduler
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
-from simplear_rl.weights.group import WeightGroup
-from simplear_rl.weights.sharing import mapped, wait_for_device
-from simplear_rl.weights.snapshot import Weights, checksum
+from simplear_rl.weights.receiver import WeightReceiver
+from simplear_rl.weights.snapshot import checksum
 
 # vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile.
 torch._dynamo.config.disable = True
@@ -44,7 +43,7 @@ ON_GPUS = {
 ModelRegistry.register_model("VisualQwen2ForCausalLM", VisualQwen2ForCausalLM)
 
 
-class VllmEngine:
+class VllmEngine(WeightReceiver):
     """A policy folder in vLLM. Raises UserError if the folder is no policy or the cache is too small for it."""
 
     def __init__(self, policy: Path, config: EngineConfig):
@@ -74,7 +73,6 @@ class VllmEngine:
         # CodeSampler reads no tokens: without this line every step would wait for those of the step before it.
         core.model_executor.driver_worker.worker.model_runner.input_batch.logitsprocs_need_output_token_ids = False
         self.llm.apply_model(lambda model: model.pack())
-        self.version = 0
 
     def generate(self, draw: Draw) -> Iterator[Rollout]:
         """Draw images; yield each prompt's group, in order, as soon as it is complete.
@@ -143,50 +141,21 @@ class VllmEngine:
                 f"raise engine.kv_cache_gib by a factor of {needed / blocks:.2f}"
             )
 
-    def load_weights(self, weights: Weights) -> None:
-        """Replace the weights, verify the checksum of what the engine then holds, and empty the prefix cache.
-
-        Raises:
-            RuntimeError: images are still being drawn, or the checksum differs from the sender's.
-        """
-        self._check_idle()
-        self.llm.apply_model(lambda model: model.load_weights(weights.tensors.items()))
-        self.accept_weights(weights.version, weights.checksum)
-
-    def receive_weights(self, group: WeightGroup) -> None:
-        """The same with what the first rank of `group` sends, a bucket at a time."""
-        self._check_idle()
-        ((version, sent),) = self.llm.apply_model(lambda model: group.receive(model.load_weights))
-        self.accept_weights(version, sent)
-
-    def map_weights(self, handles: bytes) -> None:
-        """Copy one bucket out of another process's memory; `accept_weights` follows the last one."""
-        self._check_idle()
-        self.llm.apply_model(lambda model: model.load_weights(mapped(handles).items()))
-        wait_for_device()
-
-    def _check_idle(self) -> None:
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("weights cannot change while images are being drawn")
+        self.llm.apply_model(lambda model: model.load_weights(tensors))
 
-    def accept_weights(self, version: int, sent: dict[str, str]) -> None:
-        """Verify what has been loaded by the sender's checksum and empty the prefix cache. Raises RuntimeError."""
+    def _settle(self) -> None:
         self.llm.apply_model(lambda model: model.pack())
         self._empty_cache()
-        held = self.checksum()
-        if held != sent:
-            first = next(name for name in sorted(held | sent) if held.get(name) != sent.get(name))
-            raise RuntimeError(
-                f"weights of version {version}: {first} differs: sent {sent.get(first)}, engine holds {held.get(first)}"
-            )
-        self.version = version
 
     def _empty_cache(self) -> None:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be emptied: images are being drawn")
 
     def checksum(self) -> dict[str, str]:
-        """Checksum of the weights in the engine, comparable with the learner's."""
+        """See WeightReceiver."""
         return self.llm.apply_model(lambda model: checksum(model.named_weights()))[0]
 
 

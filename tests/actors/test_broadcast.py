@@ -158,12 +158,12 @@ def test_an_engine_that_cannot_take_part_is_named_at_once(learner, engines, othe
     broadcast()
 
     def occupy(self):
-        self.engine._check_idle = lambda: (_ for _ in ()).throw(RuntimeError("weights cannot change now"))
+        self.engine._load = lambda _: (_ for _ in ()).throw(RuntimeError("weights cannot change now"))
 
     inside(engines[0], occupy)
     with pytest.raises(RuntimeError, match="weights cannot change now"):
         broadcast()
-    inside(engines[0], lambda self: self.engine.__dict__.pop("_check_idle") and None)
+    inside(engines[0], lambda self: self.engine.__dict__.pop("_load") and None)
     forget(engines)
     assert broadcast()["weight_version"] == 9.0
     assert_holds(engines[0], expected)

@@ -67,6 +67,17 @@ def test_another_transport_changes_nothing_but_the_time(one_of_each, tmp_path, t
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
+def test_the_engine_without_vllm_draws_and_trains_the_same(one_of_each, tmp_path, grpo_config):
+    grpo.train(grpo_config(tmp_path, "rollout.engine.type=transformers"))
+    ends = [dict(load_policy(run / "final")[0].named_parameters()) for run in (one_of_each, tmp_path)]
+    assert checksum(ends[0].items()) == checksum(ends[1].items())
+    vllm, other = (read_metrics(run / "metrics.jsonl") for run in (one_of_each, tmp_path))
+    for name in ("reward", "evaluation_overall", "weight_version", "engines_verified"):
+        assert [row[name] for row in vllm] == [row[name] for row in other]
+    assert all(row["mismatch_max"] < 1e-4 for row in other)
+
+
 def test_several_rewards_are_summed_and_logged_each(one_of_each):
     for row in read_metrics(one_of_each / "metrics.jsonl"):
         assert row["reward"] == pytest.approx(row["reward_clip_clip"] + 0.5 * row["reward_hpsv2"], abs=1e-5)

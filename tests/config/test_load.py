@@ -199,7 +199,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("reward.models=[]", "at least 1 item"),
         ("reward.models=[{model: x}]", "reward.models.0.type: missing"),
         ("reward.models=[{type: geneval, detector: {dtype: int8}}]", "reward.models.0.detector.dtype: .* found 'int8'"),
-        ("rollout.engine.type=sjd", "rollout.engine: GRPO draws with vllm alone: .* found type sjd"),
+        ("rollout.engine.type=sjd", "rollout.engine: expected vllm or transformers: sjd does not"),
         ("root=a\0b", r"root: control characters in the path 'a\\x00b'"),
         ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),
         (

@@ -21,7 +21,7 @@ from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.capacity import context_cache, images_at_once
+from simplear_rl.rollout.capacity import context_cache, engine_cache, images_at_once
 
 CONFIG = Qwen2Config(
     hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2, vocab_size=500
@@ -160,6 +160,9 @@ def test_images_that_an_engine_draws_at_once():
     assert context_cache(decoder, engine) == 12_288 * 4224
     assert images_at_once(decoder, engine, guided=False) == 20
     assert images_at_once(decoder, engine, guided=True) == 10
+    other = engine.model_copy(update={"type": "transformers"})
+    assert images_at_once(decoder, other, guided=True) == other.max_concurrent // 2
+    assert engine_cache(decoder, other) == other.max_concurrent * 12_288 * 4224
     for key, value in ("max_concurrent", 1), ("kv_cache_gib", 0.06):
         with pytest.raises(UserError, match=r"a guided image takes 2 .* have room for 1: raise them"):
             images_at_once(decoder, engine.model_copy(update={key: value}), guided=False)

@@ -1,0 +1,105 @@
+"""Whole images from a DecodeStep: draw, step, draw. On CUDA a step and the draw behind it are one CUDA graph."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from simplear_rl.policy.guidance import guided_logits
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+from simplear_rl.rollout.decode_step import DecodeStep
+
+GRAPHS = 4  # kept for batches to come: a run has full batches, a last smaller one, and the same of its evaluation
+
+
+class Decoder:
+    """Draws batches of images. Row b consumes the uniform stream of `seeds[b]`, as in every engine."""
+
+    def __init__(self, step: DecodeStep):
+        self.step = step
+        self.batches: dict[tuple[int, int, Sampling], _Batch] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: list[list[int]],
+        unconditional: list[list[int]] | None,
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int64 [B, T] and their log-probs float32 [B, T] of one image per prompt.
+
+        Args:
+            prompts: prompt ids, of any lengths.
+            unconditional: the other context of every prompt, with guidance.
+            seeds: one per prompt.
+            sampling: what is drawn from.
+        """
+        contexts = [*prompts, *(unconditional or [])]
+        if self.step.reserve(len(contexts)):
+            self.batches.clear()
+        key = len(prompts), len(contexts), sampling
+        if key not in self.batches:
+            if len(self.batches) == GRAPHS:
+                self.batches.clear()
+            self.batches[key] = _Batch(self.step, *key)
+        return self.batches[key].draw(contexts, seeds)
+
+
+class _Batch:
+    """Batches of one size and one sampling: their buffers and, on CUDA, their graph."""
+
+    def __init__(self, step: DecodeStep, images: int, contexts: int, sampling: Sampling):
+        self.step, self.images, self.contexts, self.sampling = step, images, contexts, sampling
+        tokens, device = step.layout.tokens, step.ids.device
+        self.uniforms_BT = torch.zeros(images, tokens, dtype=torch.float64, device=device)
+        self.codes_BT = torch.zeros(images, tokens, dtype=torch.long, device=device)
+        self.log_probs_BT = torch.zeros(images, tokens, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.next: Callable[[], None] = self._next
+        if device.type == "cuda":
+            self.next = self._captured()
+
+    def draw(self, contexts: list[list[int]], seeds: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """See Decoder."""
+        tokens = self.step.layout.tokens
+        self.uniforms_BT.copy_(torch.from_numpy(np.stack([uniform_stream(seed, tokens) for seed in seeds])))
+        self.position.zero_()
+        self._draw(self.step.begin(contexts))
+        for _ in range(tokens - 1):
+            self.next()
+        # Copies: the next batch overwrites the buffers.
+        return self.codes_BT.cpu().numpy().copy(), self.log_probs_BT.cpu().numpy().copy()
+
+    def _next(self) -> None:
+        self._draw(self.step(self.contexts))
+
+    def _draw(self, logits_KC: torch.Tensor) -> None:
+        """Draw each image's code at `position`, and give it to all of its contexts."""
+        if self.contexts > self.images:
+            conditional_BC, unconditional_BC = logits_KC.chunk(2)
+            logits_KC = guided_logits(conditional_BC, unconditional_BC, self.sampling.guidance_scale)
+        log_probs_BC = sampling_log_probs(logits_KC, self.sampling)
+        if self.sampling.temperature:
+            codes_B1 = draw_codes(log_probs_BC, self.uniforms_BT.index_select(1, self.position).squeeze(1)).unsqueeze(1)
+        else:
+            codes_B1 = log_probs_BC.argmax(-1, keepdim=True)
+        self.codes_BT.index_copy_(1, self.position, codes_B1)
+        self.log_probs_BT.index_copy_(1, self.position, log_probs_BC.gather(-1, codes_B1))
+        ids_B = codes_B1.squeeze(1) + self.step.layout.visual_offset
+        self.step.ids[: self.contexts] = ids_B.repeat(self.contexts // self.images)
+        self.position += 1
+
+    def _captured(self) -> Callable[[], None]:
+        """`_next` as a graph: compiled and warmed up first, on columns that `draw` overwrites."""
+        self.step.column.zero_()
+        self.step.first.zero_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._next()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._next()
+        return graph.replay
