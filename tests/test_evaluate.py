@@ -163,6 +163,7 @@ def test_geneval_with_mask2former_and_clip(detector_config, pictures, tmp_path, 
         f"score_only={tmp_path / 'images'}",
         f"output={tmp_path / 'out'}",
         "images_per_prompt=2",
+        "scorer={count: 1}",
     ]
     summary = evaluate(load_config(EvaluateConfig, CONFIGS / "geneval" / "evaluate.yaml", overrides))
     assert summary["images"] == 12 and summary["scores"]["overall"] == 0
