@@ -41,6 +41,7 @@ from simplear_rl.data.prompts import KINDS, check_prompt, read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_weights, require_writable
+from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
@@ -75,6 +76,7 @@ def generate(config: GenerateConfig) -> None:
     require_writable(config.output, "output")
     layout, encode = read_layout(config.policy, config.tokenizer), read_encoder(config.policy)
     require_weights(config.policy)
+    require_same_tokenizer(config.tokenizer, [config.policy], accept=config.accept_tokenizer)
     tokenizer = CosmosTokenizer(config.tokenizer, DEVICE)
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(config.prompts, encode))]
     config.output.mkdir(parents=True, exist_ok=True)

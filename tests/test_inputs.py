@@ -11,10 +11,12 @@ from pyarrow import parquet
 from simplear_rl import evaluate, grpo, pretrain, sft
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.generate import GenerateConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
+from simplear_rl.generate import generate
 from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.plan.dry_run import plan_grpo, plan_supervised
 from simplear_rl.policy.conversion import convert
@@ -107,6 +109,8 @@ def test_policies_of_another_tokenizer_are_refused_by_every_command(root, tokeni
     trained = [*values, f"start={root}/policy", f"prompts={root}/prompts.txt", "wandb=false", *rewards]
     grpo_config = load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", trained)
     drawn = [*values, f"policy={root}/policy", f"output={root}/out"]
+    folders = {"policy": root / "policy", "tokenizer": tokenizers[0], "output": root / "pictures"}
+    pictures = GenerateConfig(prompts="a circle", engine="transformers", **folders)
     for command, config in (
         (pretrain.train, supervised(root, tokenizers[0], [shards])),
         (sft.train, supervised(root, tokenizers[0], [shards])),
@@ -114,6 +118,7 @@ def test_policies_of_another_tokenizer_are_refused_by_every_command(root, tokeni
         (grpo.train, grpo_config),
         (plan_grpo, grpo_config),
         (evaluate.evaluate, load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", drawn)),
+        (generate, pictures),
     ):
         with pytest.raises(UserError, match=f"policy: {read_identity(tokenizers[1])}"):
             command(config)
@@ -131,6 +136,10 @@ def test_what_says_nothing_and_what_is_accepted_by_name_pass(root, tokenizers):
     assert require_same_tokenizer(tokenizers[0], [root / "policy"], [named], accept=other) == own
     accepting = supervised(root, tokenizers[0], [root / "a", root / "b"], f"accept_tokenizer={other}")
     plan_supervised(accepting)
+    remember(root / "policy", tokenizers[1])
+    folders = {"policy": root / "policy", "tokenizer": tokenizers[0], "output": root / "pictures"}
+    generate(GenerateConfig(prompts="a circle", engine="transformers", accept_tokenizer=other, **folders))
+    assert (root / "pictures" / "00000-00.png").exists()
     with pytest.raises(UserError, match="accept_tokenizer: .*pattern"):
         supervised(root, tokenizers[0], [root / "a"], f"accept_tokenizer={other[:20]}")
 

@@ -74,6 +74,9 @@ class FaultsConfig(Section):
     )
 
 
+TokenizerIdentity = Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")]
+
+
 class CommandConfig(Section):
     """What every command has."""
 
@@ -85,7 +88,7 @@ class CommandConfig(Section):
     tokenizer: LocationOrHubId = Field(
         description="visual tokenizer: folder with encoder.jit and decoder.jit, or Hugging Face id"
     )
-    accept_tokenizer: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] | None = Field(
+    accept_tokenizer: TokenizerIdentity | None = Field(
         None, description="identity of another visual tokenizer, whose shards and policies are taken for `tokenizer`'s"
     )
     faults: FaultsConfig = FaultsConfig()

@@ -13,6 +13,7 @@ from simplear_rl.config.base import (
     Positive,
     PromptText,
     Section,
+    TokenizerIdentity,
     absolute,
 )
 from simplear_rl.config.rollout import EngineType
@@ -29,6 +30,9 @@ class GenerateConfig(Section):
 
     policy: Annotated[Path, AfterValidator(_as_given)] = Field(description="policy folder that draws")
     tokenizer: LocationOrHubId = Field(description="visual tokenizer: folder or Hugging Face id")
+    accept_tokenizer: TokenizerIdentity | None = Field(
+        None, description="identity of another visual tokenizer, whose policies are taken for `tokenizer`'s"
+    )
     prompts: str = Field(
         description="a prompt, a file (a prompt a line, or .jsonl, .csv, .tsv), or - for standard input"
     )
