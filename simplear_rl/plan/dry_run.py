@@ -96,7 +96,7 @@ def plan_grpo(config: GrpoConfig) -> None:
         f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
         f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
         f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
-        f"{cache / GIB:g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
+        f"{cache / GIB:.3g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
         *([_in_words(evaluation)] if evaluation else []),
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),

@@ -103,9 +103,23 @@ def test_a_learner_and_an_engine_that_share_a_gpu_are_placed_together(tmp_path, 
     assert "node 0   7 learner.actors, 7 rollout.engine.actors, 1 reward.actors; 0 GPUs idle" in shown
     assert "node 1   1 reference; 7 GPUs idle" in shown
     with pytest.raises(UserError, match=r"1 x learner.actors .* and 1 x rollout.engine.actors .*raise learner"):
-        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=18")
+        dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=16")
     with pytest.raises(UserError, match="no node has room for learner.actors and rollout.engine.actors-5"):
         dry_run("simplear_0.5b", "grpo", *shared, "plan.cpus_per_node=8", "plan.nodes=5")
+
+
+def test_all_roles_share_one_gpu_and_train_what_sixteen_do(tmp_path, capsys):
+    one, many = (
+        load_config(GrpoConfig, CONFIGS / "simplear_0.5b" / name, [f"root={tmp_path}"])
+        for name in ("grpo_1gpu.yaml", "grpo.yaml")
+    )
+    plan_grpo(one)
+    shown = capsys.readouterr().out
+    assert "1 learner.actors, 1 rollout.engine.actors, 1 reward.actors, 1 reference; 0 GPUs idle" in shown
+    assert "1 that draw 28 unguided images at once each; 1.35 GiB of cache" in shown
+    for same in ("algorithm", "steps", "prompts"):
+        assert getattr(one, same) == getattr(many, same)
+    assert one.learner.optimizer == many.learner.optimizer and one.reward.models == many.reward.models
 
 
 def test_an_evaluation_is_planned_and_its_files_are_looked_for(tmp_path, capsys):
