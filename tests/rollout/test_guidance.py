@@ -17,7 +17,7 @@ from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout import vllm_engine as engine_module
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
 from simplear_rl.rollout.pairing import AsyncPairScheduler, PairScheduler
-from simplear_rl.rollout.transformers_engine import sample_codes
+from simplear_rl.rollout.transformers_engine import TransformersEngine, sample_codes
 from simplear_rl.rollout.vllm_engine import VllmEngine
 
 WORDS = ["A", "photo", "of", "a", "red", "green", "blue", "circle", "square", "cross"]
@@ -81,7 +81,7 @@ def engine_images(engine, prompts, seed, sampling, samples=1, negative=None):
     return {(g.prompt.index, k): codes.tolist() for g in groups for k, codes in enumerate(g.codes)}
 
 
-def transformers_images(policy, prompts, seed, sampling, static_cache=False, negative=None):
+def transformers_images(policy, prompts, seed, sampling, negative=None):
     model, encode = load_policy(policy)
     other = encode(negative) if negative else encode.null
     with torch.no_grad():
@@ -92,7 +92,6 @@ def transformers_images(policy, prompts, seed, sampling, static_cache=False, neg
             [(*seed, p.index, 0) for p in prompts],
             sampling,
             [other] * len(prompts),
-            static_cache,
         )
     return {(p.index, 0): row for p, row in zip(prompts, codes.tolist(), strict=True)}
 
@@ -132,8 +131,9 @@ def test_greedy_on_many_prompts_and_long_images(tmp_path, grid):
     expected = loop_images(policy, prompts, (0, 0), sampling)
     engine = VllmEngine(policy, EngineConfig(max_concurrent=32, kv_cache_gib=0.2, max_prompt_tokens=150))
     assert engine_images(engine, prompts, (0, 0), sampling) == expected
-    for static_cache in False, True:
-        assert transformers_images(policy, prompts, (0, 0), sampling, static_cache) == expected
+    assert transformers_images(policy, prompts, (0, 0), sampling) == expected
+    stepwise = TransformersEngine(policy, EngineConfig(type="transformers", max_concurrent=32, max_prompt_tokens=150))
+    assert engine_images(stepwise, prompts, (0, 0), sampling) == expected
     model, encode = load_policy(policy)
     contexts, seeds = [encode(p.text) for p in prompts], [(0, 0, p.index, 0) for p in prompts]
     codes, _ = sample_codes_jacobi(model, contexts, read_layout(policy), seeds, sampling, [encode.null] * len(prompts))
