@@ -172,6 +172,7 @@ def test_geneval_with_mask2former_and_clip(detector_config, pictures, tmp_path, 
     assert [(row["width"], row["height"]) for row in rows[:2]] == [(48, 48), (64, 48)]
 
 
+@pytest.mark.slow
 def test_dpg_bench_with_a_vision_language_model(tmp_path, ray_cluster):
     """Random weights answer at random, but load, look at every image, and fill scores and page."""
     questions = {1: (0, "is there a red circle"), 2: (1, "is the circle red"), 3: (0, "is there a blue square")}

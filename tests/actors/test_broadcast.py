@@ -78,7 +78,7 @@ def engines(ray_cluster, policy, engine_config):
         yield engines
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def learner(request, engines, other_policy):
     config = learner_config(request.param, 0)
     with Stage("learners", {"learner.actors": config.actors}) as stage:

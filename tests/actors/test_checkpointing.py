@@ -100,6 +100,7 @@ def test_a_rank_that_dies_while_it_writes_costs_that_checkpoint_alone(ray_cluste
     assert [folder.name for folder in checkpoints(config.run)] == ["step-000003", "step-000006"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_a_rank_is_named(ray_cluster, make_config, before_writing):
     def refuse(self):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))

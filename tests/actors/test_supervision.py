@@ -46,6 +46,7 @@ def test_hung_actor_is_restarted_and_its_call_repeated_while_a_busy_one_is_left_
     assert re.search(r"supervised/worker-0 \(node .*, log .*\.err\): no heartbeat for 5 s", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_actor_without_restarts_left_is_named_with_node_process_log_and_cause(ray_cluster):
     with pytest.raises(ActorLostError) as lost, stage(max_restarts=1) as running:
         actor, _ = running.launch("worker.actors", Worker)

@@ -106,14 +106,13 @@ def engine(policy):
     return VllmEngine(policy, EngineConfig(max_concurrent=16, kv_cache_gib=0.1, max_prompt_tokens=150))
 
 
-@pytest.mark.parametrize("negative", [None, "a blue square"])
 @pytest.mark.parametrize(
-    "sampling",
+    ("sampling", "negative"),
     [
-        Sampling(temperature=0, guidance_scale=3.0),
-        GUIDED,
-        Sampling(temperature=0.8, guidance_scale=1.5, top_k=20, top_p=0.9),
-        Sampling(guidance_scale=0.0),
+        (Sampling(temperature=0, guidance_scale=3.0), None),
+        (GUIDED, "a blue square"),
+        (Sampling(temperature=0.8, guidance_scale=1.5, top_k=20, top_p=0.9), None),
+        (Sampling(guidance_scale=0.0), "a blue square"),
     ],
     ids=["greedy", "sampled", "filtered", "unconditional"],
 )
