@@ -34,17 +34,25 @@ def grpo_loss(
         reference_log_probs_GT: of the frozen reference; None where `config.kl.beta` is 0: then no `kl` is logged.
         rewards_G: one reward per sample.
         config: clipping, form of the advantage, KL.
+
+    KL in the reward is the sum over an image's tokens under the old policy, so that it is fixed for the batch. It is
+    taken from the advantage of the rewards alone, less its own mean; with `advantage: mean` the sum is exactly the
+    advantage of the paper's R = r - beta * KL.
     """
-    kl_GT = None
-    if reference_log_probs_GT is not None:
-        kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
-    if kl_GT is not None and config.kl.placement == "reward":
-        rewards_G = rewards_G - config.kl.beta * kl_GT.detach().mean(-1)
     advantages_G = group_advantages(rewards_G, config.advantage)
+    without_signal = (rewards_G == rewards_G[0]).all()
     ratio_GT = torch.exp(log_probs_GT - old_log_probs_GT)
+    kl_GT = None
+    if reference_log_probs_GT is not None and config.kl.placement == "reward":
+        kl_GT = kl_estimate(old_log_probs_GT, reference_log_probs_GT, config.kl.estimator)
+        kl_G = kl_GT.sum(-1)
+        # After the division by the rewards' spread: a KL is no reward, and noise where the rewards are equal.
+        advantages_G = advantages_G - config.kl.beta * (kl_G - kl_G.mean())
     loss_GT = clipped_policy_loss(ratio_GT, advantages_G, config.clip_low, config.clip_high)
-    if kl_GT is not None and config.kl.placement == "loss":
-        loss_GT = loss_GT + config.kl.beta * kl_GT
+    if reference_log_probs_GT is not None and config.kl.placement == "loss":
+        kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
+        # The samples are the old policy's: the ratio is their weight under the current one, 1 at the first update.
+        loss_GT = loss_GT + config.kl.beta * (ratio_GT.detach() * kl_GT)
     clipped_GT = (ratio_GT < 1 - config.clip_low) | (ratio_GT > 1 + config.clip_high)
     loss = loss_GT.mean()
     metrics = {
@@ -53,6 +61,6 @@ def grpo_loss(
         "ratio_min": ratio_GT.min(),
         "ratio_max": ratio_GT.max(),
         "clip_fraction": clipped_GT.float().mean(),
-        "zero_advantage_groups": (advantages_G == 0).all().float(),
+        "zero_advantage_groups": without_signal.float(),
     }
     return loss, {name: value.detach() for name, value in metrics.items()}

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, Positive, Section
 
@@ -31,11 +31,32 @@ class LearnerConfig(Section):
 class KlConfig(Section):
     """KL to the frozen reference."""
 
-    beta: NonNegative = Field(0.04, description="0: no reference is started, and `kl` is not logged")
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    beta: NonNegative = Field(
+        0.04,
+        description="in the loss it multiplies a mean over tokens, in the reward the KL of a whole image, a sum over "
+        "its tokens; 0: no reference is started, and `kl` is not logged",
+    )
     placement: Literal["loss", "reward"] = Field(
         "loss", description="loss: beta * KL is added per token (published code); reward: r - beta * KL (paper)"
     )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        default_factory=lambda values: "k1" if values.get("placement") == "reward" else "k3",
+        description="in the loss k3 (default) or k2, in the reward k1 (default), see algorithms/kl.py",
+    )
+
+    @model_validator(mode="after")
+    def _regularises(self) -> "KlConfig":
+        if (self.placement, self.estimator) == ("loss", "k1"):
+            raise ValueError(
+                "k1 in the loss regularises nothing: its gradient is 0 in expectation; set algorithm.kl.estimator to "
+                "k2 or k3, or algorithm.kl.placement to reward"
+            )
+        if self.placement == "reward" and self.estimator != "k1":
+            raise ValueError(
+                f"{self.estimator} in the reward does not have the gradient of the KL, k1 has it; set "
+                "algorithm.kl.estimator to k1 or leave it out"
+            )
+        return self
 
 
 class AlgorithmConfig(Section):
