@@ -53,14 +53,17 @@ def grpo_loss(
         kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
         # The samples are the old policy's: the ratio is their weight under the current one, 1 at the first update.
         loss_GT = loss_GT + config.kl.beta * (ratio_GT.detach() * kl_GT)
-    clipped_GT = (ratio_GT < 1 - config.clip_low) | (ratio_GT > 1 + config.clip_high)
+    advantages_G1 = advantages_G.unsqueeze(-1)
+    low_GT = (ratio_GT < 1 - config.clip_low) & (advantages_G1 < 0)
+    high_GT = (ratio_GT > 1 + config.clip_high) & (advantages_G1 > 0)
     loss = loss_GT.mean()
     metrics = {
         "loss": loss,
         **({} if kl_GT is None else {"kl": kl_GT.mean()}),
         "ratio_min": ratio_GT.min(),
         "ratio_max": ratio_GT.max(),
-        "clip_fraction": clipped_GT.float().mean(),
+        "clip_low_fraction": low_GT.float().mean(),
+        "clip_high_fraction": high_GT.float().mean(),
         "zero_advantage_groups": without_signal.float(),
     }
     return loss, {name: value.detach() for name, value in metrics.items()}

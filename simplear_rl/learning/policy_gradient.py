@@ -3,7 +3,7 @@
 Advantages, ratios and KL are computed here, where the log-probs are; their formulas stand in algorithms/.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ from simplear_rl.run.guards import Evidence, group_evidence, refusal
 
 if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
     from simplear_rl.learning.learner import Learner
+
+RATIOS = ("ratio_min", "ratio_max")
+CLIPPED = ("clip_low_fraction", "clip_high_fraction")
 
 
 class PolicyGradient:
@@ -41,31 +44,45 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Algorith
 
     Raises:
         UserError: rewards, log-probs, the loss or a gradient are not finite; the step is not taken.
+        RuntimeError: other weights than the learner's drew a rollout.
     """
     for group in groups:
+        _require_current(learner, group.rollout)
         _require_finite(learner, group)
     old_GT: list[torch.Tensor] = []
     if config.updates_per_batch > 1:
         old_GT = [log_probs(learner, group.rollout, config, no_grad=True) for group in groups]
-    metrics: list[dict[str, torch.Tensor]] = []  # as measured before the first update
-    clip_fractions = []  # of all updates
+    updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each group in each update
     for number in range(config.updates_per_batch):
+        updates.append([])
         for i, group in enumerate(groups):
             log_probs_GT = log_probs(learner, group.rollout, config)
             reference = group.reference_log_probs
-            loss, group_metrics = grpo_loss(
+            loss, metrics = grpo_loss(
                 log_probs_GT,
                 old_GT[i] if old_GT else log_probs_GT.detach(),
                 None if reference is None else torch.from_numpy(reference).to(log_probs_GT),
                 torch.from_numpy(group.rewards).to(log_probs_GT),
                 config,
             )
-            clip_fractions.append(group_metrics["clip_fraction"])
             if number == 0:
-                metrics.append(group_metrics | _mismatch(log_probs_GT.detach(), group.rollout))
+                metrics |= _mismatch(log_probs_GT.detach(), group.rollout)
+            updates[-1].append(metrics)
             learner.backward(loss, partial(_evidence, group, log_probs_GT))
-    clip_fraction = float(torch.stack(clip_fractions).mean())
-    return combined(metrics) | {"clip_fraction": clip_fraction} | learner.finish_step()
+    return _over_updates(updates) | learner.finish_step()
+
+
+def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> dict[str, float]:
+    """What the first update found, with the ratios of the last one and what those after the first clipped.
+
+    In the first update all ratios are 1 by construction, and nothing is clipped. `first_ratio_*` say that it is so.
+    """
+    first, last = combined(updates[0]), combined(updates[-1])
+    metrics = {name: value for name, value in first.items() if name not in CLIPPED}
+    if later := [row for rows in updates[1:] for row in rows]:
+        metrics |= {f"first_{name}": first[name] for name in RATIOS} | {name: last[name] for name in RATIOS}
+        metrics |= {name: value for name, value in combined(later).items() if name in CLIPPED}
+    return metrics
 
 
 def log_probs(learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False) -> torch.Tensor:
@@ -82,6 +99,14 @@ def _mismatch(log_probs_GT: torch.Tensor, rollout: Rollout) -> dict[str, torch.T
         "mismatch_mean": difference_GT.mean(),
         "entropy_estimate": -log_probs_GT.mean(),
     }
+
+
+def _require_current(learner: "Learner", rollout: Rollout) -> None:
+    if rollout.weight_version != learner.step:
+        raise RuntimeError(
+            f"step {learner.step + 1}: the rollout of prompt {rollout.prompt.text!r} has weights of step "
+            f"{rollout.weight_version}, expected step {learner.step}"
+        )
 
 
 def _require_finite(learner: "Learner", group: ScoredRollout) -> None:

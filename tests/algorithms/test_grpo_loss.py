@@ -152,3 +152,15 @@ def test_without_a_reference_the_loss_is_that_of_beta_zero(placement):
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
     assert found[0][2] - found[1][2] == {"kl"}
+
+
+def test_clip_fractions_count_what_loses_its_gradient():
+    """A ratio beyond a bound is clipped only where it went the way that the advantage asks for."""
+    ratio = torch.tensor([[0.5, 1.0, 1.5, 1.5], [0.5, 0.5, 0.5, 1.5]])
+    log_probs = ratio.log().requires_grad_()
+    config = AlgorithmConfig(kl=KlConfig(beta=0), advantage="mean")
+    loss, metrics = grpo_loss(log_probs, torch.zeros(2, 4), None, torch.tensor([1.0, 0.0]), config)
+    loss.backward()
+    assert (log_probs.grad == 0).tolist() == [[False, False, True, True], [True, True, True, False]]
+    assert metrics["clip_high_fraction"] == 2 / 8
+    assert metrics["clip_low_fraction"] == 3 / 8

@@ -23,6 +23,14 @@ from simplear_rl.weights.snapshot import checksum
 CODES = 100  # of the policy of conftest.py
 
 
+def as_drawn_now(learner, groups):
+    """The same rollouts, as if the learner's weights had drawn them."""
+    return [
+        dataclasses.replace(group, rollout=dataclasses.replace(group.rollout, weight_version=learner.step))
+        for group in groups
+    ]
+
+
 def config(zero_stage: int = 0, **values) -> LearnerConfig:
     return LearnerConfig(zero_stage=zero_stage, optimizer=OptimizerConfig(learning_rate=1e-3), **values)
 
@@ -33,7 +41,7 @@ def token_batch(encode, offset: int) -> TokenBatch:
     return TokenBatch([np.concatenate([encode(c), random.integers(0, CODES, 16) + offset]) for c in captions])
 
 
-def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0) -> list[ScoredRollout]:
+def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0, version: int = 0) -> list[ScoredRollout]:
     """Groups of random codes, with the reference's log-probs as behaviour and reference alike."""
     random, reference, encode = (
         np.random.default_rng(1),
@@ -50,7 +58,7 @@ def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0) -> list[
             codes=codes,
             log_probs=np.zeros((4, 16), np.float32),
             sampling=Sampling(guidance_scale=guidance_scale),
-            weight_version=0,
+            weight_version=version,
             seed=0,
             step=1,
         )
@@ -139,7 +147,7 @@ def checkpointed_and_not(policy, zero_stage):
         layers[0].mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         metrics = supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset))
         trained = len(passes)
-        metrics |= policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())
+        metrics |= policy_gradient.update(learner, scored_groups(policy, version=1), AlgorithmConfig())
         codes = learner.sample(["a red circle"], 2, 0)
         outcomes.append((metrics, learner.weights().checksum, codes, trained))
     return outcomes
@@ -159,7 +167,8 @@ def test_activation_checkpointing_changes_nothing_but_the_work(run, policy, zero
 def bfloat16_steps(policy, zero_stage):
     learner = Learner(config(zero_stage).model_copy(update={"dtype": "bfloat16"}), policy, 10, micro_batches=2)
     trained = supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset))
-    return trained, policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig()), learner.weights()
+    groups = scored_groups(policy, version=1)
+    return trained, policy_gradient.update(learner, groups, AlgorithmConfig()), learner.weights()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
@@ -175,18 +184,53 @@ def first_grpo_steps(policy, updates_per_batch, guidance_scale):
     learner = Learner(config(), policy, 10, micro_batches=2)
     algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch)
     groups = scored_groups(policy, guidance_scale=guidance_scale)
-    return [policy_gradient.update(learner, groups, algorithm) for _ in range(2)]
+    return [policy_gradient.update(learner, as_drawn_now(learner, groups), algorithm) for _ in range(2)]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, guidance_scale):
     # With two updates the old log-probs are computed by themselves: with one they are the current ones.
     first, second = run(first_grpo_steps, policy, 2, guidance_scale)
-    assert first["ratio_min"] == first["ratio_max"] == 1.0
+    assert first["first_ratio_min"] == first["first_ratio_max"] == 1.0
+    assert first["ratio_min"] < 1.0 < first["ratio_max"]  # of the second update
     assert first["kl"] == 0.0
     assert first["mismatch_max"] == 0.0
     assert second["kl"] > 0.0
     assert second["mismatch_max"] > 0.0  # the same rollouts are stale now, and it shows
+
+
+def clipped_steps(policy, updates_per_batch):
+    learner = Learner(config(), policy, 10, micro_batches=2)
+    algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch, clip_low=1e-6, clip_high=1e-6)
+    return policy_gradient.update(learner, scored_groups(policy), algorithm)
+
+
+def test_clip_fractions_are_those_of_the_updates_after_the_first(run, policy):
+    """With bounds of nothing, a better sample is clipped when it became likelier, a worse one when it became less so.
+
+    The first update clips nothing by construction; averaged in, it would halve the fractions.
+    """
+    alone = run(clipped_steps, policy, 1)
+    assert not {"clip_low_fraction", "clip_high_fraction", "first_ratio_min", "clip_fraction"} & alone.keys()
+    assert alone["ratio_min"] == alone["ratio_max"] == 1.0
+    several = run(clipped_steps, policy, 2)
+    assert several["clip_low_fraction"] > 0.2 < several["clip_high_fraction"]
+    assert 0.6 < several["clip_low_fraction"] + several["clip_high_fraction"] <= 1.0
+
+
+def stale_step(policy):
+    learner = Learner(config(), policy, 10, micro_batches=2)
+    policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())
+    before = learner.weights().checksum
+    with pytest.raises(RuntimeError) as caught:
+        policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())
+    return str(caught.value), learner.weights().checksum == before
+
+
+def test_rollouts_of_other_weights_are_refused(run, policy):
+    message, unchanged = run(stale_step, policy)
+    assert message == "step 2: the rollout of prompt 'a red circle' has weights of step 0, expected step 1"
+    assert unchanged
 
 
 def steps_with_and_without_reference(policy):
@@ -212,7 +256,7 @@ def rewarded_log_probs(policy):
     groups = scored_groups(policy)
     before = policy_gradient.log_probs(learner, groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1)
     for _ in range(5):
-        policy_gradient.update(learner, groups, AlgorithmConfig())
+        policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     return (
         policy_gradient.log_probs(learner, groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1) - before
     ), groups[0].rewards
@@ -310,14 +354,14 @@ def test_saved_policies_remember_the_visual_tokenizer(run, policy, tmp_path):
 def interrupted_and_not(policy, folder, zero_stage):
     learner = Learner(config(zero_stage), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
-    policy_gradient.update(learner, groups, AlgorithmConfig())
+    policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     write = learner.save(folder)
     learner.save(folder / "at once")()
-    policy_gradient.update(learner, groups, AlgorithmConfig())
+    policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     through = learner.weights()
     write()
     learner.load(folder)
-    policy_gradient.update(learner, groups, AlgorithmConfig())
+    policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     return through, learner.weights()
 
 
