@@ -14,6 +14,7 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: NonNegative = 0.01
+    decay_norms: bool = Field(True, description="weight decay of norms and biases too; false as Transformers' trainer")
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     gradient_clip: Positive = 1.0
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from transformers import Trainer
 
 from simplear_rl.config.data import TokenDataConfig, TokenSourceConfig
 from simplear_rl.config.learner import AlgorithmConfig, KlConfig, LearnerConfig, OptimizerConfig
@@ -269,17 +270,27 @@ def test_updates_favour_the_better_samples(run, policy):
 
 BEFORE = {"learning_rate": 1e-3, "weight_decay": 0.01, "betas": (0.9, 0.95), "gradient_clip": 1.0}
 NOW = {"learning_rate": 3e-4, "weight_decay": 0.5, "betas": (0.5, 0.7), "gradient_clip": 0.3}
+PUBLISHED = {"learning_rate": 1e-3, "weight_decay": 0.5, "betas": (0.9, 0.999), "decay_norms": False}
+
+
+def transformers_decays(model):
+    """Names of the weights that the published trainer decays."""
+    return set(Trainer.get_decay_parameter_names(None, model))
 
 
 def plain_steps(policy, settings):
     """Weights after one step with each of the settings."""
     model, encode = load_policy(policy)
     batch = token_batch(encode, len(encode.tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters())
+    decayed = transformers_decays(model)
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for n, p in model.named_parameters() if (n in decayed) == decays]} for decays in (True, False)]
+    )
     for values in settings:
-        optimizer.param_groups[0].update(
-            lr=values["learning_rate"], betas=values["betas"], weight_decay=values["weight_decay"]
-        )
+        for group in optimizer.param_groups:
+            group.update(lr=values["learning_rate"], betas=values["betas"], weight_decay=values["weight_decay"])
+        if not values.get("decay_norms", True):
+            optimizer.param_groups[1]["weight_decay"] = 0
         optimizer.zero_grad()
         losses = [
             torch.nn.functional.cross_entropy(
@@ -288,7 +299,7 @@ def plain_steps(policy, settings):
             for row in batch.ids
         ]
         (sum(losses) / batch.target_lengths.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), values["gradient_clip"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), values.get("gradient_clip", 1.0))
         optimizer.step()
     return dict(model.named_parameters())
 
@@ -315,6 +326,17 @@ def test_a_resumed_run_has_the_optimizer_of_its_configuration(run, policy, tmp_p
         torch.testing.assert_close(weights[name], tensor.detach(), atol=2e-5, rtol=0, msg=name)
     unchanged = plain_steps(policy, [BEFORE, BEFORE])
     assert any((weights[name] - tensor).abs().max() > 1e-4 for name, tensor in unchanged.items())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_norms_and_biases_are_spared_as_by_the_published_trainer(run, policy, tmp_path, zero_stage):
+    """Also in a run that continues with the other setting."""
+    _, weights = run(resumed_with, policy, tmp_path, zero_stage, BEFORE, PUBLISHED)
+    for name, tensor in plain_steps(policy, [BEFORE, PUBLISHED]).items():
+        torch.testing.assert_close(weights[name], tensor.detach(), atol=2e-5, rtol=0, msg=name)
+    decayed = plain_steps(policy, [BEFORE, PUBLISHED | {"decay_norms": True}])
+    differs = {name for name, tensor in decayed.items() if (weights[name] - tensor).abs().max() > 1e-4}
+    assert {name for name in differs if "norm" in name} and not differs & transformers_decays(load_policy(policy)[0])
 
 
 def rates(policy, folder, dtype, optimizers):

@@ -58,7 +58,7 @@ def test_hyper_parameters_are_the_papers(folder, stage, paper):
     config = load_config(STAGES[stage][0], CONFIGS / folder / f"{stage}.yaml")
     optimizer = config.learner.optimizer
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (paper["rate"], "constant", 0)
-    assert optimizer.weight_decay == 0.01
+    assert (optimizer.weight_decay, optimizer.betas, optimizer.decay_norms) == (0.01, (0.9, 0.999), False)
     if stage == "grpo":
         images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     else:
