@@ -60,6 +60,18 @@ class KlConfig(Section):
         return self
 
 
+class CorrectionConfig(Section):
+    """Weights exp(learner - behaviour) of what an engine drew, where its log-probs are not the learner's."""
+
+    kind: Literal["truncate", "mask", "none"] = Field(
+        "none", description="weights above `limit`: truncate makes them `limit`, mask 0; none: all weights are 1"
+    )
+    level: Literal["token", "sequence"] = Field(
+        "token", description="sequence: an image has one weight, the product over its tokens"
+    )
+    limit: Annotated[float, Field(ge=1)] = 2.0
+
+
 class AlgorithmConfig(Section):
     """GRPO."""
 
@@ -69,11 +81,13 @@ class AlgorithmConfig(Section):
     updates_per_batch: Count = 1
     unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
     kl: KlConfig = KlConfig()
+    correction: CorrectionConfig = CorrectionConfig()
 
 
 class GuardsConfig(Section):
     """When a GRPO run warns. What is not finite stops it, whatever stands here."""
 
     kl_warning: Positive = Field(1.0, description="KL to the reference per token, nats")
-    mismatch_warning: Positive = Field(1.0, description="mismatch_max: rollout and learner log-probs differ, nats")
+    mismatch_mean_warning: Positive = Field(0.1, description="mean |rollout - learner| log-prob, nats")
+    mismatch_p99_warning: Positive = Field(0.5, description="its 99th percentile over the tokens of a group, nats")
     collapsed_groups_warning: Count = Field(3, description="steps in a row in which no group has unequal rewards")

@@ -3,14 +3,18 @@
 Advantages, ratios and KL are computed here, where the log-probs are; their formulas stand in algorithms/.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from simplear_rl.algorithms.grpo_loss import grpo_loss
+from simplear_rl.algorithms.advantages import no_signal
+from simplear_rl.algorithms.correction import correction_weights
+from simplear_rl.algorithms.grpo_loss import advantages_with_kl, grpo_loss
 from simplear_rl.config.learner import AlgorithmConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.policy.log_probs import rollout_log_probs
@@ -49,27 +53,51 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Algorith
     for group in groups:
         _require_current(learner, group.rollout)
         _require_finite(learner, group)
-    old_GT: list[torch.Tensor] = []
+    signals: list[Signal] = []
     if config.updates_per_batch > 1:
-        old_GT = [log_probs(learner, group.rollout, config, no_grad=True) for group in groups]
+        signals = [_signal(group, log_probs(learner, group.rollout, config, no_grad=True), config) for group in groups]
     updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each group in each update
-    for number in range(config.updates_per_batch):
+    for _ in range(config.updates_per_batch):
         updates.append([])
         for i, group in enumerate(groups):
             log_probs_GT = log_probs(learner, group.rollout, config)
-            reference = group.reference_log_probs
-            loss, metrics = grpo_loss(
-                log_probs_GT,
-                old_GT[i] if old_GT else log_probs_GT.detach(),
-                None if reference is None else torch.from_numpy(reference).to(log_probs_GT),
-                torch.from_numpy(group.rewards).to(log_probs_GT),
-                config,
-            )
-            if number == 0:
-                metrics |= _mismatch(log_probs_GT.detach(), group.rollout)
+            if i == len(signals):
+                signals.append(_signal(group, log_probs_GT.detach(), config))
+            loss, metrics = signals[i].loss(log_probs_GT, config)
             updates[-1].append(metrics)
             learner.backward(loss, partial(_evidence, group, log_probs_GT))
-    return _over_updates(updates) | learner.finish_step()
+    return _over_updates(updates) | combined([signal.metrics for signal in signals]) | learner.finish_step()
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a group says to all updates on its batch."""
+
+    old: torch.Tensor  # log-probs before the first update, [G, T]
+    reference: torch.Tensor | None  # log-probs, [G, T]
+    advantages: torch.Tensor  # [G]
+    weights: torch.Tensor | None  # of the rollout correction, [G, T] or [G, 1]
+    metrics: Mapping[str, torch.Tensor]
+
+    def loss(self, log_probs_GT: torch.Tensor, config: AlgorithmConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See grpo_loss."""
+        return grpo_loss(log_probs_GT, self.old, self.reference, self.advantages, config, self.weights)
+
+
+def _signal(group: ScoredRollout, old_GT: torch.Tensor, config: AlgorithmConfig) -> Signal:
+    reference, rewards_G = group.reference_log_probs, torch.from_numpy(group.rewards).to(old_GT)
+    reference_GT = None if reference is None else torch.from_numpy(reference).to(old_GT)
+    behaviour_GT = torch.from_numpy(group.rollout.log_probs).to(old_GT)
+    weights, correction = correction_weights(old_GT, behaviour_GT, config.correction)
+    metrics = (
+        _mismatch(old_GT, behaviour_GT)
+        | correction
+        | {
+            "entropy_estimate": -old_GT.mean(),
+            "zero_advantage_groups": torch.tensor(float(no_signal(rewards_G))),
+        }
+    )
+    return Signal(old_GT, reference_GT, advantages_with_kl(rewards_G, old_GT, reference_GT, config), weights, metrics)
 
 
 def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> dict[str, float]:
@@ -91,13 +119,13 @@ def log_probs(learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_
         return learner.forward(rollout_log_probs, rollout, learner.layout, config.unconditional_gradient)
 
 
-def _mismatch(log_probs_GT: torch.Tensor, rollout: Rollout) -> dict[str, torch.Tensor]:
-    """How far engine and learner are apart, and the entropy as the samples estimate it."""
-    difference_GT = (log_probs_GT - torch.from_numpy(rollout.log_probs).to(log_probs_GT)).abs()
+def _mismatch(log_probs_GT: torch.Tensor, behaviour_GT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How far engine and learner are apart."""
+    difference_N = (log_probs_GT - behaviour_GT).abs().flatten()
     return {
-        "mismatch_max": difference_GT.max(),
-        "mismatch_mean": difference_GT.mean(),
-        "entropy_estimate": -log_probs_GT.mean(),
+        "mismatch_max": difference_N.max(),
+        "mismatch_mean": difference_N.mean(),
+        "mismatch_p99": difference_N.kthvalue(math.ceil(0.99 * len(difference_N))).values,
     }
 
 

@@ -61,8 +61,9 @@ class Warnings:
         lines = {}
         if metrics.get("kl", 0) > limits.kl_warning:  # without a reference there is none
             lines["kl_warning"] = f"the policy is far from the reference: kl {metrics['kl']:.3g}"
-        if metrics["mismatch_max"] > limits.mismatch_warning:
-            lines["mismatch_warning"] = f"rollout and learner disagree: mismatch_max {metrics['mismatch_max']:.3g}"
+        for name in "mismatch_mean", "mismatch_p99":
+            if metrics[name] > getattr(limits, f"{name}_warning"):
+                lines[f"{name}_warning"] = f"rollout and learner disagree: {name} {metrics[name]:.3g}"
         if self.collapsed >= limits.collapsed_groups_warning:
             lines["collapsed_groups_warning"] = f"all rewards of every group were equal for {self.collapsed} steps"
         new = [

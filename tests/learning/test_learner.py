@@ -10,7 +10,7 @@ from pyarrow import parquet
 from transformers import Trainer
 
 from simplear_rl.config.data import TokenDataConfig, TokenSourceConfig
-from simplear_rl.config.learner import AlgorithmConfig, KlConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.learner import AlgorithmConfig, CorrectionConfig, KlConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning import policy_gradient, supervised
 from simplear_rl.learning.learner import Learner
@@ -217,6 +217,35 @@ def test_clip_fractions_are_those_of_the_updates_after_the_first(run, policy):
     several = run(clipped_steps, policy, 2)
     assert several["clip_low_fraction"] > 0.2 < several["clip_high_fraction"]
     assert 0.6 < several["clip_low_fraction"] + several["clip_high_fraction"] <= 1.0
+
+
+def corrected_steps(policy):
+    """Steps on samples of which one token in 20 was far likelier for the learner than for the engine."""
+    groups, outcomes = scored_groups(policy), []
+    far = np.arange(64).reshape(4, 16) % 20 == 0
+    groups = [
+        dataclasses.replace(
+            group, rollout=dataclasses.replace(group.rollout, log_probs=group.rollout.log_probs - np.float32(2) * far)
+        )
+        for group in groups
+    ]
+    for correction in CorrectionConfig(kind="none"), CorrectionConfig(kind="truncate"), CorrectionConfig(kind="mask"):
+        learner = Learner(config(), policy, 10, micro_batches=2)
+        metrics = policy_gradient.update(learner, groups, AlgorithmConfig(correction=correction))
+        outcomes.append((metrics, learner.weights().checksum))
+    return outcomes
+
+
+def test_the_correction_weighs_the_tokens_that_the_engine_saw_otherwise(run, policy):
+    (plain, weights), (truncated, weights_truncated), (masked, weights_masked) = run(corrected_steps, policy)
+    assert len({str(w) for w in (weights, weights_truncated, weights_masked)}) == 3
+    assert (plain["mismatch_max"], plain["mismatch_p99"]) == pytest.approx((2, 2), abs=1e-5)
+    assert plain["mismatch_mean"] == pytest.approx(2 * 4 / 64, abs=1e-5)
+    assert "correction_mean" not in plain
+    assert truncated["correction_cut"] == masked["correction_cut"] == 4 / 64
+    assert truncated["correction_mean"] == pytest.approx(1 + 4 / 64)
+    assert masked["correction_mean"] == masked["correction_ess"] == pytest.approx(60 / 64)
+    assert truncated["correction_ess"] == pytest.approx(68**2 / (64 * (60 + 4 * 4)))
 
 
 def stale_step(policy):

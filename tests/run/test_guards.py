@@ -148,18 +148,27 @@ def test_a_loss_that_overflows_is_refused_with_its_group(run, policy, tmp_path):
     assert saved["log_probs"].shape == (4, 16)
 
 
-def metrics(kl=0.0, mismatch=0.0, collapsed=0.0):
-    return {"kl": kl, "mismatch_max": mismatch, "zero_advantage_groups": collapsed}
+def metrics(kl=0.0, mismatch=0.0, tail=0.0, collapsed=0.0):
+    return {"kl": kl, "mismatch_mean": mismatch, "mismatch_p99": tail, "zero_advantage_groups": collapsed}
 
 
 def test_warnings_come_when_a_threshold_is_crossed_and_not_again_before_it_was_met():
-    warnings = Warnings(GuardsConfig(kl_warning=0.5, mismatch_warning=0.1, collapsed_groups_warning=2))
+    warnings = Warnings(GuardsConfig(kl_warning=0.5, mismatch_mean_warning=0.1, collapsed_groups_warning=2))
     assert warnings.check(1, metrics(kl=0.5, mismatch=0.1)) == []
     (line,) = warnings.check(2, metrics(kl=0.6))
     assert line == "step 2: the policy is far from the reference: kl 0.6 (guards.kl_warning is 0.5)"
     assert warnings.check(3, metrics(kl=0.7)) == []
     assert warnings.check(4, metrics()) == []
     assert len(warnings.check(5, metrics(kl=0.6, mismatch=0.2))) == 2
+
+
+def test_the_mismatch_of_many_tokens_warns():
+    """The maximum over 100,000 tokens says little of the others."""
+    warnings = Warnings(GuardsConfig(mismatch_mean_warning=0.1, mismatch_p99_warning=0.4))
+    (line,) = warnings.check(1, metrics(mismatch=0.05, tail=0.5) | {"mismatch_max": 9.0})
+    assert line == "step 1: rollout and learner disagree: mismatch_p99 0.5 (guards.mismatch_p99_warning is 0.4)"
+    (line,) = warnings.check(2, metrics(mismatch=0.2, tail=0.3) | {"mismatch_max": 9.0})
+    assert line == "step 2: rollout and learner disagree: mismatch_mean 0.2 (guards.mismatch_mean_warning is 0.1)"
 
 
 def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
@@ -173,4 +182,4 @@ def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
 def test_without_a_reference_there_is_no_warning_of_it():
     values = metrics(mismatch=0.2)
     del values["kl"]
-    assert len(Warnings(GuardsConfig(mismatch_warning=0.1)).check(1, values)) == 1
+    assert len(Warnings(GuardsConfig(mismatch_mean_warning=0.1)).check(1, values)) == 1
