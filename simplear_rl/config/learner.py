@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, Positive, Section
 
+LossName = Literal["grpo", "gspo", "cispo"]
+
 
 class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
@@ -76,8 +78,11 @@ class AlgorithmConfig(Section):
     """GRPO."""
 
     advantage: Literal["std", "mean"] = Field("std", description="std: (r - mean) / (std + 1e-4); mean: r - mean")
-    clip_low: Positive = 0.2
-    clip_high: Positive = 0.2
+    loss: LossName = Field(
+        "grpo", description="grpo: a ratio per token, clipped; gspo: per image; cispo: per token, a clipped weight"
+    )
+    clip_low: Positive = Field(0.2, description="ratios count above 1 - clip_low; gspo has 3e-4; cispo has none")
+    clip_high: Positive = Field(0.2, description="ratios count below 1 + clip_high; gspo has 4e-4, cispo larger ones")
     updates_per_batch: Count = 1
     unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
     kl: KlConfig = KlConfig()

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from simplear_rl.algorithms.advantages import no_signal
-from simplear_rl.algorithms.grpo_loss import advantages_with_kl, clipped_policy_loss, grpo_loss
+from simplear_rl.algorithms.grpo_loss import advantages_with_kl, grpo_loss
+from simplear_rl.algorithms.policy_losses import clipped_policy_loss
 from simplear_rl.config.learner import AlgorithmConfig, KlConfig
 
 
@@ -17,8 +18,8 @@ from simplear_rl.config.learner import AlgorithmConfig, KlConfig
     ],
 )
 def test_clipping_with_separate_bounds(ratio, advantage, expected):
-    loss = clipped_policy_loss(torch.tensor([[ratio]]), torch.tensor([advantage]), 0.2, 0.3)
-    assert loss.item() == pytest.approx(expected)
+    found = clipped_policy_loss(torch.tensor([[ratio]]), torch.tensor([advantage]), 0.2, 0.3)
+    assert found.loss.item() == pytest.approx(expected)
 
 
 def inputs():
