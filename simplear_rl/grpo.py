@@ -61,11 +61,11 @@ def train(config: GrpoConfig) -> None:
         compared = "reference" in config.roles
         references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype) if compared else None
         evaluation.launch(stage)
-        updates = config.steps * algorithm.updates_per_batch
-        groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
+        updates = config.steps * algorithm.optimizer_steps
+        groups_per_update = rollout.prompts_per_step // (config.learner.actors.count * algorithm.minibatches)
         objective = partial(PolicyGradient, config=algorithm)
         learner = LearnerGroup(
-            stage, config.learner, config.start, updates, groups_per_rank, config.run, objective, identity
+            stage, config.learner, config.start, updates, groups_per_update, config.run, objective, identity
         )
         stage.ready()
         for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):

@@ -83,10 +83,16 @@ class AlgorithmConfig(Section):
     )
     clip_low: Positive = Field(0.2, description="ratios count above 1 - clip_low; gspo has 3e-4; cispo has none")
     clip_high: Positive = Field(0.2, description="ratios count below 1 + clip_high; gspo has 4e-4, cispo larger ones")
-    updates_per_batch: Count = 1
+    minibatches: Count = Field(1, description="parts of a step's prompts, with an optimizer step for each")
+    updates_per_batch: Count = Field(1, description="how often a step goes over all its minibatches")
     unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
     kl: KlConfig = KlConfig()
     correction: CorrectionConfig = CorrectionConfig()
+
+    @property
+    def optimizer_steps(self) -> int:
+        """How many optimizer steps a step of GRPO takes."""
+        return self.minibatches * self.updates_per_batch
 
 
 class GuardsConfig(Section):

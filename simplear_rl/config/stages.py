@@ -132,6 +132,12 @@ class GrpoConfig(StageConfig):
                 f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of "
                 f"learner.actors.count ({self.learner.actors.count}): a group is never split between ranks"
             )
+        groups = self.rollout.prompts_per_step // self.learner.actors.count
+        if groups % self.algorithm.minibatches:
+            raise ValueError(
+                f"algorithm.minibatches ({self.algorithm.minibatches}) must divide the {groups} prompts that each "
+                "learner has of a step: a group is never split between minibatches"
+            )
         return self
 
     @model_validator(mode="after")

@@ -44,29 +44,35 @@ class PolicyGradient:
 
 
 def update(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
-    """One batch on this rank: every group is one forward pass, `config.updates_per_batch` optimizer steps.
+    """One batch on this rank: a forward pass for every group, an optimizer step for every minibatch of whole groups.
+
+    `config.updates_per_batch` times over. The old log-probs are those before the first optimizer step.
 
     Raises:
-        UserError: rewards, log-probs, the loss or a gradient are not finite; the step is not taken.
+        UserError: rewards, log-probs, the loss or a gradient are not finite; that optimizer step is not taken, earlier
+            ones of the batch are.
         RuntimeError: other weights than the learner's drew a rollout.
     """
     for group in groups:
         _require_current(learner, group.rollout)
         _require_finite(learner, group)
+    starts = range(0, len(groups), len(groups) // config.minibatches)
     signals: list[Signal] = []
-    if config.updates_per_batch > 1:
+    if config.optimizer_steps > 1:
         signals = [_signal(group, log_probs(learner, group.rollout, config, no_grad=True), config) for group in groups]
-    updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each group in each update
+    updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each group in each optimizer step
     for _ in range(config.updates_per_batch):
-        updates.append([])
         for i, group in enumerate(groups):
+            if i in starts:
+                updates.append([])
             log_probs_GT = log_probs(learner, group.rollout, config)
             if i == len(signals):
                 signals.append(_signal(group, log_probs_GT.detach(), config))
             loss, metrics = signals[i].loss(log_probs_GT, config)
             updates[-1].append(metrics)
             learner.backward(loss, partial(_evidence, group, log_probs_GT))
-    return _over_updates(updates) | combined([signal.metrics for signal in signals]) | learner.finish_step()
+    measured = combined([signal.metrics for signal in signals])
+    return _over_updates(updates, config.minibatches) | measured | learner.finish_step()
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,14 @@ def _signal(group: ScoredRollout, old_GT: torch.Tensor, config: AlgorithmConfig)
     return Signal(old_GT, reference_GT, advantages_with_kl(rewards_G, old_GT, reference_GT, config), weights, metrics)
 
 
-def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]]) -> dict[str, float]:
-    """What the first update found, with the ratios of the last one and what those after the first clipped.
+def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]], minibatches: int) -> dict[str, float]:
+    """What the first pass over all groups found, with the ratios of the last update and what later ones clipped.
 
     In the first update all ratios are 1 by construction, and nothing is clipped. `first_ratio_*` say that it is so.
     """
+    every = combined([row for rows in updates[:minibatches] for row in rows])
     first, last = combined(updates[0]), combined(updates[-1])
-    metrics = {name: value for name, value in first.items() if name not in CLIPPED}
+    metrics = {name: value for name, value in every.items() if name not in CLIPPED}
     if later := [row for rows in updates[1:] for row in rows]:
         metrics |= {f"first_{name}": first[name] for name in RATIOS} | {name: last[name] for name in RATIOS}
         metrics |= {name: value for name, value in combined(later).items() if name in CLIPPED}

@@ -94,7 +94,8 @@ def plan_grpo(config: GrpoConfig) -> None:
         policy,
         f"steps    {config.steps:,} of {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} = {images} "
         f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
-        f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
+        f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks, "
+        f"optimizer steps: {config.algorithm.optimizer_steps} a step",
         f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
         f"{engine.kv_cache_gib:g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
         *([_in_words(evaluation)] if evaluation else []),

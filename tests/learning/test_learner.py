@@ -14,11 +14,12 @@ from simplear_rl.config.learner import AlgorithmConfig, CorrectionConfig, KlConf
 from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning import policy_gradient, supervised
 from simplear_rl.learning.learner import Learner
+from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.policy.vocabulary import read_image_tokenizer
+from simplear_rl.policy.vocabulary import ImageLayout, read_image_tokenizer
 from simplear_rl.weights.snapshot import checksum
 
 CODES = 100  # of the policy of conftest.py
@@ -246,6 +247,55 @@ def test_the_correction_weighs_the_tokens_that_the_engine_saw_otherwise(run, pol
     assert truncated["correction_mean"] == pytest.approx(1 + 4 / 64)
     assert masked["correction_mean"] == masked["correction_ess"] == pytest.approx(60 / 64)
     assert truncated["correction_ess"] == pytest.approx(68**2 / (64 * (60 + 4 * 4)))
+
+
+ALGORITHM = {"clip_low": 0.01, "clip_high": 0.02, "advantage": "mean", "kl": KlConfig(beta=0.5)}
+
+
+def plain_grpo_steps(policy, groups, minibatches, updates):
+    """GRPO in plain PyTorch: so many optimizer steps over parts of the groups, `updates` times over all."""
+    model = load_policy(policy)[0]
+    layout, optimizer = ImageLayout.of(model.config), torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.95))
+    old = [rollout_log_probs(model, group.rollout, layout).detach() for group in groups]
+    for part in [*np.split(np.arange(len(groups)), minibatches)] * updates:
+        optimizer.zero_grad()
+        for i in part:
+            rewards = torch.from_numpy(groups[i].rewards)
+            advantages = (rewards - rewards.mean())[:, None]
+            log_probs = rollout_log_probs(model, groups[i].rollout, layout)
+            ratio = (log_probs - old[i]).exp()
+            policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(0.99, 1.02) * advantages)
+            difference = torch.from_numpy(groups[i].reference_log_probs) - log_probs
+            kl = ratio.detach() * (difference.exp() - difference - 1)
+            ((policy_loss + 0.5 * kl).mean() / len(part)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def minibatch_step(policy, zero_stage, minibatches, updates):
+    """Of four groups, in their minibatches."""
+    learner = Learner(config(zero_stage), policy, 10, micro_batches=4 // minibatches)
+    algorithm = AlgorithmConfig(minibatches=minibatches, updates_per_batch=updates, **ALGORITHM)
+    groups = scored_groups(policy, 4)
+    return (
+        policy_gradient.update(learner, groups, algorithm),
+        learner.weights(),
+        plain_grpo_steps(policy, groups, minibatches, updates),
+    )
+
+
+@pytest.mark.parametrize(("zero_stage", "minibatches", "updates"), [(0, 1, 1), (0, 2, 1), (2, 4, 1), (0, 2, 2)])
+def test_minibatches_are_steps_of_plain_grpo(run, policy, zero_stage, minibatches, updates):
+    metrics, weights, expected = run(minibatch_step, policy, zero_stage, minibatches, updates)
+    assert weights.version == 1  # one batch is one step, however many the optimizer takes
+    for name, tensor in weights.tensors.items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=0, msg=name)
+    assert metrics["kl"] == metrics["mismatch_max"] == 0  # of all groups before the first update
+    if minibatches * updates > 1:
+        assert metrics["first_ratio_min"] == metrics["first_ratio_max"] == 1
+        assert metrics["ratio_min"] < 1 < metrics["ratio_max"]
+        assert metrics["clip_high_fraction"] > 0
 
 
 def stale_step(policy):

@@ -91,6 +91,12 @@ def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
         dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=15")
 
 
+def test_a_plan_counts_optimizer_steps(tmp_path, capsys):
+    more = ["rollout.prompts_per_step=28", "algorithm.minibatches=4", "algorithm.updates_per_batch=2"]
+    dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", *more)
+    assert "4 prompts on each of 7 ranks, optimizer steps: 8 a step" in capsys.readouterr().out
+
+
 def test_a_plan_with_beta_zero_has_no_reference(tmp_path, capsys):
     dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", "algorithm.kl.beta=0")
     assert "reference" not in capsys.readouterr().out
