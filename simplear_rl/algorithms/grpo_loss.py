@@ -10,11 +10,11 @@ from simplear_rl.config.learner import AlgorithmConfig
 
 def advantages_with_kl(
     rewards_G: torch.Tensor,
-    old_log_probs_GT: torch.Tensor,
+    old_log_probs_GT: torch.Tensor | None,
     reference_log_probs_GT: torch.Tensor | None,
     config: AlgorithmConfig,
 ) -> torch.Tensor:
-    """Advantages of one group [G], less KL in the reward if `config` places it there.
+    """Advantages of one group [G], less KL in the reward if `config` places it there; else no log-probs are needed.
 
     That KL is the sum over an image's tokens under the old policy, so it is fixed for the batch. It is taken from the
     advantage of the rewards alone, less its own mean: a KL is no reward, and must not become noise where the rewards
@@ -23,6 +23,7 @@ def advantages_with_kl(
     advantages_G = group_advantages(rewards_G, config.advantage)
     if reference_log_probs_GT is None or config.kl.placement == "loss":
         return advantages_G
+    assert old_log_probs_GT is not None
     kl_G = kl_estimate(old_log_probs_GT, reference_log_probs_GT, config.kl.estimator).sum(-1)
     return advantages_G - config.kl.beta * (kl_G - kl_G.mean())
 

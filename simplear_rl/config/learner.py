@@ -27,6 +27,11 @@ class LearnerConfig(Section):
     actors: ActorsConfig = ActorsConfig()
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what ZeRO shards: 1 optimizer, 2 + gradients, 3 + weights")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    micro_batch: Count | None = Field(
+        None,
+        description="GRPO: images of a group that go through learner and reference in one pass, which bounds their "
+        "memory; null: the whole group",
+    )
     activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
     optimizer: OptimizerConfig
 

@@ -86,6 +86,7 @@ class Learner:
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.run = run
+        self.images_per_pass = config.micro_batch
         self.optimizer = config.optimizer
         self.step = 0
         self.grad_norm = self.learning_rate = 0.0  # of the last optimizer step

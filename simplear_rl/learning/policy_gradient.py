@@ -44,9 +44,9 @@ class PolicyGradient:
 
 
 def update(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
-    """One batch on this rank: a forward pass for every group, an optimizer step for every minibatch of whole groups.
+    """One batch on this rank: an optimizer step for every minibatch of whole groups, and that several times over.
 
-    `config.updates_per_batch` times over. The old log-probs are those before the first optimizer step.
+    A pass has a group, or `learner.micro_batch` samples of it. Old log-probs are those before the first optimizer step.
 
     Raises:
         UserError: rewards, log-probs, the loss or a gradient are not finite; that optimizer step is not taken, earlier
@@ -56,28 +56,55 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Algorith
     for group in groups:
         _require_current(learner, group.rollout)
         _require_finite(learner, group)
-    starts = range(0, len(groups), len(groups) // config.minibatches)
+    passes = [part for group in groups for part in _passes(learner, group, config)]
+    starts = range(0, len(passes), len(passes) // config.minibatches)
     signals: list[Signal] = []
-    if config.optimizer_steps > 1:
-        signals = [_signal(group, log_probs(learner, group.rollout, config, no_grad=True), config) for group in groups]
-    updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each group in each optimizer step
+    updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each pass in each optimizer step
     for _ in range(config.updates_per_batch):
-        for i, group in enumerate(groups):
+        for i, part in enumerate(passes):
             if i in starts:
                 updates.append([])
-            log_probs_GT = log_probs(learner, group.rollout, config)
+            log_probs_GT = log_probs(learner, part.samples.rollout, config)
             if i == len(signals):
-                signals.append(_signal(group, log_probs_GT.detach(), config))
+                signals.append(_signal(part, log_probs_GT.detach(), config))
             loss, metrics = signals[i].loss(log_probs_GT, config)
             updates[-1].append(metrics)
-            learner.backward(loss, partial(_evidence, group, log_probs_GT))
+            learner.backward(loss, partial(_evidence, part.samples, log_probs_GT, part.first))
     measured = combined([signal.metrics for signal in signals])
     return _over_updates(updates, config.minibatches) | measured | learner.finish_step()
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Samples that go through the learner together: a group, or `learner.micro_batch` of it."""
+
+    samples: ScoredRollout
+    first: int  # of them in the group
+    advantages: torch.Tensor  # as seen from the whole group, [G]
+    collapsed: bool  # whether all rewards of the group are equal
+    old: torch.Tensor | None  # log-probs before the first update, [G, T]; None: they are those of the pass itself
+
+
+def _passes(learner: "Learner", group: ScoredRollout, config: AlgorithmConfig) -> list[Pass]:
+    rows = group.rollout.rows(learner.images_per_pass)
+    parts = [group.samples(part) for part in rows]
+    rewards_G = torch.from_numpy(group.rewards).to(learner.device)
+    old: list[torch.Tensor] = []
+    reference_GT = None
+    if config.optimizer_steps > 1 or (config.kl.placement == "reward" and group.reference_log_probs is not None):
+        old = [log_probs(learner, part.rollout, config, no_grad=True) for part in parts]
+    if group.reference_log_probs is not None:
+        reference_GT = torch.from_numpy(group.reference_log_probs).to(learner.device)
+    advantages_G = advantages_with_kl(rewards_G, torch.cat(old) if old else None, reference_GT, config)
+    return [
+        Pass(part, where.start, advantages_G[where], no_signal(rewards_G), old[i] if old else None)
+        for i, (part, where) in enumerate(zip(parts, rows, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
 class Signal:
-    """What a group says to all updates on its batch."""
+    """What a pass says to all updates on its batch."""
 
     old: torch.Tensor  # log-probs before the first update, [G, T]
     reference: torch.Tensor | None  # log-probs, [G, T]
@@ -90,20 +117,16 @@ class Signal:
         return grpo_loss(log_probs_GT, self.old, self.reference, self.advantages, config, self.weights)
 
 
-def _signal(group: ScoredRollout, old_GT: torch.Tensor, config: AlgorithmConfig) -> Signal:
-    reference, rewards_G = group.reference_log_probs, torch.from_numpy(group.rewards).to(old_GT)
+def _signal(part: Pass, first_GT: torch.Tensor, config: AlgorithmConfig) -> Signal:
+    """`first_GT`: log-probs of the part's first pass, which are the old ones where it has no others."""
+    old_GT, samples = first_GT if part.old is None else part.old, part.samples
+    reference = samples.reference_log_probs
+    behaviour_GT = torch.from_numpy(samples.rollout.log_probs).to(old_GT)
+    weights, metrics = correction_weights(old_GT, behaviour_GT, config.correction)
+    metrics |= _mismatch(old_GT, behaviour_GT)
+    metrics |= {"entropy_estimate": -old_GT.mean(), "zero_advantage_groups": torch.tensor(float(part.collapsed))}
     reference_GT = None if reference is None else torch.from_numpy(reference).to(old_GT)
-    behaviour_GT = torch.from_numpy(group.rollout.log_probs).to(old_GT)
-    weights, correction = correction_weights(old_GT, behaviour_GT, config.correction)
-    metrics = (
-        _mismatch(old_GT, behaviour_GT)
-        | correction
-        | {
-            "entropy_estimate": -old_GT.mean(),
-            "zero_advantage_groups": torch.tensor(float(no_signal(rewards_G))),
-        }
-    )
-    return Signal(old_GT, reference_GT, advantages_with_kl(rewards_G, old_GT, reference_GT, config), weights, metrics)
+    return Signal(old_GT, reference_GT, part.advantages, weights, metrics)
 
 
 def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]], minibatches: int) -> dict[str, float]:
@@ -155,7 +178,7 @@ def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
             raise refusal(learner.run, learner.step + 1, quantity, _evidence(group))
 
 
-def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Evidence:
+def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None, first: int = 0) -> Evidence:
     values = {
         "rewards": group.rewards,
         "behaviour_log_probs": group.rollout.log_probs,
@@ -164,4 +187,4 @@ def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) ->
         values["reference_log_probs"] = group.reference_log_probs
     if log_probs_GT is not None:
         values["log_probs"] = log_probs_GT.detach().cpu().numpy()
-    return group_evidence(group.rollout, **values)
+    return group_evidence(group.rollout, values, first)

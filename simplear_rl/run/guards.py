@@ -37,10 +37,15 @@ def refusal(run: Path | None, step: int, quantity: str, evidence: Evidence) -> U
     )
 
 
-def group_evidence(rollout: Rollout, **values: np.ndarray) -> Evidence:
-    """A prompt's group, with `values` of its samples ([G] or [G, T]); `about` names the first that is not finite."""
+def group_evidence(rollout: Rollout, values: dict[str, np.ndarray], first: int = 0) -> Evidence:
+    """Samples of a prompt's group, from number `first`, with `values` of each ([G] or [G, T]).
+
+    `about` names the first that is not finite.
+    """
     finite_G = np.all([np.isfinite(v.reshape(len(v), -1)).all(1) for v in values.values()], axis=0)
-    which = f", sample {int(np.argmin(finite_G))}" if not finite_G.all() else f", all {len(finite_G)} samples"
+    which = f", all {len(finite_G)} samples" + (f" from {first}" if first else "")
+    if not finite_G.all():
+        which = f", sample {first + int(np.argmin(finite_G))}"
     arrays = {"prompt": rollout.prompt.text, "prompt_ids": rollout.prompt_ids, "codes": rollout.codes}
     about = f"prompt {rollout.prompt.text!r}{which}"
     return Evidence(about, f"prompt-{rollout.prompt.index}", arrays | values)

@@ -298,6 +298,41 @@ def test_minibatches_are_steps_of_plain_grpo(run, policy, zero_stage, minibatche
         assert metrics["clip_high_fraction"] > 0
 
 
+def steps_in_passes_of(policy, zero_stage, micro_batch, algorithm):
+    """Two steps of two groups of four, on samples that the engine saw a little otherwise."""
+    passes = 2 * 4 // (micro_batch or 4) // algorithm.minibatches  # of an optimizer step
+    learner = Learner(config(zero_stage, micro_batch=micro_batch), policy, 10, passes)
+    groups = [
+        dataclasses.replace(
+            group, rollout=dataclasses.replace(group.rollout, log_probs=group.rollout.log_probs - np.float32(0.1))
+        )
+        for group in scored_groups(policy)
+    ]
+    metrics = [policy_gradient.update(learner, as_drawn_now(learner, groups), algorithm) for _ in range(2)]
+    return metrics, learner.weights().tensors
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "algorithm"),
+    [
+        (0, {}),
+        (2, {"correction": {"kind": "truncate"}}),
+        (3, {"updates_per_batch": 2, "loss": "gspo"}),
+        (0, {"minibatches": 2, "loss": "cispo", "kl": {"placement": "reward", "beta": 0.1}}),
+        (0, {"kl": {"placement": "reward", "beta": 0.1}, "advantage": "mean"}),
+    ],
+)
+def test_passes_over_parts_of_a_group_have_the_same_gradient(run, policy, zero_stage, algorithm):
+    chosen = AlgorithmConfig(**algorithm)
+    (whole, expected), *others = (run(steps_in_passes_of, policy, zero_stage, size, chosen) for size in (None, 2, 1))
+    for metrics, weights in others:
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=0, msg=name)
+        for row, first in zip(metrics, whole, strict=True):
+            of_a_pass = {name: row[name] for name in ("mismatch_p99", "correction_ess") if name in row}
+            assert row == pytest.approx(first | of_a_pass, abs=1e-4)
+
+
 def stale_step(policy):
     learner = Learner(config(), policy, 10, micro_batches=2)
     policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())

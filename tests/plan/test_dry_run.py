@@ -97,6 +97,17 @@ def test_a_plan_counts_optimizer_steps(tmp_path, capsys):
     assert "4 prompts on each of 7 ranks, optimizer steps: 8 a step" in capsys.readouterr().out
 
 
+def test_a_plan_of_large_groups_fits_in_micro_batches(tmp_path, capsys):
+    large = ["rollout.samples_per_prompt=64", "rollout.engine.max_concurrent=64", f"root={tmp_path}"]
+    with pytest.raises(UserError, match=r"For learner.actors lower learner.micro_batch or rollout.samples_per_prompt"):
+        dry_run("simplear_1.5b", "grpo", *large)
+    capsys.readouterr()
+    dry_run("simplear_1.5b", "grpo", *large, "learner.micro_batch=4")
+    planned = [line for line in capsys.readouterr().out.splitlines() if "learner.actors: " in line]
+    dry_run("simplear_1.5b", "grpo", f"root={tmp_path}")
+    assert planned == [line for line in capsys.readouterr().out.splitlines() if "learner.actors: " in line]
+
+
 def test_a_plan_with_beta_zero_has_no_reference(tmp_path, capsys):
     dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", "algorithm.kl.beta=0")
     assert "reference" not in capsys.readouterr().out

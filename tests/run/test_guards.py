@@ -44,9 +44,10 @@ def tokens(learner):
     return TokenBatch([np.concatenate([learner.encode(c), CODES[0].astype(np.int64) + offset]) for c in captions])
 
 
-def build(policy, run, zero_stage=0, dtype="float32"):
-    config = LearnerConfig(zero_stage=zero_stage, dtype=dtype, optimizer=OptimizerConfig(learning_rate=1e-3))
-    return Learner(config, policy, 10, micro_batches=2, run=run)
+def build(policy, run, zero_stage=0, dtype="float32", micro_batch=None):
+    optimizer = OptimizerConfig(learning_rate=1e-3)
+    config = LearnerConfig(zero_stage=zero_stage, dtype=dtype, optimizer=optimizer, micro_batch=micro_batch)
+    return Learner(config, policy, 10, micro_batches=2 * (4 // (micro_batch or 4)), run=run)
 
 
 def refused(learner, step):
@@ -128,9 +129,9 @@ def test_losses_and_gradients_that_are_not_finite_stop_before_the_optimizer_step
     assert all("<|t2i|>" in prompt and "<|soi|>" in prompt for prompt in saved["prompt"])
 
 
-def overflowing_group(policy, folder):
+def overflowing_group(policy, folder, micro_batch=None):
     """A policy that gives one code of the second prompt no probability at all."""
-    learner = build(policy, folder)
+    learner = build(policy, folder, micro_batch=micro_batch)
     good = groups(policy)
     far = np.array(good[1].reference_log_probs)
     far[3, 5] = 200.0  # exp(200) overflows in the KL of sample 3
@@ -146,6 +147,15 @@ def test_a_loss_that_overflows_is_refused_with_its_group(run, policy, tmp_path):
     saved = np.load(tmp_path / "failed-step-000001" / "prompt-1.npz")
     assert saved["reference_log_probs"][3, 5] == 200
     assert saved["log_probs"].shape == (4, 16)
+
+
+def test_a_refused_part_of_a_group_names_its_samples_by_their_place_in_the_group(run, policy, tmp_path):
+    message, unchanged = run(overflowing_group, policy, tmp_path, 2)
+    assert "the loss inf of prompt 'two cross', all 2 samples from 2: expected" in message
+    assert unchanged
+    saved = np.load(tmp_path / "failed-step-000001" / "prompt-1.npz")
+    assert saved["reference_log_probs"][1, 5] == 200
+    assert len(saved["codes"]) == len(saved["log_probs"]) == len(saved["rewards"]) == 2
 
 
 def metrics(kl=0.0, mismatch=0.0, tail=0.0, collapsed=0.0):
