@@ -9,6 +9,10 @@ import torch
 
 from simplear_rl.config.learner import CorrectionConfig
 
+# Nats. In float32 engine and learner are closer than this, and the engine's last digits depend on the batch that a
+# sample shared. Taken for equal, they reach no weight of the policy: a step is the same whichever actor drew for it.
+ROUNDING = 1e-4
+
 
 def correction_weights(
     old_log_probs_GT: torch.Tensor, behaviour_log_probs_GT: torch.Tensor, config: CorrectionConfig
@@ -21,6 +25,7 @@ def correction_weights(
     if config.kind == "none":
         return None, {}
     difference = (old_log_probs_GT - behaviour_log_probs_GT).detach()
+    difference = difference.masked_fill(difference.abs() <= ROUNDING, 0.0)
     if config.level == "sequence":
         difference = difference.sum(-1, keepdim=True)
     weights = torch.exp(difference)

@@ -37,6 +37,18 @@ def test_where_engine_and_learner_agree_nothing_is_corrected():
     assert correction_weights(OLD, BEHAVIOUR, CorrectionConfig(kind="none")) == (None, {})
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_rounding_is_not_corrected(level):
+    """An engine's last digits depend on the batch that a sample shared; the update must not."""
+    noise = 9e-5 * torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0]])
+    weights, _ = correction_weights(OLD, OLD - noise, CorrectionConfig(kind="truncate", level=level))
+    assert (weights == 1).all()
+    noise[1, 2] = 0.01
+    weights, _ = correction_weights(OLD, OLD - noise, CorrectionConfig(kind="truncate", level=level))
+    assert weights.flatten()[-1] == pytest.approx(torch.tensor(0.01).exp().item())
+    assert (weights.flatten()[:-1] == 1).all()
+
+
 def test_samples_that_are_all_masked_have_no_effective_size():
     _, metrics = correction_weights(OLD, OLD - 100, CorrectionConfig(kind="mask"))
     assert metrics == {"correction_mean": 0, "correction_ess": 0, "correction_cut": 1}

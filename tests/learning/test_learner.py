@@ -298,6 +298,26 @@ def test_minibatches_are_steps_of_plain_grpo(run, policy, zero_stage, minibatche
         assert metrics["clip_high_fraction"] > 0
 
 
+def steps_on_rounded_samples(policy):
+    """Steps on samples whose behaviour log-probs differ in their last digits, corrected and not."""
+    random, groups, checksums = np.random.default_rng(0), scored_groups(policy), []
+    noise = random.uniform(-5e-5, 5e-5, (4, 16)).astype(np.float32)
+    noisy = [
+        dataclasses.replace(g, rollout=dataclasses.replace(g.rollout, log_probs=g.rollout.log_probs + noise))
+        for g in groups
+    ]
+    for drawn, kind in (groups, "none"), (groups, "truncate"), (noisy, "truncate"):
+        learner = Learner(config(), policy, 10, micro_batches=2)
+        policy_gradient.update(learner, drawn, AlgorithmConfig(correction=CorrectionConfig(kind=kind)))
+        checksums.append(learner.weights().checksum)
+    return checksums
+
+
+def test_last_digits_of_the_engine_do_not_reach_the_weights(run, policy):
+    uncorrected, corrected, noisy = run(steps_on_rounded_samples, policy)
+    assert uncorrected == corrected == noisy
+
+
 def steps_in_passes_of(policy, zero_stage, micro_batch, algorithm):
     """Two steps of two groups of four, on samples that the engine saw a little otherwise."""
     passes = 2 * 4 // (micro_batch or 4) // algorithm.minibatches  # of an optimizer step
