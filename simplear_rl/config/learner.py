@@ -71,7 +71,7 @@ class CorrectionConfig(Section):
     """Weights exp(learner - behaviour) of what an engine drew, where its log-probs are not the learner's."""
 
     kind: Literal["truncate", "mask", "none"] = Field(
-        "none", description="weights above `limit`: truncate makes them `limit`, mask 0; none: all weights are 1"
+        "truncate", description="weights above `limit`: truncate makes them `limit`, mask 0; none: all weights are 1"
     )
     level: Literal["token", "sequence"] = Field(
         "token", description="sequence: an image has one weight, the product over its tokens"

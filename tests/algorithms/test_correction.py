@@ -30,6 +30,10 @@ def test_weights(kind, level, limit, expected):
     assert metrics["correction_cut"] == pytest.approx((limit == 2.0) / n)
 
 
+def test_the_default_is_truncated_per_token_at_two():
+    assert AlgorithmConfig().correction == CorrectionConfig(kind="truncate", level="token", limit=2.0)
+
+
 def test_where_engine_and_learner_agree_nothing_is_corrected():
     weights, metrics = correction_weights(OLD, OLD, CorrectionConfig(kind="truncate"))
     assert torch.equal(weights, torch.ones(2, 3))
