@@ -13,12 +13,12 @@ from simplear_rl.policy.rollouts import Rollout
 class ReferenceActor(Monitored):
     """A ReferencePolicy in an actor of its own. Restarts freely: its policy never changes."""
 
-    def __init__(self, name: str, index: int, policy: Path, dtype: str):
+    def __init__(self, name: str, index: int, policy: Path, dtype: str, micro_batch: int | None):
         super().__init__(name, ("log-probs",))
         from simplear_rl.policy.reference import ReferencePolicy
 
         with self.building():
-            self.reference = ReferencePolicy(policy, dtype)
+            self.reference = ReferencePolicy(policy, dtype, micro_batch)
 
     def log_probs(self, rollout: Rollout) -> np.ndarray:
         """float32 [G, T], see ReferencePolicy.log_probs."""

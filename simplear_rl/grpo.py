@@ -59,13 +59,13 @@ def train(config: GrpoConfig) -> None:
         engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
         compared = "reference" in config.roles
-        references = stage.pool("reference", ReferenceActor, config.start, config.learner.dtype) if compared else None
+        frozen = config.start, config.learner.dtype, config.learner.micro_batch
+        references = stage.pool("reference", ReferenceActor, *frozen) if compared else None
         evaluation.launch(stage)
-        updates = config.steps * algorithm.updates_per_batch
-        groups_per_rank = rollout.prompts_per_step // config.learner.actors.count
+        updates = config.steps * algorithm.optimizer_steps
         objective = partial(PolicyGradient, config=algorithm)
         learner = LearnerGroup(
-            stage, config.learner, config.start, updates, groups_per_rank, config.run, objective, identity
+            stage, config.learner, config.start, updates, config.passes, config.run, objective, identity
         )
         stage.ready()
         for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):

@@ -13,6 +13,11 @@ def group_advantages(rewards_G: torch.Tensor, normalize: Literal["std", "mean"])
     A group of equal rewards has advantage 0 and so carries no gradient.
     """
     centred_G = rewards_G - rewards_G.mean()
-    if bool((rewards_G == rewards_G[0]).all()):
+    if no_signal(rewards_G):
         return torch.zeros_like(rewards_G)  # the mean's rounding error must not pose as a signal
     return centred_G / (rewards_G.std() + 1e-4) if normalize == "std" else centred_G
+
+
+def no_signal(rewards_G: torch.Tensor) -> bool:
+    """Whether the rewards of a group are all equal."""
+    return bool((rewards_G == rewards_G[0]).all())

@@ -1,58 +1,68 @@
-"""The GRPO loss of one prompt group: rewards -> advantages -> clipped policy loss + KL."""
+"""The loss of one prompt group: rewards -> advantages -> policy loss + KL."""
 
 import torch
 
 from simplear_rl.algorithms.advantages import group_advantages
 from simplear_rl.algorithms.kl import kl_estimate
+from simplear_rl.algorithms.policy_losses import POLICY_LOSSES
 from simplear_rl.config.learner import AlgorithmConfig
 
 
-def clipped_policy_loss(
-    ratio_GT: torch.Tensor, advantages_G: torch.Tensor, clip_low: float, clip_high: float
+def advantages_with_kl(
+    rewards_G: torch.Tensor,
+    old_log_probs_GT: torch.Tensor | None,
+    reference_log_probs_GT: torch.Tensor | None,
+    config: AlgorithmConfig,
 ) -> torch.Tensor:
-    """Per-token loss [G, T]: -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) (PPO, arXiv 1707.06347).
+    """Advantages of one group [G], less KL in the reward if `config` places it there; else no log-probs are needed.
 
-    Separate bounds as in DAPO (arXiv 2503.14476).
+    That KL is the sum over an image's tokens under the old policy, so it is fixed for the batch. It is taken from the
+    advantage of the rewards alone, less its own mean: a KL is no reward, and must not become noise where the rewards
+    are equal. With `advantage: mean` the result is exactly the advantage of the paper's R = r - beta * KL.
     """
-    advantages_G1 = advantages_G.unsqueeze(-1)
-    clipped_GT = ratio_GT.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio_GT * advantages_G1, clipped_GT * advantages_G1)
+    advantages_G = group_advantages(rewards_G, config.advantage)
+    if reference_log_probs_GT is None or config.kl.placement == "loss":
+        return advantages_G
+    assert old_log_probs_GT is not None
+    kl_G = kl_estimate(old_log_probs_GT, reference_log_probs_GT, config.kl.estimator).sum(-1)
+    return advantages_G - config.kl.beta * (kl_G - kl_G.mean())
 
 
 def grpo_loss(
     log_probs_GT: torch.Tensor,
     old_log_probs_GT: torch.Tensor,
     reference_log_probs_GT: torch.Tensor | None,
-    rewards_G: torch.Tensor,
+    advantages_G: torch.Tensor,
     config: AlgorithmConfig,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of one group, averaged over its tokens, and what to log (scalars, detached).
+    """Loss of one group, or of some of its samples, averaged over tokens, and what to log (scalars, detached).
 
     Args:
         log_probs_GT: of the policy being updated; the gradient flows through these alone.
-        old_log_probs_GT: of the policy as it was when this batch's updates began.
+        old_log_probs_GT: of the policy as it was when this batch's updates began; `kl` is logged of it.
         reference_log_probs_GT: of the frozen reference; None where `config.kl.beta` is 0: then no `kl` is logged.
-        rewards_G: one reward per sample.
-        config: clipping, form of the advantage, KL.
+        advantages_G: see `advantages_with_kl`.
+        config: the policy loss, its bounds, KL.
+        weights: of the tokens [G, T] or images [G, 1], see `correction_weights`; the KL has none.
     """
-    kl_GT = None
+    policy = POLICY_LOSSES[config.loss](log_probs_GT, old_log_probs_GT, advantages_G, config.clip_low, config.clip_high)
+    loss_GT = policy.loss if weights is None else policy.loss * weights
+    kl = {}
     if reference_log_probs_GT is not None:
-        kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
-    if kl_GT is not None and config.kl.placement == "reward":
-        rewards_G = rewards_G - config.kl.beta * kl_GT.detach().mean(-1)
-    advantages_G = group_advantages(rewards_G, config.advantage)
-    ratio_GT = torch.exp(log_probs_GT - old_log_probs_GT)
-    loss_GT = clipped_policy_loss(ratio_GT, advantages_G, config.clip_low, config.clip_high)
-    if kl_GT is not None and config.kl.placement == "loss":
-        loss_GT = loss_GT + config.kl.beta * kl_GT
-    clipped_GT = (ratio_GT < 1 - config.clip_low) | (ratio_GT > 1 + config.clip_high)
+        kl["kl"] = kl_estimate(old_log_probs_GT, reference_log_probs_GT, config.kl.estimator).mean()
+        if config.kl.placement == "loss":
+            kl_GT = kl_estimate(log_probs_GT, reference_log_probs_GT, config.kl.estimator)
+            # The samples are the old policy's: the ratio is their weight under the current one, 1 at the first update.
+            ratio_GT = torch.exp(log_probs_GT.detach() - old_log_probs_GT)
+            loss_GT = loss_GT + config.kl.beta * (ratio_GT * kl_GT)
     loss = loss_GT.mean()
     metrics = {
         "loss": loss,
-        **({} if kl_GT is None else {"kl": kl_GT.mean()}),
-        "ratio_min": ratio_GT.min(),
-        "ratio_max": ratio_GT.max(),
-        "clip_fraction": clipped_GT.float().mean(),
-        "zero_advantage_groups": (advantages_G == 0).all().float(),
+        **kl,
+        "ratio_min": policy.ratio.min(),
+        "ratio_max": policy.ratio.max(),
+        "clip_low_fraction": policy.clipped_low.float().mean(),
+        "clip_high_fraction": policy.clipped_high.float().mean(),
     }
     return loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,4 +1,16 @@
-"""Estimators of KL(policy || reference) from sampled tokens (Schulman, "Approximating KL Divergence", 2020)."""
+"""Estimators of KL(policy || reference) from sampled tokens (Schulman, "Approximating KL Divergence", 2020).
+
+What they regularise depends on where they stand (arXiv 2510.01555, 2512.21852). In the loss an estimate is
+differentiated itself; in the reward it is a number, and the policy gradient makes samples of high cost less likely.
+
+| | gradient in the loss | gradient in the reward |
+| --- | --- | --- |
+| k1 | 0 in expectation: regularises nothing | that of KL(policy || reference) |
+| k2 | that of KL(policy || reference) | of neither KL |
+| k3 | that of KL(reference || policy) | that of KL(policy || reference) - KL(reference || policy) |
+
+The configuration refuses k1 in the loss, and k2 and k3 in the reward.
+"""
 
 from typing import Literal
 
@@ -12,10 +24,9 @@ def kl_estimate(
 
     With d = reference - policy, and the samples drawn from the policy:
 
-    - k1 = -d. Its value is unbiased and can be negative; its gradient in the loss is 0 in expectation.
-    - k2 = d^2 / 2. Its value is biased; its gradient is that of KL(policy || reference).
-    - k3 = exp(d) - d - 1, the published choice. Its value is unbiased and never negative; its gradient is that of
-      KL(reference || policy).
+    - k1 = -d. Its value is unbiased and can be negative.
+    - k2 = d^2 / 2. Its value is biased.
+    - k3 = exp(d) - d - 1, the published choice. Its value is unbiased and never negative.
     """
     difference = reference_log_probs - log_probs
     match estimator:

@@ -86,10 +86,13 @@ def _problems(
 
 
 def _by_class(detections: Iterable[Detection], threshold: float) -> dict[str, list[Detection]]:
-    """Detections above the threshold per class, the most confident first."""
+    """Detections above the threshold per class, the most confident first.
+
+    The official script compares float32 with float32, so a confidence of 0.3 in float32, as a float 0.3 + 1e-8, is not.
+    """
     found: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.confidence):
-        if detection.confidence > threshold:
+        if np.float32(detection.confidence) > np.float32(threshold):
             found.setdefault(detection.label, []).append(detection)
     return {label: objects[:MAX_OBJECTS] for label, objects in found.items()}
 

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, Positive, Section
+
+LossName = Literal["grpo", "gspo", "cispo"]
 
 
 class OptimizerConfig(Section):
@@ -14,6 +16,7 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: NonNegative = 0.01
+    decay_norms: bool = Field(True, description="weight decay of norms and biases too; false as Transformers' trainer")
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     gradient_clip: Positive = 1.0
 
@@ -24,6 +27,11 @@ class LearnerConfig(Section):
     actors: ActorsConfig = ActorsConfig()
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what ZeRO shards: 1 optimizer, 2 + gradients, 3 + weights")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    micro_batch: Count | None = Field(
+        None,
+        description="GRPO: images of a group that go through learner and reference in one pass, which bounds their "
+        "memory; null: the whole group",
+    )
     activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
     optimizer: OptimizerConfig
 
@@ -31,27 +39,71 @@ class LearnerConfig(Section):
 class KlConfig(Section):
     """KL to the frozen reference."""
 
-    beta: NonNegative = Field(0.04, description="0: no reference is started, and `kl` is not logged")
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    beta: NonNegative = Field(
+        0.04,
+        description="in the loss it multiplies a mean over tokens, in the reward the KL of a whole image, a sum over "
+        "its tokens; 0: no reference is started, and `kl` is not logged",
+    )
     placement: Literal["loss", "reward"] = Field(
         "loss", description="loss: beta * KL is added per token (published code); reward: r - beta * KL (paper)"
     )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        default_factory=lambda values: "k1" if values.get("placement") == "reward" else "k3",
+        description="in the loss k3 (default) or k2, in the reward k1 (default), see algorithms/kl.py",
+    )
+
+    @model_validator(mode="after")
+    def _regularises(self) -> "KlConfig":
+        if (self.placement, self.estimator) == ("loss", "k1"):
+            raise ValueError(
+                "k1 in the loss regularises nothing: its gradient is 0 in expectation; set algorithm.kl.estimator to "
+                "k2 or k3, or algorithm.kl.placement to reward"
+            )
+        if self.placement == "reward" and self.estimator != "k1":
+            raise ValueError(
+                f"{self.estimator} in the reward does not have the gradient of the KL, k1 has it; set "
+                "algorithm.kl.estimator to k1 or leave it out"
+            )
+        return self
+
+
+class CorrectionConfig(Section):
+    """Weights exp(learner - behaviour) of what an engine drew, where its log-probs are not the learner's."""
+
+    kind: Literal["truncate", "mask", "none"] = Field(
+        "truncate", description="weights above `limit`: truncate makes them `limit`, mask 0; none: all weights are 1"
+    )
+    level: Literal["token", "sequence"] = Field(
+        "token", description="sequence: an image has one weight, the product over its tokens"
+    )
+    limit: Annotated[float, Field(ge=1)] = 2.0
 
 
 class AlgorithmConfig(Section):
     """GRPO."""
 
     advantage: Literal["std", "mean"] = Field("std", description="std: (r - mean) / (std + 1e-4); mean: r - mean")
-    clip_low: Positive = 0.2
-    clip_high: Positive = 0.2
-    updates_per_batch: Count = 1
+    loss: LossName = Field(
+        "grpo", description="grpo: a ratio per token, clipped; gspo: per image; cispo: per token, a clipped weight"
+    )
+    clip_low: Positive = Field(0.2, description="ratios count above 1 - clip_low; gspo has 3e-4; cispo has none")
+    clip_high: Positive = Field(0.2, description="ratios count below 1 + clip_high; gspo has 4e-4, cispo larger ones")
+    minibatches: Count = Field(1, description="parts of a step's prompts, with an optimizer step for each")
+    updates_per_batch: Count = Field(1, description="how often a step goes over all its minibatches")
     unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
     kl: KlConfig = KlConfig()
+    correction: CorrectionConfig = CorrectionConfig()
+
+    @property
+    def optimizer_steps(self) -> int:
+        """How many optimizer steps a step of GRPO takes."""
+        return self.minibatches * self.updates_per_batch
 
 
 class GuardsConfig(Section):
     """When a GRPO run warns. What is not finite stops it, whatever stands here."""
 
     kl_warning: Positive = Field(1.0, description="KL to the reference per token, nats")
-    mismatch_warning: Positive = Field(1.0, description="mismatch_max: rollout and learner log-probs differ, nats")
+    mismatch_mean_warning: Positive = Field(0.1, description="mean |rollout - learner| log-prob, nats")
+    mismatch_p99_warning: Positive = Field(0.5, description="its 99th percentile over the tokens of a group, nats")
     collapsed_groups_warning: Count = Field(3, description="steps in a row in which no group has unequal rewards")

@@ -88,6 +88,8 @@ class SupervisedConfig(StageConfig):
                 f"data.batch_size ({self.data.batch_size}) must be a multiple of data.micro_batch x "
                 f"learner.actors.count ({self.data.micro_batch} x {self.learner.actors.count})"
             )
+        if self.learner.micro_batch:
+            raise ValueError("learner.micro_batch is for GRPO: set data.micro_batch, and leave it out")
         return self
 
 
@@ -121,6 +123,17 @@ class GrpoConfig(StageConfig):
         return roles | ({"evaluation.scorer": self.evaluation.scorer} if self.evaluation else {})
 
     @property
+    def images_per_pass(self) -> int:
+        """Images that go through learner and reference together."""
+        return self.learner.micro_batch or self.rollout.samples_per_prompt
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of each rank per optimizer step."""
+        groups = self.rollout.prompts_per_step // (self.learner.actors.count * self.algorithm.minibatches)
+        return groups * (self.rollout.samples_per_prompt // self.images_per_pass)
+
+    @property
     def colocated(self) -> tuple[str, ...]:
         """Roles whose actors of equal number share a GPU or, without GPUs, a node."""
         return ("learner.actors", "rollout.engine.actors") if self.rollout.broadcast == "ipc" else ()
@@ -131,6 +144,17 @@ class GrpoConfig(StageConfig):
             raise ValueError(
                 f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of "
                 f"learner.actors.count ({self.learner.actors.count}): a group is never split between ranks"
+            )
+        groups = self.rollout.prompts_per_step // self.learner.actors.count
+        if groups % self.algorithm.minibatches:
+            raise ValueError(
+                f"algorithm.minibatches ({self.algorithm.minibatches}) must divide the {groups} prompts that each "
+                "learner has of a step: a group is never split between minibatches"
+            )
+        if self.rollout.samples_per_prompt % self.images_per_pass:
+            raise ValueError(
+                f"rollout.samples_per_prompt ({self.rollout.samples_per_prompt}) must be a multiple of "
+                f"learner.micro_batch ({self.images_per_pass})"
             )
         return self
 

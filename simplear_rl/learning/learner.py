@@ -86,6 +86,7 @@ class Learner:
     ):
         self.rank, self.ranks, self.micro_batches = rank, ranks, micro_batches
         self.run = run
+        self.images_per_pass = config.micro_batch
         self.optimizer = config.optimizer
         self.step = 0
         self.grad_norm = self.learning_rate = 0.0  # of the last optimizer step
@@ -114,10 +115,7 @@ class Learner:
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.optimizer.learning_rate,
-            betas=config.optimizer.betas,
-            weight_decay=config.optimizer.weight_decay,
+            _parameter_groups(model, config.optimizer), lr=config.optimizer.learning_rate, betas=config.optimizer.betas
         )
         self.finite = torch.tensor(True, device=device)  # the gradients of a pass, on this rank
         for parameter in model.parameters():
@@ -274,7 +272,7 @@ class Learner:
         """
         try:
             _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: not a checkpoint of a policy like `start`: {error}") from error
         self.step = client_state["learner_step"]
         self._set_optimizer()
@@ -285,10 +283,22 @@ class Learner:
         schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
         rate = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)  # of the next step
         values = {"lr": rate, "initial_lr": config.learning_rate, "betas": config.betas}
-        for group in optimizer.param_groups:
-            group |= values | {"weight_decay": config.weight_decay}
+        for group, weight_decay in zip(optimizer.param_groups, _weight_decays(config), strict=True):
+            group |= values | {"weight_decay": weight_decay}
         if hasattr(optimizer, "clip_grad"):  # the sharded ones and that of bfloat16 keep their own
             optimizer.clip_grad = config.gradient_clip
+
+
+def _parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Matrices, then norms and biases: always apart, so that a run can continue with the other `decay_norms`."""
+    parts = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
+    decays = _weight_decays(config)
+    return [{"params": part, "weight_decay": decay} for part, decay in zip(parts, decays, strict=True)]
+
+
+def _weight_decays(config: OptimizerConfig) -> tuple[float, float]:
+    """Of matrices, and of norms and biases."""
+    return config.weight_decay, config.weight_decay if config.decay_norms else 0.0
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:

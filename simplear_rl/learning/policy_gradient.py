@@ -3,14 +3,18 @@
 Advantages, ratios and KL are computed here, where the log-probs are; their formulas stand in algorithms/.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from simplear_rl.algorithms.grpo_loss import grpo_loss
+from simplear_rl.algorithms.advantages import no_signal
+from simplear_rl.algorithms.correction import correction_weights
+from simplear_rl.algorithms.grpo_loss import advantages_with_kl, grpo_loss
 from simplear_rl.config.learner import AlgorithmConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.policy.log_probs import rollout_log_probs
@@ -19,6 +23,9 @@ from simplear_rl.run.guards import Evidence, group_evidence, refusal
 
 if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
     from simplear_rl.learning.learner import Learner
+
+RATIOS = ("ratio_min", "ratio_max")
+CLIPPED = ("clip_low_fraction", "clip_high_fraction")
 
 
 class PolicyGradient:
@@ -37,35 +44,103 @@ class PolicyGradient:
 
 
 def update(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
-    """One batch on this rank: every group is one forward pass, `config.updates_per_batch` optimizer steps.
+    """One batch on this rank: an optimizer step for every minibatch of whole groups, and that several times over.
+
+    A pass has a group, or `learner.micro_batch` samples of it. Old log-probs are those before the first optimizer step.
 
     Raises:
-        UserError: rewards, log-probs, the loss or a gradient are not finite; the step is not taken.
+        UserError: rewards, log-probs, the loss or a gradient are not finite; that optimizer step is not taken, earlier
+            ones of the batch are.
+        RuntimeError: other weights than the learner's drew a rollout.
     """
     for group in groups:
+        _require_current(learner, group.rollout)
         _require_finite(learner, group)
-    old_GT: list[torch.Tensor] = []
-    if config.updates_per_batch > 1:
-        old_GT = [log_probs(learner, group.rollout, config, no_grad=True) for group in groups]
-    metrics: list[dict[str, torch.Tensor]] = []  # as measured before the first update
-    clip_fractions = []  # of all updates
-    for number in range(config.updates_per_batch):
-        for i, group in enumerate(groups):
-            log_probs_GT = log_probs(learner, group.rollout, config)
-            reference = group.reference_log_probs
-            loss, group_metrics = grpo_loss(
-                log_probs_GT,
-                old_GT[i] if old_GT else log_probs_GT.detach(),
-                None if reference is None else torch.from_numpy(reference).to(log_probs_GT),
-                torch.from_numpy(group.rewards).to(log_probs_GT),
-                config,
-            )
-            clip_fractions.append(group_metrics["clip_fraction"])
-            if number == 0:
-                metrics.append(group_metrics | _mismatch(log_probs_GT.detach(), group.rollout))
-            learner.backward(loss, partial(_evidence, group, log_probs_GT))
-    clip_fraction = float(torch.stack(clip_fractions).mean())
-    return combined(metrics) | {"clip_fraction": clip_fraction} | learner.finish_step()
+    passes = [part for group in groups for part in _passes(learner, group, config)]
+    starts = range(0, len(passes), len(passes) // config.minibatches)
+    signals: list[Signal] = []
+    updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each pass in each optimizer step
+    for _ in range(config.updates_per_batch):
+        for i, part in enumerate(passes):
+            if i in starts:
+                updates.append([])
+            log_probs_GT = log_probs(learner, part.samples.rollout, config)
+            if i == len(signals):
+                signals.append(_signal(part, log_probs_GT.detach(), config))
+            loss, metrics = signals[i].loss(log_probs_GT, config)
+            updates[-1].append(metrics)
+            learner.backward(loss, partial(_evidence, part.samples, log_probs_GT, part.first))
+    measured = combined([signal.metrics for signal in signals])
+    return _over_updates(updates, config.minibatches) | measured | learner.finish_step()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Samples that go through the learner together: a group, or `learner.micro_batch` of it."""
+
+    samples: ScoredRollout
+    first: int  # of them in the group
+    advantages: torch.Tensor  # as seen from the whole group, [G]
+    collapsed: bool  # whether all rewards of the group are equal
+    old: torch.Tensor | None  # log-probs before the first update, [G, T]; None: they are those of the pass itself
+
+
+def _passes(learner: "Learner", group: ScoredRollout, config: AlgorithmConfig) -> list[Pass]:
+    rows = group.rollout.rows(learner.images_per_pass)
+    parts = [group.samples(part) for part in rows]
+    rewards_G = torch.from_numpy(group.rewards).to(learner.device)
+    old: list[torch.Tensor] = []
+    reference_GT = None
+    if config.optimizer_steps > 1 or (config.kl.placement == "reward" and group.reference_log_probs is not None):
+        old = [log_probs(learner, part.rollout, config, no_grad=True) for part in parts]
+    if group.reference_log_probs is not None:
+        reference_GT = torch.from_numpy(group.reference_log_probs).to(learner.device)
+    advantages_G = advantages_with_kl(rewards_G, torch.cat(old) if old else None, reference_GT, config)
+    return [
+        Pass(part, where.start, advantages_G[where], no_signal(rewards_G), old[i] if old else None)
+        for i, (part, where) in enumerate(zip(parts, rows, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a pass says to all updates on its batch."""
+
+    old: torch.Tensor  # log-probs before the first update, [G, T]
+    reference: torch.Tensor | None  # log-probs, [G, T]
+    advantages: torch.Tensor  # [G]
+    weights: torch.Tensor | None  # of the rollout correction, [G, T] or [G, 1]
+    metrics: Mapping[str, torch.Tensor]
+
+    def loss(self, log_probs_GT: torch.Tensor, config: AlgorithmConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See grpo_loss."""
+        return grpo_loss(log_probs_GT, self.old, self.reference, self.advantages, config, self.weights)
+
+
+def _signal(part: Pass, first_GT: torch.Tensor, config: AlgorithmConfig) -> Signal:
+    """`first_GT`: log-probs of the part's first pass, which are the old ones where it has no others."""
+    old_GT, samples = first_GT if part.old is None else part.old, part.samples
+    reference = samples.reference_log_probs
+    behaviour_GT = torch.from_numpy(samples.rollout.log_probs).to(old_GT)
+    weights, metrics = correction_weights(old_GT, behaviour_GT, config.correction)
+    metrics |= _mismatch(old_GT, behaviour_GT)
+    metrics |= {"entropy_estimate": -old_GT.mean(), "zero_advantage_groups": torch.tensor(float(part.collapsed))}
+    reference_GT = None if reference is None else torch.from_numpy(reference).to(old_GT)
+    return Signal(old_GT, reference_GT, part.advantages, weights, metrics)
+
+
+def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]], minibatches: int) -> dict[str, float]:
+    """What the first pass over all groups found, with the ratios of the last update and what later ones clipped.
+
+    In the first update all ratios are 1 by construction, and nothing is clipped. `first_ratio_*` say that it is so.
+    """
+    every = combined([row for rows in updates[:minibatches] for row in rows])
+    first, last = combined(updates[0]), combined(updates[-1])
+    metrics = {name: value for name, value in every.items() if name not in CLIPPED}
+    if later := [row for rows in updates[1:] for row in rows]:
+        metrics |= {f"first_{name}": first[name] for name in RATIOS} | {name: last[name] for name in RATIOS}
+        metrics |= {name: value for name, value in combined(later).items() if name in CLIPPED}
+    return metrics
 
 
 def log_probs(learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False) -> torch.Tensor:
@@ -74,14 +149,22 @@ def log_probs(learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_
         return learner.forward(rollout_log_probs, rollout, learner.layout, config.unconditional_gradient)
 
 
-def _mismatch(log_probs_GT: torch.Tensor, rollout: Rollout) -> dict[str, torch.Tensor]:
-    """How far engine and learner are apart, and the entropy as the samples estimate it."""
-    difference_GT = (log_probs_GT - torch.from_numpy(rollout.log_probs).to(log_probs_GT)).abs()
+def _mismatch(log_probs_GT: torch.Tensor, behaviour_GT: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How far engine and learner are apart."""
+    difference_N = (log_probs_GT - behaviour_GT).abs().flatten()
     return {
-        "mismatch_max": difference_GT.max(),
-        "mismatch_mean": difference_GT.mean(),
-        "entropy_estimate": -log_probs_GT.mean(),
+        "mismatch_max": difference_N.max(),
+        "mismatch_mean": difference_N.mean(),
+        "mismatch_p99": difference_N.kthvalue(math.ceil(0.99 * len(difference_N))).values,
     }
+
+
+def _require_current(learner: "Learner", rollout: Rollout) -> None:
+    if rollout.weight_version != learner.step:
+        raise RuntimeError(
+            f"step {learner.step + 1}: the rollout of prompt {rollout.prompt.text!r} has weights of step "
+            f"{rollout.weight_version}, expected step {learner.step}"
+        )
 
 
 def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
@@ -95,7 +178,7 @@ def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
             raise refusal(learner.run, learner.step + 1, quantity, _evidence(group))
 
 
-def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Evidence:
+def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None, first: int = 0) -> Evidence:
     values = {
         "rewards": group.rewards,
         "behaviour_log_probs": group.rollout.log_probs,
@@ -104,4 +187,4 @@ def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) ->
         values["reference_log_probs"] = group.reference_log_probs
     if log_probs_GT is not None:
         values["log_probs"] = log_probs_GT.detach().cpu().numpy()
-    return group_evidence(group.rollout, **values)
+    return group_evidence(group.rollout, values, first)

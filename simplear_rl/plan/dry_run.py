@@ -72,29 +72,34 @@ def plan_grpo(config: GrpoConfig) -> None:
     if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config)
     guided = rollout.guidance_scale != 1
-    group = rollout.samples_per_prompt, guided, engine.max_prompt_tokens
+    images_of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
     prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
     at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
     scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
     rewards, unknown = memory.reward_memory(config.reward.models)
     needed = {
         "learner.actors": (
-            memory.grpo_memory(decoder, learner, *group),
-            "rollout.samples_per_prompt, or set learner.activation_checkpointing and learner.zero_stage",
+            memory.grpo_memory(decoder, learner, *images_of_pass),
+            "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
+            "learner.zero_stage",
         ),
         "rollout.engine.actors": (
             memory.engine_memory(decoder, engine),
             "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
         ),
         "reward.actors": (rewards, "reward.models.batch_size, or set reward.models.dtype"),
-        "reference": (memory.reference_memory(decoder, learner.dtype, *group), "rollout.samples_per_prompt"),
+        "reference": (
+            memory.reference_memory(decoder, learner.dtype, *images_of_pass),
+            "learner.micro_batch or rollout.samples_per_prompt",
+        ),
         "evaluation.scorer": (scorer, "the size of its model (evaluation.detector, evaluation.judge)"),
     }
     lines = [
         policy,
         f"steps    {config.steps:,} of {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} = {images} "
         f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
-        f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks",
+        f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks, "
+        f"optimizer steps: {config.algorithm.optimizer_steps} a step",
         f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
         f"{cache / GIB:.3g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
         *([_in_words(evaluation)] if evaluation else []),

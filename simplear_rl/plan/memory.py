@@ -101,7 +101,7 @@ def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, pro
 
 
 def grpo_memory(decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int) -> Memory:
-    """A learner's rank in GRPO: a group of so many images in one pass; a guided one has two contexts."""
+    """A learner's rank in GRPO: so many images of a group in one pass; a guided one has two contexts."""
     tokens = images * (1 + guided) * (prompt + decoder.tokens)
     per_logit = GUIDED if guided else UNGUIDED
     passing = {

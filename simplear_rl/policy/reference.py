@@ -17,13 +17,20 @@ class ReferencePolicy:
 
     So on the same kind of device with equally many threads, its log-probs of the learner's start are the learner's
     own bit for bit, and the KL of the first step is exactly 0.
+
+    Args:
+        policy: folder.
+        dtype: of its weights.
+        micro_batch: images of a pass, see LearnerConfig.
     """
 
-    def __init__(self, policy: Path, dtype: str):
+    def __init__(self, policy: Path, dtype: str, micro_batch: int | None = None):
         self.model = load_policy(policy, getattr(torch, dtype))[0].to(default_device()).eval()
         self.layout = ImageLayout.of(self.model.config)
+        self.micro_batch = micro_batch
 
     @torch.no_grad()
     def log_probs(self, rollout: Rollout) -> np.ndarray:
         """Log-probs of the rollout's codes, float32 [G, T]."""
-        return rollout_log_probs(self.model, rollout, self.layout).cpu().numpy()
+        parts = [rollout.samples(rows) for rows in rollout.rows(self.micro_batch)]
+        return np.concatenate([rollout_log_probs(self.model, part, self.layout).cpu().numpy() for part in parts])

@@ -1,7 +1,7 @@
 """What goes into an engine and what comes out; all of it travels between actors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,15 @@ class Rollout:
     seed: int  # see Draw
     step: int
 
+    def rows(self, size: int | None) -> list[slice]:
+        """The rows of the samples, `size` at a time; None: all at once."""
+        step = size or len(self.codes)
+        return [slice(first, first + step) for first in range(0, len(self.codes), step)]
+
+    def samples(self, rows: slice) -> "Rollout":
+        """Some of the samples."""
+        return replace(self, codes=self.codes[rows], log_probs=self.log_probs[rows])
+
 
 @dataclass(frozen=True)
 class ScoredRollout:
@@ -54,3 +63,10 @@ class ScoredRollout:
     rollout: Rollout
     rewards: np.ndarray  # float32 [G]
     reference_log_probs: np.ndarray | None  # float32 [G, T]; None: there is no reference
+
+    def samples(self, rows: slice) -> "ScoredRollout":
+        """Some of the samples."""
+        reference = self.reference_log_probs
+        return ScoredRollout(
+            self.rollout.samples(rows), self.rewards[rows], None if reference is None else reference[rows]
+        )

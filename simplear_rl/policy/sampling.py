@@ -24,14 +24,16 @@ def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Ten
     they are those of temperature 1: the likeliest code is the same.
     """
     log_probs_BC = torch.log_softmax(logits_BC.float() / (sampling.temperature or 1.0), dim=-1)
-    if not sampling.top_k and sampling.top_p >= 1:
+    if not 0 < sampling.top_k < logits_BC.shape[-1] and sampling.top_p >= 1:
         return log_probs_BC
     ordered_BC, codes_BC = log_probs_BC.sort(dim=-1, descending=True, stable=True)
     dropped_BC = torch.zeros_like(ordered_BC, dtype=torch.bool)
     if sampling.top_k:
         dropped_BC[..., sampling.top_k :] = True
-    kept_BC = torch.log_softmax(ordered_BC.masked_fill(dropped_BC, -torch.inf), dim=-1).exp()
-    dropped_BC |= kept_BC.cumsum(-1) - kept_BC >= sampling.top_p
+    if sampling.top_p < 1:
+        # Float64: a float32 cumulative sum over 64,000 codes is off by more than the last codes have.
+        kept_BC = torch.softmax(ordered_BC.double().masked_fill(dropped_BC, -torch.inf), dim=-1)
+        dropped_BC |= kept_BC.cumsum(-1) - kept_BC >= sampling.top_p
     dropped_BC = torch.zeros_like(dropped_BC).scatter_(-1, codes_BC, dropped_BC)
     return torch.log_softmax(log_probs_BC.masked_fill(dropped_BC, -torch.inf), dim=-1)
 

@@ -85,7 +85,7 @@ class RewardScorer:
         for name, values in rewards.items():
             if not np.isfinite(values).all():
                 quantity = f"reward {name} {values[~np.isfinite(values)][0]}"
-                raise refusal(self.run, rollout.step, quantity, group_evidence(rollout, **rewards))
+                raise refusal(self.run, rollout.step, quantity, group_evidence(rollout, rewards))
         total = np.stack([self.models[name][0] * values for name, values in rewards.items()]).sum(axis=0)
         cut = any(model.too_long([rollout.prompt.text])[0] for _, model in self.models.values())
         truncated = np.full(len(images), cut, np.float32)

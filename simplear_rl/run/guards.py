@@ -37,10 +37,15 @@ def refusal(run: Path | None, step: int, quantity: str, evidence: Evidence) -> U
     )
 
 
-def group_evidence(rollout: Rollout, **values: np.ndarray) -> Evidence:
-    """A prompt's group, with `values` of its samples ([G] or [G, T]); `about` names the first that is not finite."""
+def group_evidence(rollout: Rollout, values: dict[str, np.ndarray], first: int = 0) -> Evidence:
+    """Samples of a prompt's group, from number `first`, with `values` of each ([G] or [G, T]).
+
+    `about` names the first that is not finite.
+    """
     finite_G = np.all([np.isfinite(v.reshape(len(v), -1)).all(1) for v in values.values()], axis=0)
-    which = f", sample {int(np.argmin(finite_G))}" if not finite_G.all() else f", all {len(finite_G)} samples"
+    which = f", all {len(finite_G)} samples" + (f" from {first}" if first else "")
+    if not finite_G.all():
+        which = f", sample {first + int(np.argmin(finite_G))}"
     arrays = {"prompt": rollout.prompt.text, "prompt_ids": rollout.prompt_ids, "codes": rollout.codes}
     about = f"prompt {rollout.prompt.text!r}{which}"
     return Evidence(about, f"prompt-{rollout.prompt.index}", arrays | values)
@@ -61,8 +66,9 @@ class Warnings:
         lines = {}
         if metrics.get("kl", 0) > limits.kl_warning:  # without a reference there is none
             lines["kl_warning"] = f"the policy is far from the reference: kl {metrics['kl']:.3g}"
-        if metrics["mismatch_max"] > limits.mismatch_warning:
-            lines["mismatch_warning"] = f"rollout and learner disagree: mismatch_max {metrics['mismatch_max']:.3g}"
+        for name in "mismatch_mean", "mismatch_p99":
+            if metrics[name] > getattr(limits, f"{name}_warning"):
+                lines[f"{name}_warning"] = f"rollout and learner disagree: {name} {metrics[name]:.3g}"
         if self.collapsed >= limits.collapsed_groups_warning:
             lines["collapsed_groups_warning"] = f"all rewards of every group were equal for {self.collapsed} steps"
         new = [

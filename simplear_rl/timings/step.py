@@ -146,12 +146,15 @@ class Step:
         settings = {"zero_stage": 1, "dtype": self.dtype, "activation_checkpointing": self.full_size}
         config = LearnerConfig.model_validate(settings | {"optimizer": {"learning_rate": 1e-5}})
         learner = Learner(config, self.folder / "policy", 100, len(groups), run=self.folder)
-        random = np.random.default_rng(0)
-        scored = [
-            ScoredRollout(group, random.random(len(group.codes), dtype=np.float32), log_probs)
-            for group, log_probs in zip(groups, compared, strict=True)
-        ]
-        self.clock("update", lambda: policy_gradient.update(learner, scored, AlgorithmConfig()))
+        rewards = np.random.default_rng(0).random((len(groups), self.options.samples), dtype=np.float32)
+
+        def update() -> None:
+            # As if the current weights had drawn them: the learner takes no others.
+            drawn = [replace(group, weight_version=learner.step) for group in groups]
+            scored = [ScoredRollout(*group) for group in zip(drawn, rewards, compared, strict=True)]
+            policy_gradient.update(learner, scored, AlgorithmConfig())
+
+        self.clock("update", update)
         lengths = np.full(self.contexts, self.tokens + len(groups[0].prompt_ids))
         used = throughput(learner.size, lengths, self.clock.seconds["update"], learner.peak_flops)
         print("           " + ", ".join(f"{name} {value:,.3g}" for name, value in used.items()))

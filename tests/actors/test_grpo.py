@@ -57,6 +57,20 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, tmp_path, 
 
 
 @pytest.mark.slow
+def test_minibatches_and_passes_over_parts_of_a_group(one_of_each, grpo_config, tmp_path):
+    parts = "algorithm.minibatches=2", "algorithm.correction.kind=truncate", "learner.micro_batch=1"
+    grpo.train(grpo_config(tmp_path / "run", *parts))
+    whole, (first, second) = read_metrics(one_of_each / "metrics.jsonl"), read_metrics(tmp_path / "run/metrics.jsonl")
+    assert first["reward"] == pytest.approx(whole[0]["reward"], abs=1e-6)
+    assert first["kl"] == 0.0 < second["kl"]  # the reference has the learner's shapes
+    for row in first, second:
+        assert row["first_ratio_min"] == row["first_ratio_max"] == 1.0
+        assert row["ratio_min"] < 1.0 < row["ratio_max"]  # the other half of the prompts, after one optimizer step
+        assert row["correction_ess"] == pytest.approx(1.0, abs=1e-6)
+        assert row["mismatch_max"] < 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["collective", "ipc"])
 def test_another_transport_changes_nothing_but_the_time(one_of_each, tmp_path, transport, grpo_config):
     grpo.train(grpo_config(tmp_path / "run", f"rollout.broadcast={transport}"))

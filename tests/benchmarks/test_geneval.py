@@ -34,6 +34,15 @@ def test_threshold_is_exclusive(confidence, tag, correct):
     assert verdict(tag, [{"class": "dog", "count": 1}], [thing("dog", confidence=confidence)]).correct is correct
 
 
+@pytest.mark.parametrize(("threshold", "tag"), [(0.3, "colors"), (0.9, "counting")])
+def test_thresholds_are_compared_in_float32(threshold, tag):
+    """The official script compares the detector's float32 scores; as a float, the float32 next to 0.3 is above 0.3."""
+    include, nearest = [{"class": "dog", "count": 1}], np.float32(threshold)
+    above = np.nextafter(nearest, np.float32(1))
+    assert not verdict(tag, include, [thing("dog", confidence=float(nearest))]).correct
+    assert verdict(tag, include, [thing("dog", confidence=float(above))]).correct
+
+
 @pytest.mark.parametrize(("found", "correct"), [(2, False), (3, True), (4, False)])
 def test_counting_is_exact(found, correct):
     include, exclude = [{"class": "dog", "count": 3}], [{"class": "dog", "count": 4}]

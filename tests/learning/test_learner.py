@@ -7,20 +7,30 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from transformers import Trainer
 
 from simplear_rl.config.data import TokenDataConfig, TokenSourceConfig
-from simplear_rl.config.learner import AlgorithmConfig, KlConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.learner import AlgorithmConfig, CorrectionConfig, KlConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning import policy_gradient, supervised
 from simplear_rl.learning.learner import Learner
+from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.policy.vocabulary import read_image_tokenizer
+from simplear_rl.policy.vocabulary import ImageLayout, read_image_tokenizer
 from simplear_rl.weights.snapshot import checksum
 
 CODES = 100  # of the policy of conftest.py
+
+
+def as_drawn_now(learner, groups):
+    """The same rollouts, as if the learner's weights had drawn them."""
+    return [
+        dataclasses.replace(group, rollout=dataclasses.replace(group.rollout, weight_version=learner.step))
+        for group in groups
+    ]
 
 
 def config(zero_stage: int = 0, **values) -> LearnerConfig:
@@ -33,7 +43,7 @@ def token_batch(encode, offset: int) -> TokenBatch:
     return TokenBatch([np.concatenate([encode(c), random.integers(0, CODES, 16) + offset]) for c in captions])
 
 
-def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0) -> list[ScoredRollout]:
+def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0, version: int = 0) -> list[ScoredRollout]:
     """Groups of random codes, with the reference's log-probs as behaviour and reference alike."""
     random, reference, encode = (
         np.random.default_rng(1),
@@ -50,7 +60,7 @@ def scored_groups(policy, number: int = 2, guidance_scale: float = 1.0) -> list[
             codes=codes,
             log_probs=np.zeros((4, 16), np.float32),
             sampling=Sampling(guidance_scale=guidance_scale),
-            weight_version=0,
+            weight_version=version,
             seed=0,
             step=1,
         )
@@ -139,7 +149,7 @@ def checkpointed_and_not(policy, zero_stage):
         layers[0].mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         metrics = supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset))
         trained = len(passes)
-        metrics |= policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())
+        metrics |= policy_gradient.update(learner, scored_groups(policy, version=1), AlgorithmConfig())
         codes = learner.sample(["a red circle"], 2, 0)
         outcomes.append((metrics, learner.weights().checksum, codes, trained))
     return outcomes
@@ -159,7 +169,8 @@ def test_activation_checkpointing_changes_nothing_but_the_work(run, policy, zero
 def bfloat16_steps(policy, zero_stage):
     learner = Learner(config(zero_stage).model_copy(update={"dtype": "bfloat16"}), policy, 10, micro_batches=2)
     trained = supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset))
-    return trained, policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig()), learner.weights()
+    groups = scored_groups(policy, version=1)
+    return trained, policy_gradient.update(learner, groups, AlgorithmConfig()), learner.weights()
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
@@ -175,18 +186,186 @@ def first_grpo_steps(policy, updates_per_batch, guidance_scale):
     learner = Learner(config(), policy, 10, micro_batches=2)
     algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch)
     groups = scored_groups(policy, guidance_scale=guidance_scale)
-    return [policy_gradient.update(learner, groups, algorithm) for _ in range(2)]
+    return [policy_gradient.update(learner, as_drawn_now(learner, groups), algorithm) for _ in range(2)]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_first_step_has_ratio_exactly_one_and_kl_exactly_zero(run, policy, guidance_scale):
     # With two updates the old log-probs are computed by themselves: with one they are the current ones.
     first, second = run(first_grpo_steps, policy, 2, guidance_scale)
-    assert first["ratio_min"] == first["ratio_max"] == 1.0
+    assert first["first_ratio_min"] == first["first_ratio_max"] == 1.0
+    assert first["ratio_min"] < 1.0 < first["ratio_max"]  # of the second update
     assert first["kl"] == 0.0
     assert first["mismatch_max"] == 0.0
     assert second["kl"] > 0.0
     assert second["mismatch_max"] > 0.0  # the same rollouts are stale now, and it shows
+
+
+def clipped_steps(policy, updates_per_batch):
+    learner = Learner(config(), policy, 10, micro_batches=2)
+    algorithm = AlgorithmConfig(updates_per_batch=updates_per_batch, clip_low=1e-6, clip_high=1e-6)
+    return policy_gradient.update(learner, scored_groups(policy), algorithm)
+
+
+def test_clip_fractions_are_those_of_the_updates_after_the_first(run, policy):
+    """With bounds of nothing, a better sample is clipped when it became likelier, a worse one when it became less so.
+
+    The first update clips nothing by construction; averaged in, it would halve the fractions.
+    """
+    alone = run(clipped_steps, policy, 1)
+    assert not {"clip_low_fraction", "clip_high_fraction", "first_ratio_min", "clip_fraction"} & alone.keys()
+    assert alone["ratio_min"] == alone["ratio_max"] == 1.0
+    several = run(clipped_steps, policy, 2)
+    assert several["clip_low_fraction"] > 0.2 < several["clip_high_fraction"]
+    assert 0.6 < several["clip_low_fraction"] + several["clip_high_fraction"] <= 1.0
+
+
+def corrected_steps(policy):
+    """Steps on samples of which one token in 20 was far likelier for the learner than for the engine."""
+    groups, outcomes = scored_groups(policy), []
+    far = np.arange(64).reshape(4, 16) % 20 == 0
+    groups = [
+        dataclasses.replace(
+            group, rollout=dataclasses.replace(group.rollout, log_probs=group.rollout.log_probs - np.float32(2) * far)
+        )
+        for group in groups
+    ]
+    for correction in CorrectionConfig(kind="none"), CorrectionConfig(kind="truncate"), CorrectionConfig(kind="mask"):
+        learner = Learner(config(), policy, 10, micro_batches=2)
+        metrics = policy_gradient.update(learner, groups, AlgorithmConfig(correction=correction))
+        outcomes.append((metrics, learner.weights().checksum))
+    return outcomes
+
+
+def test_the_correction_weighs_the_tokens_that_the_engine_saw_otherwise(run, policy):
+    (plain, weights), (truncated, weights_truncated), (masked, weights_masked) = run(corrected_steps, policy)
+    assert len({str(w) for w in (weights, weights_truncated, weights_masked)}) == 3
+    assert (plain["mismatch_max"], plain["mismatch_p99"]) == pytest.approx((2, 2), abs=1e-5)
+    assert plain["mismatch_mean"] == pytest.approx(2 * 4 / 64, abs=1e-5)
+    assert "correction_mean" not in plain
+    assert truncated["correction_cut"] == masked["correction_cut"] == 4 / 64
+    assert truncated["correction_mean"] == pytest.approx(1 + 4 / 64)
+    assert masked["correction_mean"] == masked["correction_ess"] == pytest.approx(60 / 64)
+    assert truncated["correction_ess"] == pytest.approx(68**2 / (64 * (60 + 4 * 4)))
+
+
+ALGORITHM = {"clip_low": 0.01, "clip_high": 0.02, "advantage": "mean", "kl": KlConfig(beta=0.5)}
+
+
+def plain_grpo_steps(policy, groups, minibatches, updates):
+    """GRPO in plain PyTorch: so many optimizer steps over parts of the groups, `updates` times over all."""
+    model = load_policy(policy)[0]
+    layout, optimizer = ImageLayout.of(model.config), torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.95))
+    old = [rollout_log_probs(model, group.rollout, layout).detach() for group in groups]
+    for part in [*np.split(np.arange(len(groups)), minibatches)] * updates:
+        optimizer.zero_grad()
+        for i in part:
+            rewards = torch.from_numpy(groups[i].rewards)
+            advantages = (rewards - rewards.mean())[:, None]
+            log_probs = rollout_log_probs(model, groups[i].rollout, layout)
+            ratio = (log_probs - old[i]).exp()
+            policy_loss = -torch.minimum(ratio * advantages, ratio.clamp(0.99, 1.02) * advantages)
+            difference = torch.from_numpy(groups[i].reference_log_probs) - log_probs
+            kl = ratio.detach() * (difference.exp() - difference - 1)
+            ((policy_loss + 0.5 * kl).mean() / len(part)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def minibatch_step(policy, zero_stage, minibatches, updates):
+    """Of four groups, in their minibatches."""
+    learner = Learner(config(zero_stage), policy, 10, micro_batches=4 // minibatches)
+    algorithm = AlgorithmConfig(minibatches=minibatches, updates_per_batch=updates, **ALGORITHM)
+    groups = scored_groups(policy, 4)
+    return (
+        policy_gradient.update(learner, groups, algorithm),
+        learner.weights(),
+        plain_grpo_steps(policy, groups, minibatches, updates),
+    )
+
+
+@pytest.mark.parametrize(("zero_stage", "minibatches", "updates"), [(0, 1, 1), (0, 2, 1), (2, 4, 1), (0, 2, 2)])
+def test_minibatches_are_steps_of_plain_grpo(run, policy, zero_stage, minibatches, updates):
+    metrics, weights, expected = run(minibatch_step, policy, zero_stage, minibatches, updates)
+    assert weights.version == 1  # one batch is one step, however many the optimizer takes
+    for name, tensor in weights.tensors.items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=0, msg=name)
+    assert metrics["kl"] == metrics["mismatch_max"] == 0  # of all groups before the first update
+    if minibatches * updates > 1:
+        assert metrics["first_ratio_min"] == metrics["first_ratio_max"] == 1
+        assert metrics["ratio_min"] < 1 < metrics["ratio_max"]
+        assert metrics["clip_high_fraction"] > 0
+
+
+def steps_on_rounded_samples(policy):
+    """Steps on samples whose behaviour log-probs differ in their last digits, corrected and not."""
+    random, groups, checksums = np.random.default_rng(0), scored_groups(policy), []
+    noise = random.uniform(-5e-5, 5e-5, (4, 16)).astype(np.float32)
+    noisy = [
+        dataclasses.replace(g, rollout=dataclasses.replace(g.rollout, log_probs=g.rollout.log_probs + noise))
+        for g in groups
+    ]
+    for drawn, kind in (groups, "none"), (groups, "truncate"), (noisy, "truncate"):
+        learner = Learner(config(), policy, 10, micro_batches=2)
+        policy_gradient.update(learner, drawn, AlgorithmConfig(correction=CorrectionConfig(kind=kind)))
+        checksums.append(learner.weights().checksum)
+    return checksums
+
+
+def test_last_digits_of_the_engine_do_not_reach_the_weights(run, policy):
+    uncorrected, corrected, noisy = run(steps_on_rounded_samples, policy)
+    assert uncorrected == corrected == noisy
+
+
+def steps_in_passes_of(policy, zero_stage, micro_batch, algorithm):
+    """Two steps of two groups of four, on samples that the engine saw a little otherwise."""
+    passes = 2 * 4 // (micro_batch or 4) // algorithm.minibatches  # of an optimizer step
+    learner = Learner(config(zero_stage, micro_batch=micro_batch), policy, 10, passes)
+    groups = [
+        dataclasses.replace(
+            group, rollout=dataclasses.replace(group.rollout, log_probs=group.rollout.log_probs - np.float32(0.1))
+        )
+        for group in scored_groups(policy)
+    ]
+    metrics = [policy_gradient.update(learner, as_drawn_now(learner, groups), algorithm) for _ in range(2)]
+    return metrics, learner.weights().tensors
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "algorithm"),
+    [
+        (0, {}),
+        (2, {"correction": {"kind": "truncate"}}),
+        (3, {"updates_per_batch": 2, "loss": "gspo"}),
+        (0, {"minibatches": 2, "loss": "cispo", "kl": {"placement": "reward", "beta": 0.1}}),
+        (0, {"kl": {"placement": "reward", "beta": 0.1}, "advantage": "mean"}),
+    ],
+)
+def test_passes_over_parts_of_a_group_have_the_same_gradient(run, policy, zero_stage, algorithm):
+    chosen = AlgorithmConfig(**algorithm)
+    (whole, expected), *others = (run(steps_in_passes_of, policy, zero_stage, size, chosen) for size in (None, 2, 1))
+    for metrics, weights in others:
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=0, msg=name)
+        for row, first in zip(metrics, whole, strict=True):
+            of_a_pass = {name: row[name] for name in ("mismatch_p99", "correction_ess") if name in row}
+            assert row == pytest.approx(first | of_a_pass, abs=1e-4)
+
+
+def stale_step(policy):
+    learner = Learner(config(), policy, 10, micro_batches=2)
+    policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())
+    before = learner.weights().checksum
+    with pytest.raises(RuntimeError) as caught:
+        policy_gradient.update(learner, scored_groups(policy), AlgorithmConfig())
+    return str(caught.value), learner.weights().checksum == before
+
+
+def test_rollouts_of_other_weights_are_refused(run, policy):
+    message, unchanged = run(stale_step, policy)
+    assert message == "step 2: the rollout of prompt 'a red circle' has weights of step 0, expected step 1"
+    assert unchanged
 
 
 def steps_with_and_without_reference(policy):
@@ -212,7 +391,7 @@ def rewarded_log_probs(policy):
     groups = scored_groups(policy)
     before = policy_gradient.log_probs(learner, groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1)
     for _ in range(5):
-        policy_gradient.update(learner, groups, AlgorithmConfig())
+        policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     return (
         policy_gradient.log_probs(learner, groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1) - before
     ), groups[0].rewards
@@ -225,17 +404,27 @@ def test_updates_favour_the_better_samples(run, policy):
 
 BEFORE = {"learning_rate": 1e-3, "weight_decay": 0.01, "betas": (0.9, 0.95), "gradient_clip": 1.0}
 NOW = {"learning_rate": 3e-4, "weight_decay": 0.5, "betas": (0.5, 0.7), "gradient_clip": 0.3}
+PUBLISHED = {"learning_rate": 1e-3, "weight_decay": 0.5, "betas": (0.9, 0.999), "decay_norms": False}
+
+
+def transformers_decays(model):
+    """Names of the weights that the published trainer decays."""
+    return set(Trainer.get_decay_parameter_names(None, model))
 
 
 def plain_steps(policy, settings):
     """Weights after one step with each of the settings."""
     model, encode = load_policy(policy)
     batch = token_batch(encode, len(encode.tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters())
+    decayed = transformers_decays(model)
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for n, p in model.named_parameters() if (n in decayed) == decays]} for decays in (True, False)]
+    )
     for values in settings:
-        optimizer.param_groups[0].update(
-            lr=values["learning_rate"], betas=values["betas"], weight_decay=values["weight_decay"]
-        )
+        for group in optimizer.param_groups:
+            group.update(lr=values["learning_rate"], betas=values["betas"], weight_decay=values["weight_decay"])
+        if not values.get("decay_norms", True):
+            optimizer.param_groups[1]["weight_decay"] = 0
         optimizer.zero_grad()
         losses = [
             torch.nn.functional.cross_entropy(
@@ -244,7 +433,7 @@ def plain_steps(policy, settings):
             for row in batch.ids
         ]
         (sum(losses) / batch.target_lengths.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), values["gradient_clip"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), values.get("gradient_clip", 1.0))
         optimizer.step()
     return dict(model.named_parameters())
 
@@ -271,6 +460,17 @@ def test_a_resumed_run_has_the_optimizer_of_its_configuration(run, policy, tmp_p
         torch.testing.assert_close(weights[name], tensor.detach(), atol=2e-5, rtol=0, msg=name)
     unchanged = plain_steps(policy, [BEFORE, BEFORE])
     assert any((weights[name] - tensor).abs().max() > 1e-4 for name, tensor in unchanged.items())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_norms_and_biases_are_spared_as_by_the_published_trainer(run, policy, tmp_path, zero_stage):
+    """Also in a run that continues with the other setting."""
+    _, weights = run(resumed_with, policy, tmp_path, zero_stage, BEFORE, PUBLISHED)
+    for name, tensor in plain_steps(policy, [BEFORE, PUBLISHED]).items():
+        torch.testing.assert_close(weights[name], tensor.detach(), atol=2e-5, rtol=0, msg=name)
+    decayed = plain_steps(policy, [BEFORE, PUBLISHED | {"decay_norms": True}])
+    differs = {name for name, tensor in decayed.items() if (weights[name] - tensor).abs().max() > 1e-4}
+    assert {name for name in differs if "norm" in name} and not differs & transformers_decays(load_policy(policy)[0])
 
 
 def rates(policy, folder, dtype, optimizers):
@@ -310,14 +510,14 @@ def test_saved_policies_remember_the_visual_tokenizer(run, policy, tmp_path):
 def interrupted_and_not(policy, folder, zero_stage):
     learner = Learner(config(zero_stage), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
-    policy_gradient.update(learner, groups, AlgorithmConfig())
+    policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     write = learner.save(folder)
     learner.save(folder / "at once")()
-    policy_gradient.update(learner, groups, AlgorithmConfig())
+    policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     through = learner.weights()
     write()
     learner.load(folder)
-    policy_gradient.update(learner, groups, AlgorithmConfig())
+    policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
     return through, learner.weights()
 
 

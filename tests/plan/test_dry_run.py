@@ -58,7 +58,7 @@ def test_hyper_parameters_are_the_papers(folder, stage, paper):
     config = load_config(STAGES[stage][0], CONFIGS / folder / f"{stage}.yaml")
     optimizer = config.learner.optimizer
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (paper["rate"], "constant", 0)
-    assert optimizer.weight_decay == 0.01
+    assert (optimizer.weight_decay, optimizer.betas, optimizer.decay_norms) == (0.01, (0.9, 0.999), False)
     if stage == "grpo":
         images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     else:
@@ -89,6 +89,23 @@ def test_actors_that_share_a_gpu_are_added_up(tmp_path, capsys):
     assert "node 1   6 rollout.engine.actors, 1 reward.actors, 1 reference; 1 GPUs idle" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"1 x reward.actors .* and 1 x reference .*raise reward.actors.gpus, refer"):
         dry_run("simplear_0.5b", "grpo", *shared, "plan.gpu_memory_gib=15")
+
+
+def test_a_plan_counts_optimizer_steps(tmp_path, capsys):
+    more = ["rollout.prompts_per_step=28", "algorithm.minibatches=4", "algorithm.updates_per_batch=2"]
+    dry_run("simplear_0.5b", "grpo", f"root={tmp_path}", *more)
+    assert "4 prompts on each of 7 ranks, optimizer steps: 8 a step" in capsys.readouterr().out
+
+
+def test_a_plan_of_large_groups_fits_in_micro_batches(tmp_path, capsys):
+    large = ["rollout.samples_per_prompt=64", "rollout.engine.max_concurrent=64", f"root={tmp_path}"]
+    with pytest.raises(UserError, match=r"For learner.actors lower learner.micro_batch or rollout.samples_per_prompt"):
+        dry_run("simplear_1.5b", "grpo", *large)
+    capsys.readouterr()
+    dry_run("simplear_1.5b", "grpo", *large, "learner.micro_batch=4")
+    planned = [line for line in capsys.readouterr().out.splitlines() if "learner.actors: " in line]
+    dry_run("simplear_1.5b", "grpo", f"root={tmp_path}")
+    assert planned == [line for line in capsys.readouterr().out.splitlines() if "learner.actors: " in line]
 
 
 def test_a_plan_with_beta_zero_has_no_reference(tmp_path, capsys):

@@ -9,6 +9,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy import log_probs
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
+from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
@@ -48,6 +49,22 @@ def test_log_probs_are_those_of_the_full_logits_restricted_to_visual_ids(policy,
         step=1,
     )
     torch.testing.assert_close(rollout_log_probs(model, rollout, layout), expected)
+
+
+def test_a_reference_has_the_same_log_probs_a_part_of_a_group_at_a_time(policy):
+    encode = load_policy(policy)[1]
+    codes = np.random.default_rng(0).integers(0, 100, (5, 16)).astype(np.uint16)
+    rollout = Rollout(
+        Prompt(0, "two cross"), encode("two cross"), None, codes, np.zeros((5, 16), np.float32), Sampling(), 0, 0, 1
+    )
+    whole = ReferencePolicy(policy, "float32").log_probs(rollout)
+    sizes = []
+    reference = ReferencePolicy(policy, "float32", micro_batch=2)
+    reference.model.model.register_forward_pre_hook(
+        lambda _, args, values: sizes.append(len(values["input_ids"])), with_kwargs=True
+    )
+    np.testing.assert_allclose(reference.log_probs(rollout), whole, atol=1e-5)
+    assert sizes == [2, 2, 1]
 
 
 def test_guided_gradient_flows_through_both_contexts_or_one(policy):

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from simplear_rl.policy.sampling import draw_codes, uniform_stream
+from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
 
 
 def test_stream_depends_on_every_part_of_the_seed_and_nothing_else():
@@ -26,3 +28,36 @@ def test_edges_of_the_unit_interval():
     log_probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).log().expand(3, -1)
     drawn = draw_codes(log_probs, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64))
     assert drawn.tolist() == [1, 2, 2]
+
+
+def test_top_k_of_the_whole_codebook_is_no_top_k():
+    """In float32 a sum over 64,000 probabilities reaches 1 long before the last one."""
+    logits = torch.randn(4, 64_000, generator=torch.Generator().manual_seed(0)) * 2
+    every = sampling_log_probs(logits, Sampling(top_k=64_000))
+    assert torch.equal(every, sampling_log_probs(logits, Sampling()))
+    assert (sampling_log_probs(logits, Sampling(top_k=50_000)).isfinite().sum(-1) == 50_000).all()
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 1.0), (0, 0.9), (0, 0.3), (60, 0.8), (200, 0.99)])
+def test_supports_are_those_of_transformers(top_k, top_p):
+    """10,000 rows of 200 codes; Transformers sums the same float32 log-probs in float64.
+
+    Rows are compared sorted: of two codes that are equally likely, either may be the last one.
+    """
+    log_probs = torch.randn(10_000, 200, generator=torch.Generator().manual_seed(1)).mul(3).log_softmax(-1)
+    warped = log_probs.double()
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(None, warped)
+    if top_p < 1:
+        warped = TopPLogitsWarper(top_p)(None, warped)
+    found = sampling_log_probs(log_probs, Sampling(top_k=top_k, top_p=top_p)).sort(-1).values
+    expected = warped.log_softmax(-1).sort(-1).values
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_top_p_over_a_large_codebook():
+    logits = torch.randn(20, 64_000, generator=torch.Generator().manual_seed(2)) * 2
+    warped = TopPLogitsWarper(0.999)(None, torch.log_softmax(logits, dim=-1).double())
+    found = sampling_log_probs(logits, Sampling(top_p=0.999))
+    assert torch.equal(found.isfinite().sum(-1), warped.isfinite().sum(-1))

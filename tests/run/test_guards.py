@@ -44,9 +44,10 @@ def tokens(learner):
     return TokenBatch([np.concatenate([learner.encode(c), CODES[0].astype(np.int64) + offset]) for c in captions])
 
 
-def build(policy, run, zero_stage=0, dtype="float32"):
-    config = LearnerConfig(zero_stage=zero_stage, dtype=dtype, optimizer=OptimizerConfig(learning_rate=1e-3))
-    return Learner(config, policy, 10, micro_batches=2, run=run)
+def build(policy, run, zero_stage=0, dtype="float32", micro_batch=None):
+    optimizer = OptimizerConfig(learning_rate=1e-3)
+    config = LearnerConfig(zero_stage=zero_stage, dtype=dtype, optimizer=optimizer, micro_batch=micro_batch)
+    return Learner(config, policy, 10, micro_batches=2 * (4 // (micro_batch or 4)), run=run)
 
 
 def refused(learner, step):
@@ -128,9 +129,9 @@ def test_losses_and_gradients_that_are_not_finite_stop_before_the_optimizer_step
     assert all("<|t2i|>" in prompt and "<|soi|>" in prompt for prompt in saved["prompt"])
 
 
-def overflowing_group(policy, folder):
+def overflowing_group(policy, folder, micro_batch=None):
     """A policy that gives one code of the second prompt no probability at all."""
-    learner = build(policy, folder)
+    learner = build(policy, folder, micro_batch=micro_batch)
     good = groups(policy)
     far = np.array(good[1].reference_log_probs)
     far[3, 5] = 200.0  # exp(200) overflows in the KL of sample 3
@@ -148,18 +149,36 @@ def test_a_loss_that_overflows_is_refused_with_its_group(run, policy, tmp_path):
     assert saved["log_probs"].shape == (4, 16)
 
 
-def metrics(kl=0.0, mismatch=0.0, collapsed=0.0):
-    return {"kl": kl, "mismatch_max": mismatch, "zero_advantage_groups": collapsed}
+def test_a_refused_part_of_a_group_names_its_samples_by_their_place_in_the_group(run, policy, tmp_path):
+    message, unchanged = run(overflowing_group, policy, tmp_path, 2)
+    assert "the loss inf of prompt 'two cross', all 2 samples from 2: expected" in message
+    assert unchanged
+    saved = np.load(tmp_path / "failed-step-000001" / "prompt-1.npz")
+    assert saved["reference_log_probs"][1, 5] == 200
+    assert len(saved["codes"]) == len(saved["log_probs"]) == len(saved["rewards"]) == 2
+
+
+def metrics(kl=0.0, mismatch=0.0, tail=0.0, collapsed=0.0):
+    return {"kl": kl, "mismatch_mean": mismatch, "mismatch_p99": tail, "zero_advantage_groups": collapsed}
 
 
 def test_warnings_come_when_a_threshold_is_crossed_and_not_again_before_it_was_met():
-    warnings = Warnings(GuardsConfig(kl_warning=0.5, mismatch_warning=0.1, collapsed_groups_warning=2))
+    warnings = Warnings(GuardsConfig(kl_warning=0.5, mismatch_mean_warning=0.1, collapsed_groups_warning=2))
     assert warnings.check(1, metrics(kl=0.5, mismatch=0.1)) == []
     (line,) = warnings.check(2, metrics(kl=0.6))
     assert line == "step 2: the policy is far from the reference: kl 0.6 (guards.kl_warning is 0.5)"
     assert warnings.check(3, metrics(kl=0.7)) == []
     assert warnings.check(4, metrics()) == []
     assert len(warnings.check(5, metrics(kl=0.6, mismatch=0.2))) == 2
+
+
+def test_the_mismatch_of_many_tokens_warns():
+    """The maximum over 100,000 tokens says little of the others."""
+    warnings = Warnings(GuardsConfig(mismatch_mean_warning=0.1, mismatch_p99_warning=0.4))
+    (line,) = warnings.check(1, metrics(mismatch=0.05, tail=0.5) | {"mismatch_max": 9.0})
+    assert line == "step 1: rollout and learner disagree: mismatch_p99 0.5 (guards.mismatch_p99_warning is 0.4)"
+    (line,) = warnings.check(2, metrics(mismatch=0.2, tail=0.3) | {"mismatch_max": 9.0})
+    assert line == "step 2: rollout and learner disagree: mismatch_mean 0.2 (guards.mismatch_mean_warning is 0.1)"
 
 
 def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
@@ -173,4 +192,4 @@ def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
 def test_without_a_reference_there_is_no_warning_of_it():
     values = metrics(mismatch=0.2)
     del values["kl"]
-    assert len(Warnings(GuardsConfig(mismatch_warning=0.1)).check(1, values)) == 1
+    assert len(Warnings(GuardsConfig(mismatch_mean_warning=0.1)).check(1, values)) == 1
