@@ -61,10 +61,11 @@ class LearnerActor(Monitored, WeightMember):
         with self.phase("train", step, self.objective.images(scored)):
             return self.objective.step(step, scored)
 
-    def weights(self) -> Weights | None:
-        """Rank 0: the whole policy, to broadcast."""
+    @ray.method(num_returns=2)
+    def weights(self) -> tuple[Weights | None, None]:
+        """Rank 0: the whole policy, to broadcast; and nothing, by which the driver sees that it is there."""
         with self.phase("broadcast", self.learner.step, images=0):
-            return self.learner.weights()
+            return self.learner.weights(), None
 
     def send_weights(self) -> None:
         """Rank 0: broadcast the policy over the group; the others take part in the gathering."""
@@ -139,8 +140,18 @@ class LearnerGroup:
         return combined(_together(shares)) | {"update_seconds": monotonic() - start}
 
     def weights(self) -> ray.ObjectRef:
-        """Reference to the current Weights, held in the object store."""
-        references = [actor.weights.remote() for actor in self.ranks]  # every rank takes part in the gathering
+        """Reference to the current Weights, held in the object store.
+
+        Every rank takes part in the gathering. When one fails the others, which may wait for it, are not waited for.
+        """
+        references, gathered = zip(*(actor.weights.remote() for actor in self.ranks), strict=True)
+        waiting = list(gathered)
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            try:
+                ray.get(done)
+            except RayTaskError as error:
+                raise_cause(error, waiting)
         return references[0]
 
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:

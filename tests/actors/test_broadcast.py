@@ -217,6 +217,21 @@ def test_a_restarted_engine_is_back_with_the_next_broadcast_and_a_dead_one_is_an
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("learner", [2], indirect=True)  # the last one: it ends a rank
+def test_a_rank_that_dies_while_weights_are_gathered_is_named_at_once(learner, other_policy):
+    start(learner, other_policy, 3, version=12)
+
+    def die(self):
+        import os
+
+        self.learner.weights = lambda: os._exit(1)
+
+    inside(learner.ranks[1], die)
+    with pytest.raises(RayActorError, match="learner"):
+        learner.weights()
+
+
+@pytest.mark.slow
 def test_actors_that_do_not_answer_are_named(ray_cluster):
     sleep = ray.remote(num_cpus=0.1)(lambda seconds: time.sleep(seconds))
     quick, slow = sleep.remote(0), sleep.remote(60)
