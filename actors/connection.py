@@ -68,7 +68,9 @@ def connect() -> None:
     else:
         _require_welcome(address, name)
     # An actor without GPUs must not see any.
-    env: dict[str, object] = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}}
+    # Without the second one Ray pickles the tensors of a broadcast: several times slower (docs/timings.md).
+    names = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS")
+    env: dict[str, object] = {"env_vars": dict.fromkeys(names, "1")}
     # Ray starts the workers of a runtime environment through a shell and does not quote the path of Python.
     if (quoted := shlex.quote(sys.executable)) != sys.executable:
         env["py_executable"] = quoted

@@ -27,7 +27,8 @@ def test_it_sets_nothing_that_the_driver_sets(folder, monkeypatch):
     driver = driver_runtime_env(monkeypatch)
     merged = _merge_runtime_env(values, driver)
     assert merged is not None  # what ray.init() calls a conflict, and refuses
-    assert merged["env_vars"] == values["env_vars"] | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+    assert merged["env_vars"] == values["env_vars"] | driver["env_vars"]
+    assert driver["env_vars"].keys() == {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"}
     assert _merge_runtime_env({"env_vars": driver["env_vars"]}, driver) is None
 
 
