@@ -16,7 +16,8 @@ import ray
 from PIL import Image
 
 from simplear_rl.benchmarks import scorer
-from simplear_rl.benchmarks.dpg import COLUMNS, grid
+from simplear_rl.benchmarks.dpg import grid
+from simplear_rl.benchmarks.dpg_questions import COLUMNS
 from simplear_rl.benchmarks.geneval import TAGS
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.config.base import CONFIGS

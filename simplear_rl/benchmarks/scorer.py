@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simplear_rl.benchmarks.benchmark import Benchmark
-from simplear_rl.benchmarks.dpg import read_dpg_prompts, read_questions
 from simplear_rl.benchmarks.dpg_files import DpgBench
+from simplear_rl.benchmarks.dpg_questions import read_dpg_prompts, read_questions
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.geneval_metadata import read_metadata
 from simplear_rl.benchmarks.output import write_verdict

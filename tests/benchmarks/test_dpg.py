@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simplear_rl.benchmarks.dpg import (
-    COLUMNS,
-    Question,
     apply_dependencies,
     confidence_intervals,
     grid,
     judge,
-    read_dpg_prompts,
-    read_questions,
     scores,
     split_grid,
     summary,
 )
+from simplear_rl.benchmarks.dpg_questions import COLUMNS, Question, read_dpg_prompts, read_questions
 from simplear_rl.errors import UserError
 
 PUBLISHED_PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "dpg_prompts.jsonl"

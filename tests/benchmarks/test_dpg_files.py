@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import inspect
-from simplear_rl.benchmarks.dpg import COLUMNS, Question
 from simplear_rl.benchmarks.dpg_files import DpgBench
+from simplear_rl.benchmarks.dpg_questions import COLUMNS, Question
 from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
