@@ -31,9 +31,6 @@ import os
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from simplear_rl.config.rollout import EngineConfig
@@ -46,23 +43,14 @@ from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import save_grid
+from simplear_rl.report.image_files import ImageFiles
 from simplear_rl.rollout.engine import Engine, build_engine
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
-PNG_END = b"IEND\xaeB`\x82"
 DEVICE = default_device()
 DTYPE = "bfloat16" if DEVICE == "cuda" else "float32"
 SHEET_ROWS = 32  # prompts on the contact sheet
 SHEET_PIXELS = 256  # of a side of its images, at most
-SETTINGS = (
-    "seed",
-    "guidance_scale",
-    "negative_prompt",
-    "negative_prefix",
-    "temperature",
-    "top_k",
-    "top_p",
-)
 
 
 def generate(config: GenerateConfig) -> None:
@@ -80,25 +68,20 @@ def generate(config: GenerateConfig) -> None:
     tokenizer = CosmosTokenizer(config.tokenizer, DEVICE)
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(config.prompts, encode))]
     config.output.mkdir(parents=True, exist_ok=True)
-    kept = {file for prompt in prompts for file in _files(prompt, config) if _is_there(file, prompt, config)}
+    files = ImageFiles(config)
     # A prompt's images are drawn together: one that lacks some is drawn again, to the same images.
-    todo = [prompt for prompt in prompts if not kept.issuperset(_files(prompt, config))]
+    todo = [prompt for prompt in prompts if not files.complete(prompt)]
     total, start = len(prompts) * config.images_per_prompt, monotonic()
-    with tqdm(
-        total=total, initial=total - len(todo) * config.images_per_prompt, desc=config.engine, unit="image"
-    ) as bar:
+    there = total - len(todo) * config.images_per_prompt
+    with tqdm(total=total, initial=there, desc=config.engine, unit="image") as bar:
         sampling = Sampling(config.temperature, config.top_k, config.top_p, config.guidance_scale)
         negative = config.negative_prompt, config.negative_prefix
         draw = Draw(todo, config.images_per_prompt, config.seed, 0, sampling, *negative)
         for group in _engine(config, encode, prompts).generate(draw) if todo else ():
-            images = tokenizer.decode(group.codes, layout.rows, layout.columns)
-            for file, image in zip(_files(group.prompt, config), images, strict=True):
-                _write(file, image, group.prompt, config)
-            bar.update(len(images))
-        drawn = bar.n - bar.initial
-    rows = [
-        (prompt.text, np.stack([_small(file) for file in _files(prompt, config)])) for prompt in prompts[:SHEET_ROWS]
-    ]
+            files.write(group.prompt, tokenizer.decode(group.codes, layout.rows, layout.columns))
+            bar.update(len(group.codes))
+    drawn = total - there
+    rows = [(prompt.text, files.small(prompt, SHEET_PIXELS)) for prompt in prompts[:SHEET_ROWS]]
     save_grid(config.output / "contact_sheet.png", rows)
     speed = f"{drawn} drawn, {drawn / (monotonic() - start):.2f} a second with the engine's start"
     print(f"{total} images, {speed}: {config.output}")
@@ -127,53 +110,6 @@ def _engine(config: GenerateConfig, encode: PromptEncoder, prompts: list[Prompt]
         max_prompt_tokens=longest,
     )
     return build_engine(config.policy, engine)
-
-
-def _files(prompt: Prompt, config: GenerateConfig) -> list[Path]:
-    """Where a prompt's images are."""
-    return [config.output / f"{prompt.index:05d}-{k:02d}.png" for k in range(config.images_per_prompt)]
-
-
-def _small(file: Path) -> np.ndarray:
-    """An image for the contact sheet, uint8 [H, W, 3]."""
-    with Image.open(file) as image:
-        image.thumbnail((SHEET_PIXELS, SHEET_PIXELS))
-        return np.asarray(image)
-
-
-def _about(prompt: Prompt, config: GenerateConfig) -> dict[str, str]:
-    """What an image depends on: its file's text entries."""
-    about = {"engine": config.engine, "model": str(config.policy), "tokenizer": str(config.tokenizer)}
-    about |= {name: str(getattr(config, name)) for name in SETTINGS}
-    return about | {"prompt": prompt.text}
-
-
-def _is_there(file: Path, prompt: Prompt, config: GenerateConfig) -> bool:
-    """Whether an image is there, whole, and from the same settings. Raises UserError if it is from others."""
-    try:
-        if not file.read_bytes().endswith(PNG_END):  # cut short, which Pillow may not notice
-            return False
-        with Image.open(file) as image:
-            image.load()
-            found = image.info
-    except (OSError, SyntaxError, ValueError):  # there is none, or a damaged one
-        return False
-    for name, value in _about(prompt, config).items():
-        if found.get(name) != value:
-            raise UserError(
-                f"{file}: was drawn with {name} {found.get(name)!r}, not {value!r}; choose another output folder"
-            )
-    return True
-
-
-def _write(file: Path, image: np.ndarray, prompt: Prompt, config: GenerateConfig) -> None:
-    """One PNG file, which appears only when it is complete."""
-    entries = PngInfo()
-    for name, value in _about(prompt, config).items():
-        entries.add_text(name, value)
-    partial = file.with_suffix(".partial")
-    Image.fromarray(image).save(partial, "PNG", pnginfo=entries)
-    partial.rename(file)
 
 
 if __name__ == "__main__":
