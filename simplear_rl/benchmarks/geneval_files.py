@@ -82,8 +82,8 @@ class GenEval:
         """See Benchmark."""
         if missing := [tag for tag in TAGS if tag not in {entry["tag"] for entry in self.entries}]:
             raise UserError(
-                f"{len(self.entries)} prompts, and none of {', '.join(missing)}: no score without them; raise prompt_count "
-                "where it is set"
+                f"{len(self.entries)} prompts, and none of {', '.join(missing)}: no score without them; raise "
+                "prompt_count where it is set"
             )
         return [*TAGS, "overall"]
 
