@@ -81,11 +81,12 @@ def encode(shards: ShardWriter, missing: list[Part], columns: Columns, config: T
             bar.set_postfix_str("; ".join([f"{bad} rejected", *rejected.lines()[:1]]), refresh=False)
             bar.update(good + len(reasons))
             if total and bad > config.max_rejected * total[0]:
-                raise too_many_rejected(config, bad, total[0], rejected)
+                share = f"{total[0]}" if to_do is not None else f"at most {total[0]}"
+                raise too_many_rejected(config, bad, share, rejected)
     print(f"{images / (time.monotonic() - start):.1f} images/s with the actors' start")
 
 
-def too_many_rejected(config: TokenizeConfig, bad: int, total: int, rejected: Reasons) -> UserError:
+def too_many_rejected(config: TokenizeConfig, bad: int, total: int | str, rejected: Reasons) -> UserError:
     """The error that says so, with the reasons."""
     small = any("the shorter side is below" in kind for kind in rejected.counts)
     message = (

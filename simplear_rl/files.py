@@ -28,12 +28,19 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file that appears only when it is complete, on the disk too; its folder is made if need be."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)  # else a crash can leave the new name on an empty file
-    partial.rename(file)
+    """Write a file that appears only when it is complete, on the disk too; its folder is made if need be.
+
+    Raises:
+        UserError: the storage refuses: it is full, for example, or read-only.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        sync(partial)  # else a crash can leave the new name on an empty file
+        partial.rename(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror}") from error
 
 
 def sync(path: Path) -> None:
@@ -58,16 +65,29 @@ def require_writable(folder: Path, key: str) -> None:
             f"{folder}: in a submitted job this is {folder.resolve()}, in Ray's temporary folder, where nothing stays. "
             f"Choose an absolute path on a volume that all nodes share for `{key}`"
         )
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not existing.is_dir():
         raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: {existing} cannot be written to; choose another `{key}`, or change its rights")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists. Raises UserError if that cannot be told, for example for want of rights."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be looked at: {error.strerror}") from error
+
+
 def is_hub_id(path: Path) -> bool:
     """Whether `path` is a Hugging Face id: it reads `owner/name`, and no file or folder of that name is here."""
-    return len(path.parts) == 2 and not path.is_absolute() and path.parts[0] not in ("..", "~") and not path.exists()
+    return (
+        len(path.parts) == 2
+        and not path.is_absolute()
+        and path.parts[0] not in ("..", "~")
+        and not os.path.exists(path)
+    )
 
 
 def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"] = "model") -> Path:

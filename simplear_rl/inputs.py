@@ -8,7 +8,7 @@ from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
-from simplear_rl.files import is_hub_id
+from simplear_rl.files import is_hub_id, is_there
 from simplear_rl.policy.vocabulary import read_image_tokenizer
 from simplear_rl.run.checkpoints import checkpoints
 from simplear_rl.tokenizers.cosmos import read_identity
@@ -23,10 +23,10 @@ def require(config: CommandConfig, *paths: Path, stages: Stages | None = None) -
     what reads it.
 
     Raises:
-        UserError: a path is missing and `config.world` does not make it.
+        UserError: a path is missing and `config.world` does not make it, or it cannot be looked at.
     """
     for path in paths:
-        if path.exists() or is_hub_id(path):
+        if is_there(path) or is_hub_id(path):
             continue
         if config.world == "shapes":
             from simplear_rl.shapes import prepare

@@ -81,7 +81,10 @@ class GenEval:
     def score_names(self) -> list[str]:
         """See Benchmark."""
         if missing := [tag for tag in TAGS if tag not in {entry["tag"] for entry in self.entries}]:
-            raise UserError(f"{len(self.entries)} prompts, and none of {', '.join(missing)}: no score without them")
+            raise UserError(
+                f"{len(self.entries)} prompts, and none of {', '.join(missing)}: no score without them; raise "
+                "prompt_count where it is set"
+            )
         return [*TAGS, "overall"]
 
     def summary(self, rows: Sequence[dict]) -> dict:

@@ -31,6 +31,8 @@ FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib
 def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
     """Write config.yaml, or make sure that the folder was begun with the same settings and prompts.
 
+    A folder in which nothing was drawn or judged yet takes new ones: its first start may have ended at a mistake.
+
     Raises:
         UserError: it was not; names the keys with both values.
     """
@@ -52,12 +54,13 @@ def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
 
 
 def _read_settings(file: Path) -> dict[str, object]:
-    """What the folder was begun with; empty if nothing was judged yet. Raises UserError if the file is damaged."""
+    """What the folder was begun with; empty if nothing is there yet. Raises UserError if the file is damaged."""
+    verdicts, images = (file.parent / name for name in ("verdicts", "images"))
+    if not any(verdicts.glob("*.json")) and not any(images.glob("*")):
+        return {}
     try:
         return _flat(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else {}
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        if not any((file.parent / "verdicts").glob("*.json")):
-            return {}
         raise UserError(
             f"{file}: damaged, and says no longer what the verdicts beside it were made with: delete the file if the "
             "settings are the same, or choose another `output`"

@@ -1,5 +1,7 @@
 """What all parts of the schema are made of: sections, paths, numbers, actors, and what every command has."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,9 +18,14 @@ def absolute(path: Path) -> Path:
     if bad_characters(str(path)):
         raise ValueError(f"control characters in the path {str(path)!r}")
     try:
-        return path.expanduser().absolute()
+        path = path.expanduser().absolute()
+        os.lstat(path)
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
+    except OSError as error:  # most mean that it is not there yet
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"a path too long for any file: {str(path)[:60]}...") from None
+    return path
 
 
 Location = Annotated[Path, AfterValidator(absolute)]

@@ -15,6 +15,7 @@ from simplear_rl.config.keys import Node, children, items, known_keys, nodes_of
 from simplear_rl.errors import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+VALUE = 200  # characters of a value that a message shows
 
 
 def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ()) -> Schema:
@@ -129,8 +130,16 @@ def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:
         case "union_tag_invalid":
             expected = problem["ctx"]["expected_tags"]
             return f"  {key}.type: expected one of {expected}, found {problem['ctx']['tag']!r}"
-    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+        case "model_type":
+            return f"  {key}: expected a section, {{key: value, ...}}, found {_short(problem['input'])}"
+    found = "" if problem["type"] == "value_error" else f", found {_short(problem['input'])}"
     return f"  {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _short(value: Any) -> str:
+    """A value in a message."""
+    text = repr(value)
+    return text if len(text) <= VALUE else f"{text[:VALUE]}..."
 
 
 def _without_tags(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[int | str], str | None]:

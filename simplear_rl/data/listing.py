@@ -119,11 +119,11 @@ def _walk(listing: Listing, pattern: Sequence[str], output: Path | None) -> Iter
         seen.add(_identity(output))
     while folders or links:
         folder = (folders or links).pop(0)
-        if (identity := _identity(folder)) in seen:
-            listing.pass_over(folder, "links to folders that are read already, or are `output`")
-            continue
-        seen.add(identity)
         try:
+            if (identity := _identity(folder)) in seen:
+                listing.pass_over(folder, "links to folders that are read already, or are `output`")
+                continue
+            seen.add(identity)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             listing.pass_over(folder, f"folders that cannot be read ({error.strerror})")

@@ -19,9 +19,12 @@ LINE, LINES = 34, 8  # of a caption: columns, and what fits beside an image
 def save_grid(file: Path, rows: list[tuple[str, np.ndarray]], titles: list[list[str]] | None = None) -> None:
     """Write the picture of `grid_figure`. What fails is said in one line: a picture never ends a run."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("ignore")
+            warnings.filterwarnings("always", "Glyph .* missing")  # it is drawn as a box
             grid_figure(rows, titles).savefig(file)
+        if caught:
+            _offer_fonts()
     except Exception as error:
         print(f"{file}: no picture: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
 
@@ -42,7 +45,7 @@ def grid_figure(rows: list[tuple[str, np.ndarray]], titles: list[list[str]] | No
     for r, (caption, images) in enumerate(rows):
         axes[r, 0].set_ylabel(_in_lines(caption), rotation=0, ha="right", va="center", fontsize=8, **text)
         for c in range(columns):
-            axes[r, c].set(xticks=[], yticks=[])
+            axes[r, c].set(xticks=[], yticks=[], anchor="W")  # else the caption takes the image's margin, and more
             if c < len(images):
                 axes[r, c].imshow(images[c])
                 axes[r, c].set_title(titles[r][c] if titles else "", fontsize=7, pad=2, **text)
@@ -52,6 +55,14 @@ def grid_figure(rows: list[tuple[str, np.ndarray]], titles: list[list[str]] | No
 def _in_lines(caption: str) -> str:
     wide = any(unicodedata.east_asian_width(character) in "WF" for character in caption)
     return textwrap.fill(caption, LINE // 2 if wide else LINE, max_lines=LINES, placeholder=" …")
+
+
+@cache  # once is enough
+def _offer_fonts() -> None:
+    """Say which packages have the characters that are drawn as boxes, unless they are installed."""
+    missing = [package.replace("_", "-") for package in FONTS if not util.find_spec(package)]
+    if missing:
+        print(f"pictures show boxes for characters without a font; pip install {' '.join(missing)}", flush=True)
 
 
 @cache

@@ -159,11 +159,12 @@ def require_storage(run: Path) -> None:
             file.write("b")
         sync(probe / "before")
         (probe / "before").rename(probe / "after")
-    except OSError as error:
+    except (OSError, UserError) as error:
+        refusal = error.__cause__ or error  # of `write_text`, what the storage said
         raise UserError(
-            f"{run}: this storage cannot hold a run: {error}; a run appends to files, replaces them and renames "
+            f"{run}: this storage cannot hold a run: {refusal}; a run appends to files, replaces them and renames "
             "folders: choose another `run`, and copy it there once it is finished"
-        ) from error
+        ) from refusal
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 

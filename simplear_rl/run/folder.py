@@ -252,12 +252,22 @@ class Run:
             )
 
     def _write_config(self, values: dict[str, Any]) -> None:
-        """Write config.yaml; when the run continues, say which sections of it have changed."""
+        """Write config.yaml; when the run continues, say which keys of it have changed."""
         file = self.folder / "config.yaml"
-        for key in (key for key in values if self.before and values[key] != self.before.get(key)):
-            print(f"{file}: the run continues with another `{key}`: {self.before.get(key)} -> {values[key]}")
+        for key, before, now in _changes(self.before, values) if self.before else ():
+            print(f"{file}: the run continues with another `{key}`: {before} -> {now}")
         write_text(file, yaml.safe_dump(values, sort_keys=False))
 
     def _write_metrics(self) -> None:
         """Leave out the rows after the checkpoint that the run continues from: those steps are done again."""
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Keys of `now` whose values are others in `before`, each with both; those of sections with dots."""
+    for key, value in now.items():
+        old = before.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            yield from _changes(old, value, f"{prefix}{key}.")
+        elif old != value:
+            yield f"{prefix}{key}", old, value

@@ -98,7 +98,10 @@ def test_engines_that_join_later_evaluate_as_well(one_of_each, tmp_path, grpo_co
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["evaluation.prompt_count=4"], "4 prompts, and none of counting, color_attr: no score without them"),
+        (
+            ["evaluation.prompt_count=4"],
+            "4 prompts, and none of counting, color_attr: .*; raise prompt_count where",
+        ),
         (["evaluation.prompt_count=301"], "prompt_count: 301, the benchmark has 300 prompts"),
         (["evaluation.guidance_scale=3", "rollout.engine.max_concurrent=1"], "a guided image takes 2 contexts"),
         (["rollout.engine.max_prompt_tokens=8"], "there is room for 8"),

@@ -21,8 +21,21 @@ def settings(folder, *overrides):
     return load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", values)
 
 
+def judge(config, index):
+    """Write the image of a prompt and the verdict on it."""
+    pixels = np.full((1, 16, 16, 3), index, np.uint8)
+    BENCHMARK.write(config.images, index, pixels)
+    write_verdict(config.output, index, [{"checksum": zlib.crc32(pixels.tobytes())}])
+
+
+def begin(config):
+    """Open the folder and judge a prompt in it."""
+    open_folder(config, BENCHMARK)
+    judge(config, 0)
+
+
 def test_where_and_how_fast_it_runs_may_change(tmp_path):
-    open_folder(settings(tmp_path), BENCHMARK)
+    begin(settings(tmp_path))
     open_folder(settings(tmp_path, "scorer.count=3", "engine.actors.gpus=1", "engine.kv_cache_gib=2"), BENCHMARK)
 
 
@@ -38,13 +51,27 @@ def test_where_and_how_fast_it_runs_may_change(tmp_path):
     ],
 )
 def test_what_changes_images_or_verdicts_may_not(tmp_path, override, message):
-    open_folder(settings(tmp_path), BENCHMARK)
+    begin(settings(tmp_path))
     with pytest.raises(UserError, match=f"out: was begun with other settings(.|\n)*{message}"):
         open_folder(settings(tmp_path, override), BENCHMARK)
 
 
-def test_other_requirements_are_other_prompts(tmp_path):
+@pytest.mark.parametrize("there", ["verdicts/00000.json", "images/00000/samples/00000.png"])
+def test_anything_may_change_before_the_first_image(tmp_path, there):
+    """A first start ends, for example, at a judge that cannot be fetched."""
     open_folder(settings(tmp_path), BENCHMARK)
+    other = settings(tmp_path, "seed=1", "guidance_scale=3")
+    open_folder(other, GenEval([COW]))
+    open_folder(other, BENCHMARK)
+    file = tmp_path / "out" / there
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(UserError, match="seed: 1 -> 0"):
+        open_folder(settings(tmp_path), BENCHMARK)
+
+
+def test_other_requirements_are_other_prompts(tmp_path):
+    begin(settings(tmp_path))
     with pytest.raises(UserError, match="prompts_sha256: "):
         open_folder(settings(tmp_path), GenEval([COW, COW | {"include": [{"class": "cow", "count": 2}]}]))
 
@@ -53,7 +80,7 @@ def test_a_link_to_another_checkpoint_is_another_policy(tmp_path):
     for step in "step-1", "step-2":
         (tmp_path / step).mkdir()
     (tmp_path / "final").symlink_to("step-1")
-    open_folder(settings(tmp_path), BENCHMARK)
+    begin(settings(tmp_path))
     (tmp_path / "final").unlink()
     (tmp_path / "final").symlink_to("step-2")
     with pytest.raises(UserError, match=r"policy: .*step-1 -> .*step-2"):
@@ -62,14 +89,8 @@ def test_a_link_to_another_checkpoint_is_another_policy(tmp_path):
 
 def test_the_policy_does_not_matter_where_nothing_is_drawn(tmp_path):
     open_folder(settings(tmp_path, "score_only=/images"), BENCHMARK)
+    write_verdict(tmp_path / "out", 0, [{"checksum": 7}])
     open_folder(settings(tmp_path, "score_only=/images", "policy=null", "guidance_scale=2", "tokenizer=a/b"), BENCHMARK)
-
-
-def judge(config, index):
-    """Write the image of a prompt and the verdict on it."""
-    pixels = np.full((1, 16, 16, 3), index, np.uint8)
-    BENCHMARK.write(config.images, index, pixels)
-    write_verdict(config.output, index, [{"checksum": zlib.crc32(pixels.tobytes())}])
 
 
 @pytest.mark.parametrize("damaged", ["verdicts/00001.json", "images/00001/samples/00000.png"])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from simplear_rl.data import listing
 from simplear_rl.data.columns import Columns
 from simplear_rl.data.listing import find_files
 from simplear_rl.data.sources import divide
@@ -208,3 +209,19 @@ def test_files_without_samples_are_listed(tmp_path):
     write_parquet(tmp_path / "sub" / "none.parquet", image=pa.array([], pa.binary()), caption=pa.array([], pa.string()))
     listing = find_files(tmp_path / "sub", "**/*")
     assert divide(listing, 10) == [] and passed_over(listing) == {"files without samples": ["none.parquet"]}
+
+
+def test_a_folder_that_vanishes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    fill(tmp_path, "a.tar", "b/c.tar", "d/e.tar")
+
+    identity = listing._identity
+
+    def vanish(folder):
+        if folder.name == "b":
+            shutil.rmtree(folder)
+        return identity(folder)
+
+    monkeypatch.setattr(listing, "_identity", vanish)
+    found = find_files(tmp_path, "**/*")
+    assert names(found) == ["a.tar", "d/e.tar"]
+    assert passed_over(found) == {"folders that cannot be read (No such file or directory)": ["b"]}

@@ -29,7 +29,7 @@ CAPTIONS = [
 @pytest.mark.parametrize("titles", [None, [["$^$", "0.5"]]])
 def test_any_caption_is_drawn_beside_images_of_full_size(tmp_path, capsys, caption, titles):
     save_grid(tmp_path / "grid.png", [(caption, IMAGES)], titles)
-    assert not capsys.readouterr().out
+    assert "no picture" not in capsys.readouterr().out
     picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
     drawn = (picture == 99).all(-1)
     assert drawn.sum() > 2 * 60 * 60
@@ -53,6 +53,28 @@ def test_characters_that_matplotlib_lacks_come_from_the_packages_of_fonts(packag
     pytest.importorskip(package)
     one, other = ink(text[0]), ink(text[1])
     assert one.shape != other.shape or (one != other).any()  # and not the same box twice
+
+
+@pytest.mark.parametrize("caption", ["a red circle<|soi|> on a mat", "a b c d e f g h i j k l m n o p q r s t u v"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 1), (1, 2), (4, 4)])
+@pytest.mark.parametrize("titled", [False, True])
+def test_captions_are_whole(caption, rows, columns, titled):
+    images = IMAGES[:1].repeat(columns, 0)
+    figure = grid_figure([(caption, images)] * rows, [["0.5"] * columns] * rows if titled else None)
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes[::columns]:
+        assert axes.yaxis.label.get_window_extent().x0 >= 0
+
+
+def test_packages_of_fonts_are_offered_once_to_who_needs_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(grids, "FONTS", {"fonts_of_nobody": "none.otf"})
+    grids._families.cache_clear()
+    grids._offer_fonts.cache_clear()
+    for caption in "a red circle", "\u732b", "\u72ac":
+        save_grid(tmp_path / "grid.png", [(caption, IMAGES)])
+    grids._families.cache_clear()
+    grids._offer_fonts.cache_clear()
+    assert capsys.readouterr().out.count("pip install fonts-of-nobody") == 1
 
 
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path, capsys):

@@ -80,6 +80,11 @@ def test_says_what_changed_when_a_run_continues(config, capsys):
     work(config, until=4)
     work(config.model_copy(update={"seed": 7}), until=4)
     assert "the run continues with another `seed`: 0 -> 7" in capsys.readouterr().out
+    optimizer = config.learner.optimizer.model_copy(update={"learning_rate": 1e-4})
+    learner = config.learner.model_copy(update={"optimizer": optimizer})
+    work(config.model_copy(update={"seed": 7, "learner": learner}), until=4)
+    rate = "another `learner.optimizer.learning_rate`: 0.002 -> 0.0001\n"
+    assert rate in (said := capsys.readouterr().out) and said.count("another") == 1
 
 
 def test_failed_checkpoint_leaves_the_one_before(config):

@@ -1,0 +1,47 @@
+"""Files and folders: what the storage refuses is said in one message."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from simplear_rl.errors import UserError
+from simplear_rl.files import is_hub_id, is_there, require_writable, write_text
+
+
+@pytest.mark.parametrize("place", ["file/below.txt", "x" * 300, "folder"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{place}: cannot be written: [A-Z]"):
+        write_text(tmp_path / place, "text")
+
+
+@pytest.fixture
+def without_rights(monkeypatch):
+    """A folder `locked` that nobody may enter, also as root."""
+    stat = os.stat
+
+    def refuse(path, *args, **options):
+        if "/locked/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(tmp_path, without_rights):
+    assert is_there(tmp_path) and not is_there(tmp_path / "none")
+    with pytest.raises(UserError, match="locked/x: cannot be looked at: Permission denied"):
+        is_there(tmp_path / "locked" / "x")
+
+
+def test_the_folder_above_one_that_cannot_be_looked_at_is_asked_for(tmp_path, without_rights):
+    (tmp_path / "locked").touch()
+    with pytest.raises(UserError, match="locked is a file, not a folder; choose another `run`"):
+        require_writable(tmp_path / "locked" / "x", "run")
+
+
+def test_a_name_too_long_for_a_file_may_be_one_of_the_hub():
+    assert is_hub_id(Path("owner", "x" * 300))
