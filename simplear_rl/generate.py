@@ -67,8 +67,8 @@ def generate(config: GenerateConfig) -> None:
     require_same_tokenizer(config.tokenizer, [config.policy], accept=config.accept_tokenizer)
     tokenizer = CosmosTokenizer(config.tokenizer, DEVICE)
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(config.prompts, encode))]
-    config.output.mkdir(parents=True, exist_ok=True)
     files = ImageFiles(config)
+    files.make_folder()
     # A prompt's images are drawn together: one that lacks some is drawn again, to the same images.
     todo = [prompt for prompt in prompts if not files.complete(prompt)]
     total, start = len(prompts) * config.images_per_prompt, monotonic()

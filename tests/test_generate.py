@@ -244,6 +244,7 @@ def test_a_prompt_is_taken_letter_by_letter(monkeypatch, text):
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--model", "nowhere"], "nowhere: no policy there"),
         (["--tokenizer", "nowhere"], "nowhere/encoder.jit: not found"),
+        (["--engine", "transformers", "--output", "/proc/none"], "/proc/none: cannot be made: "),
     ],
 )
 def test_bad_input_is_refused_with_what_to_change(world, tmp_path, arguments, message):

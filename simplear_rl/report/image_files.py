@@ -20,6 +20,13 @@ class ImageFiles:
     def __init__(self, config: GenerateConfig):
         self.config = config
 
+    def make_folder(self) -> None:
+        """Make the folder that they are in. Raises UserError if the storage refuses."""
+        try:
+            self.config.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.config.output}: cannot be made: {error.strerror}") from error
+
     def of(self, prompt: Prompt) -> list[Path]:
         """A prompt's files."""
         return [self.config.output / f"{prompt.index:05d}-{k:02d}.png" for k in range(self.config.images_per_prompt)]
