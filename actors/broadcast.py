@@ -1,18 +1,16 @@
 """Weight broadcast from the learner to every engine: through Ray's object store, a process group or shared memory."""
 
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from actors.learner import LearnerGroup
 from actors.pool import Pool
-from actors.supervision import raise_cause
+from actors.supervision import gather
 from simplear_rl.errors import causes
-
-TIMEOUT = 300.0  # seconds; less than the group's own, so that who is late is named
 
 
 class Broadcast:
@@ -83,18 +81,3 @@ class Broadcast:
     @staticmethod
     def _of_engines(calls: list[ray.ObjectRef]) -> dict[str, ray.ObjectRef]:
         return {f"rollout.engine-{i}": call for i, call in enumerate(calls)}
-
-
-def gather(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[Any]:
-    """Results of calls to actors that work together, in order; does not wait for the others of one that failed."""
-    waiting, deadline = list(calls.values()), monotonic() + timeout
-    while waiting:
-        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - monotonic()))
-        if not done:
-            late = [name for name, call in calls.items() if call in waiting]
-            raise RuntimeError(f"weight broadcast: no answer within {timeout:g} s from {', '.join(late)}")
-        try:
-            ray.get(done)
-        except RayTaskError as error:
-            raise_cause(error, waiting)
-    return ray.get(list(calls.values()))

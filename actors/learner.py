@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
 from actors.sampler import Group
-from actors.supervision import raise_cause
+from actors.supervision import gather, raise_cause
 from actors.weight_member import WeightMember
 from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.learning.metrics import combined
@@ -145,13 +145,7 @@ class LearnerGroup:
         Every rank takes part in the gathering. When one fails the others, which may wait for it, are not waited for.
         """
         references, gathered = zip(*(actor.weights.remote() for actor in self.ranks), strict=True)
-        waiting = list(gathered)
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            try:
-                ray.get(done)
-            except RayTaskError as error:
-                raise_cause(error, waiting)
+        gather({f"learner-{rank}": call for rank, call in enumerate(gathered)})
         return references[0]
 
     def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:

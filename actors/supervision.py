@@ -8,7 +8,7 @@ simplear_rl/run/restart.py continues a stage whose learner is lost.
 from dataclasses import dataclass
 from threading import Event, Thread
 from time import monotonic
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ray
 from ray.actor import ActorHandle
@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTa
 from simplear_rl.errors import PeerLostError, causes
 
 GRACE = 10.0  # seconds in which what explains another actor's error comes to light
+TIMEOUT = 300.0  # seconds of a weight broadcast; less than the process group's own, so that who is late is named
 
 
 @dataclass
@@ -109,3 +110,18 @@ def raise_cause(error: RayTaskError, calls: list[ray.ObjectRef]) -> NoReturn:
         except RayTaskError as other:
             own.append(other)
     raise next((e for e in own if not isinstance(e, PeerLostError)), error)
+
+
+def gather(calls: dict[str, ray.ObjectRef], timeout: float = TIMEOUT) -> list[Any]:
+    """Results of calls to actors that work together, in order; does not wait for the others of one that failed."""
+    waiting, deadline = list(calls.values()), monotonic() + timeout
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - monotonic()))
+        if not done:
+            late = [name for name, call in calls.items() if call in waiting]
+            raise RuntimeError(f"weight broadcast: no answer within {timeout:g} s from {', '.join(late)}")
+        try:
+            ray.get(done)
+        except RayTaskError as error:
+            raise_cause(error, waiting)
+    return ray.get(list(calls.values()))

@@ -48,6 +48,18 @@ def uniform_stream(seed: Sequence[int], length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))).random(length)
 
 
+def draw_each(
+    logits_BC: torch.Tensor, uniform_B: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One code per row, int64 [B], and its log-prob, float32 [B], under the distribution that it is drawn from.
+
+    `uniform_B` is float64 in [0, 1). At temperature 0 it is not used: the likeliest code is taken.
+    """
+    log_probs_BC = sampling_log_probs(logits_BC, sampling)
+    codes_B = draw_codes(log_probs_BC, uniform_B) if sampling.temperature else log_probs_BC.argmax(-1)
+    return codes_B, log_probs_BC.gather(-1, codes_B.unsqueeze(-1)).squeeze(-1)
+
+
 def draw_codes(log_probs_BC: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF draw of one code per row.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from simplear_rl.policy.guidance import guided_logits
-from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
 from simplear_rl.rollout.decode_step import DecodeStep
 
 GRAPHS = 4  # kept for batches to come: a run has full batches, a last smaller one, and the same of its evaluation
@@ -79,14 +79,11 @@ class _Batch:
         if self.contexts > self.images:
             conditional_BC, unconditional_BC = logits_KC.chunk(2)
             logits_KC = guided_logits(conditional_BC, unconditional_BC, self.sampling.guidance_scale)
-        log_probs_BC = sampling_log_probs(logits_KC, self.sampling)
-        if self.sampling.temperature:
-            codes_B1 = draw_codes(log_probs_BC, self.uniforms_BT.index_select(1, self.position).squeeze(1)).unsqueeze(1)
-        else:
-            codes_B1 = log_probs_BC.argmax(-1, keepdim=True)
-        self.codes_BT.index_copy_(1, self.position, codes_B1)
-        self.log_probs_BT.index_copy_(1, self.position, log_probs_BC.gather(-1, codes_B1))
-        ids_B = codes_B1.squeeze(1) + self.step.layout.visual_offset
+        uniform_B = self.uniforms_BT.index_select(1, self.position).squeeze(1)
+        codes_B, log_probs_B = draw_each(logits_KC, uniform_B, self.sampling)
+        self.codes_BT.index_copy_(1, self.position, codes_B.unsqueeze(1))
+        self.log_probs_BT.index_copy_(1, self.position, log_probs_B.unsqueeze(1))
+        ids_B = codes_B + self.step.layout.visual_offset
         self.step.ids[: self.contexts] = ids_B.repeat(self.contexts // self.images)
         self.position += 1
 

@@ -13,7 +13,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Rollout
-from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
 from simplear_rl.rollout.decode_step import DecodeStep
 from simplear_rl.rollout.decoding import Decoder
@@ -154,8 +154,7 @@ def sample_codes(
         logits_BC = (hidden @ head.T).float()
         if unconditional:
             logits_BC = guided_logits(logits_BC[:images], logits_BC[images:], sampling.guidance_scale)
-        log_probs_BC = sampling_log_probs(logits_BC, sampling)
-        codes.append(draw_codes(log_probs_BC, uniforms_BT[:, t]) if sampling.temperature else log_probs_BC.argmax(-1))
+        codes.append(draw_each(logits_BC, uniforms_BT[:, t], sampling)[0])
         next_ids = (codes[-1] + layout.visual_offset).repeat(len(contexts) // images).unsqueeze(-1)
         columns = columns[-1:] + 1
     return torch.stack(codes, dim=1)

@@ -17,7 +17,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from simplear_rl.policy.guidance import guided_logits
-from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
 from simplear_rl.policy.vocabulary import ImageLayout
 
 PACKED_FOR_ROWS = 32  # batch for which oneDNN chooses the layout, as in vLLM
@@ -157,10 +157,6 @@ class _Images:
         logits_IC = visual_BC[self.contexts[0]]
         if len(self.contexts) == 2:
             logits_IC = guided_logits(logits_IC, visual_BC[self.contexts[1]], self.sampling.guidance_scale)
-        log_probs_IC = sampling_log_probs(logits_IC, self.sampling)
-        if self.sampling.temperature:
-            uniform_I = self.uniforms_IT.gather(-1, step - self.first_step_I1).squeeze(-1)
-            codes_I1 = draw_codes(log_probs_IC, uniform_I).unsqueeze(-1)
-        else:
-            codes_I1 = log_probs_IC.argmax(-1, keepdim=True)
-        return codes_I1, log_probs_IC.gather(-1, codes_I1)
+        uniform_I = self.uniforms_IT.gather(-1, step - self.first_step_I1).squeeze(-1)
+        codes_I, log_probs_I = draw_each(logits_IC, uniform_I, self.sampling)
+        return codes_I.unsqueeze(-1), log_probs_I.unsqueeze(-1)

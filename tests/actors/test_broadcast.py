@@ -9,11 +9,12 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from actors.broadcast import Broadcast, gather
+from actors.broadcast import Broadcast
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.pool import Pool
 from actors.rollout import RolloutActor, stream
+from actors.supervision import gather
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig, OptimizerConfig
 from simplear_rl.learning.policy_gradient import PolicyGradient
