@@ -25,6 +25,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id
 from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.plan import memory
+from simplear_rl.plan.hours import print_hours
 from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
 from simplear_rl.policy.sizes import Decoder, published
@@ -57,7 +58,7 @@ def plan_supervised(config: SupervisedConfig) -> None:
         f"{images * decoder.tokens:,} visual tokens and up to {images * data.max_prompt_tokens:,} of prompts,",
         f"         in {config.passes} x {data.micro_batch} images on each of {learner.actors.count} ranks",
     ]
-    _report(config, lines, {"learner.actors": Role(learner.actors, needed, keys)})
+    _report(config, decoder, lines, {"learner.actors": Role(learner.actors, needed, keys)})
 
 
 def plan_grpo(config: GrpoConfig) -> None:
@@ -106,7 +107,7 @@ def plan_grpo(config: GrpoConfig) -> None:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
-    _report(config, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
+    _report(config, decoder, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
 
 
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
@@ -166,7 +167,7 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
     return [Node(os.cpu_count() or 1, gpus, smallest)], "this machine"
 
 
-def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict[str, Role]) -> None:
+def _report(config: SupervisedConfig | GrpoConfig, decoder: Decoder, lines: list[str], roles: dict[str, Role]) -> None:
     """Print everything. Raises UserError if an actor has no place, or the actors of a GPU not enough memory."""
     nodes, source = _hardware(config)
     print(*lines, sep="\n")
@@ -182,6 +183,7 @@ def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict
     print("memory of each actor, GiB")
     for role, part in roles.items():
         print(f"  {role}: {_sum(part)}")
+    print_hours(config, decoder, places, nodes)
     for path in config.inputs:
         if is_hub_id(path):
             print(f"fetched  {path} from the Hugging Face Hub, when the run starts")
