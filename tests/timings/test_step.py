@@ -14,20 +14,8 @@ from simplear_rl.timings.step import Step, read_options
 PHASES = ["rollout", "reward", "reference", "update", "weights"]
 
 
-STEP = [
-    "--policy",
-    "1m",
-    "--resolution",
-    "64",
-    "--prompts",
-    "2",
-    "--samples",
-    "3",
-    "--guidance-scale",
-    "2",
-    "--clip",
-    "ViT-B-32",
-]
+STEP = ["--policy", "1m", "--resolution", "64", "--prompts", "2", "--samples", "3", "--guidance-scale", "2"]
+STEP += ["--clip", "ViT-B-32"]
 
 
 def test_every_phase_is_timed_and_the_file_makes_the_plan_agree(tmp_path):
