@@ -32,6 +32,16 @@ from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
 from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
 
+# What to change where an actor of GRPO does not fit.
+KEYS = {
+    "learner.actors": "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
+    "learner.zero_stage",
+    "rollout.engine.actors": "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
+    "reward.actors": "reward.models.batch_size, or set reward.models.dtype",
+    "reference": "learner.micro_batch or rollout.samples_per_prompt",
+    "evaluation.scorer": "the size of its model (evaluation.detector, evaluation.judge)",
+}
+
 
 @dataclass(frozen=True)
 class Role:
@@ -72,29 +82,12 @@ def plan_grpo(config: GrpoConfig) -> None:
     evaluation = config.evaluation
     if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config)
-    guided = rollout.guidance_scale != 1
-    images_of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
-    prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
+    guided, prompt = rollout.guidance_scale != 1, engine.max_prompt_tokens
+    images = rollout.prompts_per_step * rollout.samples_per_prompt
     at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
     scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
-    rewards, unknown = memory.reward_memory(config.reward.models)
-    needed = {
-        "learner.actors": (
-            memory.grpo_memory(decoder, learner, *images_of_pass),
-            "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
-            "learner.zero_stage",
-        ),
-        "rollout.engine.actors": (
-            memory.engine_memory(decoder, engine),
-            "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
-        ),
-        "reward.actors": (rewards, "reward.models.batch_size, or set reward.models.dtype"),
-        "reference": (
-            memory.reference_memory(decoder, learner.dtype, *images_of_pass),
-            "learner.micro_batch or rollout.samples_per_prompt",
-        ),
-        "evaluation.scorer": (scorer, "the size of its model (evaluation.detector, evaluation.judge)"),
-    }
+    unknown = memory.reward_memory(config.reward.models)[1]
+    needed = memory.grpo_roles(config, decoder) | {"evaluation.scorer": scorer}
     lines = [
         policy,
         f"steps    {config.steps:,} of {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} = {images} "
@@ -107,7 +100,8 @@ def plan_grpo(config: GrpoConfig) -> None:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
-    _report(config, decoder, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
+    roles = {role: Role(actors, needed[role], KEYS[role]) for role, actors in config.roles.items()}
+    _report(config, decoder, lines, roles)
 
 
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -22,6 +23,7 @@ from simplear_rl.plan.time import (
     supervised_step,
 )
 from simplear_rl.policy.sizes import Decoder
+from simplear_rl.rollout.capacity import GIB
 
 
 def print_hours(
@@ -50,10 +52,16 @@ def print_hours(
         step = grpo_step(config, decoder, speeds, _crowding(config.roles, places, learner_nodes))
     _print_step(config, step, len(used), source)
     if isinstance(config, GrpoConfig) and gpu and used:
-        found = list(layouts(config, decoder, gpu, sum(node.gpus for node in nodes), max(node.gpus for node in nodes)))
-        if found:
-            print(f"layouts  fewest GPU-hours: {min(found, key=lambda one: one.hours * one.gpus)}")
-            print(f"         fewest hours: {min(found, key=lambda one: (one.hours, one.gpus))}")
+        _print_layouts(config, decoder, gpu, nodes)
+
+
+def _print_layouts(config: GrpoConfig, decoder: Decoder, gpu: Speed, nodes: Sequence[Node]) -> None:
+    room = min((node.gpu_memory for node in nodes if node.gpu_memory), default=gpu.device.memory * GIB) / GIB
+    smallest = replace(gpu, device=replace(gpu.device, memory=room))
+    found = list(layouts(config, decoder, smallest, sum(node.gpus for node in nodes), max(node.gpus for node in nodes)))
+    if found:
+        print(f"layouts  fewest GPU-hours: {min(found, key=lambda one: one.hours * one.gpus)}")
+        print(f"         fewest hours: {min(found, key=lambda one: (one.hours, one.gpus))}")
 
 
 def _gpu(config: StageConfig) -> tuple[Speed | None, str]:
@@ -68,7 +76,7 @@ def _crowding(roles: Mapping[str, ActorsConfig], places: Sequence[Place], nodes:
     on = {role: Counter((place.node, *place.gpus[:1]) for place in places if place.role == role) for role in roles}
     crowd = {role: max(count.values()) for role, count in on.items() if roles[role].gpus}
     scoring = [roles[role] for role in (REWARD, REFERENCE) if role in roles]
-    shared = any(not actors.gpus for actors in scoring) or bool(on[REWARD].keys() & on.get(REFERENCE, Counter()).keys())
+    shared = all(not actors.gpus for actors in scoring) or bool(on[REWARD].keys() & on.get(REFERENCE, Counter()).keys())
     return Crowding(crowd, shared, nodes)
 
 
@@ -77,7 +85,7 @@ def _print_step(config: SupervisedConfig | GrpoConfig, step: StepTime, gpus: int
     print(f"time     {step.seconds:.3g} s a step: {phases}; {source}")
     phase, limit = step.bottleneck
     hours = config.steps * step.seconds / 3600
-    cost = f", {hours * gpus:,.3g} GPU-hours on {gpus} GPUs" if gpus else ""
+    cost = f", {hours * gpus:,.3g} GPU-hours on {gpus} GPU{'s' * (gpus > 1)}" if gpus else ""
     print(f"hours    {hours:,.3g} for {config.steps:,} steps{cost}; bottleneck: {phase}, by its {limit}")
     if isinstance(config, GrpoConfig):
         waits = [role for role in (ENGINE, REWARD, REFERENCE, LEARNER) if role in config.roles]

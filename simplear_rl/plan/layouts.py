@@ -16,6 +16,8 @@ from simplear_rl.plan.time import ENGINE, LEARNER, REFERENCE, REWARD, Crowding, 
 from simplear_rl.policy.sizes import Decoder
 from simplear_rl.rollout.capacity import GIB, context_cache
 
+BATCHES = (1, 2, 4)  # that an engine's images are drawn in: the first number whose cache fits
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -53,18 +55,22 @@ def layouts(config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, gpus_
     for engine_count, learner_count, shared, needed in choices:
         if needed > gpus:
             continue
-        counted = _counted(config, decoder, engine_count, learner_count, shared)
-        if not _fits(counted, decoder, speed.device.memory, shared):
+        in_batches = (_counted(config, decoder, engine_count, learner_count, shared, n) for n in BATCHES)
+        counted = next((one for one in in_batches if _fits(one, decoder, speed.device.memory, shared)), None)
+        if not counted:
             continue
         crowding = Crowding({}, scoring_shared=True, nodes=ceil(needed / gpus_per_node))
         yield Layout(counted, shared, needed, grpo_step(counted, decoder, lambda _: speed, crowding))
 
 
-def _counted(config: GrpoConfig, decoder: Decoder, engines: int, learners: int, shared: bool) -> GrpoConfig:
-    """The configuration with so many actors, and engines that draw all their images at once."""
+def _counted(
+    config: GrpoConfig, decoder: Decoder, engines: int, learners: int, shared: bool, batches: int
+) -> GrpoConfig:
+    """The configuration with so many actors, and engines that draw their images in so many batches."""
     rollout = config.rollout
     guided = 2 if rollout.guidance_scale != 1 else 1
-    contexts = ceil(rollout.prompts_per_step / engines) * rollout.samples_per_prompt * guided
+    images = ceil(rollout.prompts_per_step / engines) * rollout.samples_per_prompt
+    contexts = ceil(images / batches) * guided
     engine = rollout.engine.model_copy(
         update={
             "actors": rollout.engine.actors.model_copy(update={"count": engines}),
@@ -89,21 +95,8 @@ def _counted(config: GrpoConfig, decoder: Decoder, engines: int, learners: int, 
 
 
 def _fits(config: GrpoConfig, decoder: Decoder, room_gib: float, shared: bool) -> bool:
-    needed = {role: sum(parts.values()) + memory.PROCESS for role, parts in grpo_roles_memory(config, decoder).items()}
+    roles = memory.grpo_roles(config, decoder)
+    needed = {role: sum(parts.values()) + memory.PROCESS for role, parts in roles.items() if parts}
     scoring = needed[REWARD] + needed.get(REFERENCE, 0)
     apart = needed[LEARNER], needed[ENGINE], scoring
     return (sum if shared else max)(apart) <= memory.USABLE * room_gib * GIB
-
-
-def grpo_roles_memory(config: GrpoConfig, decoder: Decoder) -> dict[str, memory.Memory]:
-    """Memory of an actor of each role of GRPO, evaluations aside."""
-    engine, guided = config.rollout.engine, config.rollout.guidance_scale != 1
-    of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
-    roles = {
-        LEARNER: memory.grpo_memory(decoder, config.learner, *of_pass),
-        ENGINE: memory.engine_memory(decoder, engine),
-        REWARD: memory.reward_memory(config.reward.models)[0],
-    }
-    if config.algorithm.kl.beta:
-        roles[REFERENCE] = memory.reference_memory(decoder, config.learner.dtype, *of_pass)
-    return roles

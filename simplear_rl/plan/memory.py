@@ -15,6 +15,7 @@ from simplear_rl.config.benchmarks import BenchmarkConfig
 from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
 from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
 from simplear_rl.policy.sizes import BYTES, Decoder
 from simplear_rl.rollout.capacity import GIB, engine_cache
@@ -174,6 +175,18 @@ def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str
         "features": float(max(passes, default=0)),
     }
     return memory | tokenizer_memory(), [model.name for model in models if model not in known]
+
+
+def grpo_roles(config: GrpoConfig, decoder: Decoder) -> dict[str, Memory]:
+    """An actor of each role of GRPO, by configuration key, evaluations aside."""
+    engine, guided = config.rollout.engine, config.rollout.guidance_scale != 1
+    of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
+    return {
+        "learner.actors": grpo_memory(decoder, config.learner, *of_pass),
+        "rollout.engine.actors": engine_memory(decoder, engine),
+        "reward.actors": reward_memory(config.reward.models)[0],
+        "reference": reference_memory(decoder, config.learner.dtype, *of_pass) if config.algorithm.kl.beta else {},
+    }
 
 
 def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:

@@ -71,10 +71,10 @@ def test_what_limits_a_phase_is_named(grpo):
     one = grpo_step(few, decoder, lambda _: H100, Crowding({}))
     assert one.bottleneck == ("rollout", "starting operators")
     many = grpo_step(grpo, decoder, lambda _: H100, Crowding({}))
-    assert many.bottleneck == ("rollout", "memory bandwidth")
+    assert many.bottleneck == ("update", "arithmetic")
     assert one.seconds < many.seconds < 28 * one.seconds
-    slow = replace(GPUS["H100"], bfloat16=1e12)
-    assert grpo_step(grpo, decoder, lambda _: Speed(slow), Crowding({})).bottleneck == ("update", "arithmetic")
+    slow = replace(GPUS["H100"], bandwidth=1e12)
+    assert grpo_step(grpo, decoder, lambda _: Speed(slow), Crowding({})).bottleneck == ("rollout", "memory bandwidth")
 
 
 def test_scoring_and_reference_overlap_where_they_do_not_share_a_gpu(grpo):
