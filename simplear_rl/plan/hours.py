@@ -60,8 +60,11 @@ def _print_layouts(config: GrpoConfig, decoder: Decoder, gpu: Speed, nodes: Sequ
     smallest = replace(gpu, device=replace(gpu.device, memory=room))
     found = list(layouts(config, decoder, smallest, sum(node.gpus for node in nodes), max(node.gpus for node in nodes)))
     if found:
-        print(f"layouts  fewest GPU-hours: {min(found, key=lambda one: one.hours * one.gpus)}")
-        print(f"         fewest hours: {min(found, key=lambda one: (one.hours, one.gpus))}")
+        cheapest = min(found, key=lambda one: one.hours * one.gpus)
+        fastest = min(found, key=lambda one: (one.hours, one.gpus))
+        print(f"layouts  fewest GPU-hours{' and hours' * (cheapest is fastest)}: {cheapest}")
+        if cheapest is not fastest:
+            print(f"         fewest hours: {fastest}")
 
 
 def _gpu(config: StageConfig) -> tuple[Speed | None, str]:
@@ -69,7 +72,7 @@ def _gpu(config: StageConfig) -> tuple[Speed | None, str]:
     if config.plan and config.plan.gpu:
         return Speed(GPUS[config.plan.gpu]), f"assumed: {config.plan.gpu} (plan)"
     name = gpu_name(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return (Speed(GPUS[name]), f"assumed: {name}") if name else (None, "assumed: CPU cores of 2023")
+    return (Speed(GPUS[name]), f"assumed: {name}") if name else (None, "assumed: cores of a server with AVX-512")
 
 
 def _crowding(roles: Mapping[str, ActorsConfig], places: Sequence[Place], nodes: int) -> Crowding:

@@ -16,8 +16,8 @@ from simplear_rl.errors import UserError
 from simplear_rl.gpus import GPUS, Device, gpu_name
 
 STARTING, MEMORY, ARITHMETIC = LIMITS = "starting operators", "memory bandwidth", "arithmetic"
-# One core of a CPU: an allowance, about what a core of a server of 2023 does in float32.
-CPU_CORE = Device(bandwidth=8e9, bfloat16=30e9, float32=60e9, memory=0, link=2e9)
+# One core of a CPU, as `timings.step` found it on a server with AVX-512. Other cores take up to several times as long.
+CPU_CORE = Device(bandwidth=10e9, bfloat16=110e9, float32=110e9, memory=0, link=2e9)
 
 
 @dataclass(frozen=True)
