@@ -35,9 +35,11 @@ def supervised_hours(config: SupervisedConfig, decoder: Decoder, speed: Speed, g
 
 
 def grpo_fastest(config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, prompts: int) -> tuple[int, StepTime]:
-    """The quickest layout on at most so many GPUs: how many it has, and its step."""
+    """The quickest layout on at most so many GPUs, one optimizer step a step: how many it has, and its step."""
     rollout = config.rollout.model_copy(update={"prompts_per_step": prompts, "samples_per_prompt": SAMPLES})
-    found = layouts(config.model_copy(update={"rollout": rollout}), decoder, speed, gpus, PER_NODE)
+    algorithm = config.algorithm.model_copy(update={"minibatches": 1})
+    counted = config.model_copy(update={"rollout": rollout, "algorithm": algorithm})
+    found = layouts(counted, decoder, speed, gpus, PER_NODE)
     best = min(found, key=lambda one: (one.step.seconds, one.gpus))
     return best.gpus, best.step
 
