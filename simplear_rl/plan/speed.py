@@ -106,8 +106,9 @@ class Measured(Section):
     def speed(self, threads: int | None = None) -> Speed:
         """The device as it was measured or, of a CPU, with so many threads."""
         known, more = GPUS.get(gpu_name(self.name) or "", CPU_CORE), (threads or self.threads) / self.threads
-        limits = [more * limit for limit in (self.bandwidth, self.bfloat16, self.float32)]
-        device = Device(*limits, known.memory, known.link)
+        device = replace(
+            known, bandwidth=more * self.bandwidth, bfloat16=more * self.bfloat16, float32=more * self.float32
+        )
         operators = replace(Assumptions() if self.gpu else ON_CPU, started=self.started, replayed=self.replayed)
         return Speed(device, self.gpu, operators, self.factors)
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class Comparison:
 
     def __init__(self, policy: Path, engine: str):
         config = EngineConfig(type=engine, max_concurrent=2 * IMAGES, max_prompt_tokens=32, kv_cache_gib=0.5)
-        self.engine = build_engine(policy, config)
+        self.engine: Any = build_engine(policy, config)
         model, self.encode = load_policy(policy)
         self.model, self.layout = model.to(default_device()).eval(), read_layout(policy)
         # Prompts of unequal lengths.

@@ -8,6 +8,7 @@
 set -uo pipefail
 
 python=${PYTHON:-python}
+export TQDM_DISABLE=1
 policy=simplear-0.5b resolution=1024 clip=ViT-H-14 batches="1 28 112" prompts=7 many=28
 if [[ ${1:-} == --small ]]; then
     policy=1m resolution=64 clip=ViT-B-32 batches="1 2" prompts=2 many=3
