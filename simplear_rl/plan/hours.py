@@ -32,8 +32,9 @@ def print_hours(
     """Print the plan of time of a stage whose actors have these places."""
     gpu, source = _gpu(config)
     measured = read_measured(config.plan.measured) if config.plan and config.plan.measured else None
-    if measured:
-        gpu, source = measured.speed() if measured.gpu else gpu, f"measured: {config.plan and config.plan.measured}"
+    if measured and (measured.gpu or not gpu):
+        source = f"measured: {measured.name}, {measured.command}"
+        gpu = measured.speed() if measured.gpu else None
     if not gpu and any(actors.gpus for actors in config.roles.values()):
         print("time     not planned: set plan.gpu, see simplear_rl/gpus.py, or plan.measured")
         return
