@@ -119,6 +119,9 @@ class AlgorithmConfig(Section):
     minibatches: Count = Field(1, description="parts of a step's prompts, with an optimizer step for each")
     updates_per_batch: Count = Field(1, description="how often a step goes over all its minibatches")
     unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
+    entropy_bonus: NonNegative = Field(
+        0.0, description="the loss is less this much times the mean entropy of a token over the codebook, nats"
+    )
     kl: KlConfig = KlConfig()
     correction: CorrectionConfig = CorrectionConfig()
 
@@ -135,3 +138,9 @@ class GuardsConfig(Section):
     mismatch_mean_warning: Positive = Field(0.1, description="mean |rollout - learner| log-prob, nats")
     mismatch_p99_warning: Positive = Field(0.5, description="its 99th percentile over the tokens of a group, nats")
     collapsed_groups_warning: Count = Field(3, description="steps in a row in which no group has unequal rewards")
+    narrowing_warning: Fraction = Field(
+        0.3, description="share by which entropy and diversity have both fallen while the reward rose, see docs/grpo.md"
+    )
+    narrowing_window: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+        50, description="steps of which the later half is compared with the earlier one"
+    )

@@ -46,7 +46,7 @@ class Computation(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self.policy, *args)
 
 
@@ -155,7 +155,7 @@ class Learner:
         """Where this rank computes."""
         return self.engine.device
 
-    def forward(self, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(policy, *args)`, inside DeepSpeed's forward pass. Every rank must call it."""
         return self.engine(function, *args)
 

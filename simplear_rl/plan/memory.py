@@ -30,6 +30,8 @@ BUCKET, GATHERED = 5e8, 1e9
 # Bytes per logit of a chunk, in float32: logits, log-softmax and, in the backward pass, a gradient; guided, of both
 # contexts, whose gradients come after the log-softmax is gone.
 UNGUIDED, GUIDED = 12, 16
+# And those of an entropy with a gradient: probabilities, their gradient and that of the log-softmax.
+ENTROPY = 12
 # Gradients of the head that exist at a time, beside the one that training keeps, when logits come in several chunks:
 # the sum so far, a chunk's own and the new sum.
 HEAD_GRADIENTS = 3
@@ -102,10 +104,12 @@ def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, pro
     return _peak(states_memory(decoder.parameters, learner), passing)
 
 
-def grpo_memory(decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int) -> Memory:
+def grpo_memory(
+    decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int, entropy_bonus: bool = False
+) -> Memory:
     """A learner's rank in GRPO: so many images of a group in one pass; a guided one has two contexts."""
     tokens = images * (1 + guided) * (prompt + decoder.tokens)
-    per_logit = GUIDED if guided else UNGUIDED
+    per_logit = (GUIDED if guided else UNGUIDED) + ENTROPY * entropy_bonus
     passing = {
         "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
         "log-probs": logits_peak(decoder, learner.dtype, images * decoder.tokens, decoder.codes, per_logit),

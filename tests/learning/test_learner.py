@@ -429,15 +429,18 @@ def test_with_beta_zero_a_reference_changes_nothing(run, policy):
     assert names - names_without == {"kl"}
 
 
+def drawn_log_probs(learner, rollout):
+    """Log-probs of the images [G]."""
+    return policy_gradient.log_probs_and_entropy(learner, rollout, AlgorithmConfig(), no_grad=True)[0].sum(1)
+
+
 def rewarded_log_probs(policy):
     learner = Learner(config(), policy, 10, micro_batches=2)
     groups = scored_groups(policy)
-    before = policy_gradient.log_probs(learner, groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1)
+    before = drawn_log_probs(learner, groups[0].rollout)
     for _ in range(5):
         policy_gradient.update(learner, as_drawn_now(learner, groups), AlgorithmConfig())
-    return (
-        policy_gradient.log_probs(learner, groups[0].rollout, AlgorithmConfig(), no_grad=True).sum(1) - before
-    ), groups[0].rewards
+    return drawn_log_probs(learner, groups[0].rollout) - before, groups[0].rewards
 
 
 def test_updates_favour_the_better_samples(run, policy):
@@ -577,3 +580,24 @@ def test_resumed_run_has_the_same_weights_bit_for_bit(run, policy, tmp_path, zer
         assert files
         for file in files:  # written one step later than copied
             assert file.read_bytes() == (tmp_path / "at once" / file.relative_to(tmp_path)).read_bytes(), file
+
+
+def entropies(policy, zero_stage, bonus, algorithm):
+    """`entropy` of two steps on groups of equal rewards, without KL: the bonus alone has a gradient."""
+    learner = Learner(config(zero_stage, micro_batch=2), policy, 10, 2 * 2 // algorithm.get("minibatches", 1))
+    chosen = AlgorithmConfig(kl=KlConfig(beta=0), entropy_bonus=bonus, **algorithm)
+    groups = [dataclasses.replace(group, rewards=np.ones(4, np.float32)) for group in scored_groups(policy)]
+    steps = [policy_gradient.update(learner, as_drawn_now(learner, groups), chosen) for _ in range(2)]
+    return [step["entropy"] for step in steps], [step["loss"] for step in steps], steps[0]["grad_norm"]
+
+
+@pytest.mark.parametrize(("zero_stage", "algorithm"), [(0, {}), (2, {"minibatches": 2}), (3, {"updates_per_batch": 2})])
+def test_the_entropy_bonus_alone_raises_the_entropy(run, policy, zero_stage, algorithm):
+    (before, after), (loss, _), norm = run(entropies, policy, zero_stage, 0.5, algorithm)
+    assert after > before
+    assert norm > 0
+    if not algorithm:
+        assert loss == pytest.approx(-0.5 * before, abs=1e-6)
+    (plain, again), losses, none = run(entropies, policy, zero_stage, 0.0, algorithm)
+    assert plain == before  # of the policy that drew, whatever the updates do
+    assert again == pytest.approx(plain, abs=1e-4) and losses == [0, 0] and none == 0
