@@ -15,6 +15,16 @@ def items_of_step(step: int, per_step: int, items: int, seed: int) -> np.ndarray
     return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
 
 
+def other_items(step: int, per_step: int, items: int, seed: int) -> np.ndarray:
+    """Indices of all items that are not those of step 0, 1, ..., in a random order of that step's own.
+
+    Whoever takes some of them changes the items of no step.
+    """
+    # Third number: the epochs' orders have none.
+    order = np.random.default_rng((seed, step, 1)).permutation(items)
+    return order[~np.isin(order, items_of_step(step, per_step, items, seed))]
+
+
 def shares(items: int, weights: Sequence[float]) -> list[int]:
     """How many of a run's first `items` items come from each source: proportional to `weights`, summing to `items`.
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simplear_rl.characters import BYTE_ORDER_MARK, tidy_prompt
-from simplear_rl.data.order import items_of_step
+from simplear_rl.data.order import items_of_step, other_items
 from simplear_rl.errors import UserError
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.vocabulary import PromptEncoder
 
 COLUMNS = ("prompt", "text", "caption")  # the first of these that a file has
@@ -145,3 +145,9 @@ def _in_one_line(text: str) -> str:
 def prompts_of_step(prompts: list[str], step: int, per_step: int, seed: int) -> list[Prompt]:
     """The prompts of training step `step` (from 1)."""
     return [Prompt(i, prompts[item]) for i, item in enumerate(items_of_step(step - 1, per_step, len(prompts), seed))]
+
+
+def further_prompts(prompts: list[str], draw: Draw) -> Iterator[Prompt]:
+    """The prompts that refill the groups of a step: all but its own, each once; they are counted on from those."""
+    for i, item in enumerate(other_items(draw.step - 1, len(draw.prompts), len(prompts), draw.seed)):
+        yield Prompt(len(draw.prompts) + i, prompts[item])

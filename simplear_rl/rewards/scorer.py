@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from simplear_rl.algorithms.diversity import diversity
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
 from simplear_rl.config.rewards import RewardConfig
 from simplear_rl.device import default_device
@@ -75,13 +76,22 @@ class RewardScorer:
         """float32 [G] per reward model, under its name, and their weighted sum under "total".
 
         Under "truncated" 1 where a model read only the beginning of the prompt (`long_text: truncate`), else 0.
+        Under "diversity" that of the group's images, the mean over the models that have image features, if any has.
 
         Raises:
             UserError: a reward is not finite; names the model, the prompt and the sample.
         """
         images = self.decode(rollout)
         texts = [rollout.prompt.text] * len(images)
-        rewards = {name: model.score(images, texts) for name, (_, model) in self.models.items()}
+        rewards: dict[str, np.ndarray] = {}
+        diversities: list[float] = []
+        for name, (_, model) in self.models.items():
+            if isinstance(model, ClipReward):
+                features = model.image_features(images)
+                rewards[name] = model.score_features(features, texts)
+                diversities.append(diversity(features))
+            else:
+                rewards[name] = model.score(images, texts)
         for name, values in rewards.items():
             if not np.isfinite(values).all():
                 quantity = f"reward {name} {values[~np.isfinite(values)][0]}"
@@ -89,4 +99,5 @@ class RewardScorer:
         total = np.stack([self.models[name][0] * values for name, values in rewards.items()]).sum(axis=0)
         cut = any(model.too_long([rollout.prompt.text])[0] for _, model in self.models.values())
         truncated = np.full(len(images), cut, np.float32)
-        return rewards | {"total": total.astype(np.float32), "truncated": truncated}
+        spread = {"diversity": np.full(len(images), np.mean(diversities))} if diversities else {}
+        return rewards | {"total": total.astype(np.float32), "truncated": truncated} | spread

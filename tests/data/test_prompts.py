@@ -1,7 +1,9 @@
 import pytest
 
-from simplear_rl.data.prompts import prompts_of_step, read_prompts
+from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_prompts
 from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Draw
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder
 
 
@@ -132,3 +134,13 @@ def test_every_prompt_comes_once_an_epoch_and_the_order_is_a_function_of_the_see
     assert drawn[:10] != drawn[10:]
     assert [p.index for p in steps[0]] == [0, 1, 2, 3]
     assert prompts_of_step(prompts, 3, 4, seed=0) == steps[2] != prompts_of_step(prompts, 3, 4, seed=1)
+
+
+def test_further_prompts_of_a_step_are_its_others_and_are_counted_on():
+    prompts = [f"prompt {i}" for i in range(10)]
+    for step in 1, 2, 3:  # the third one ends an epoch and begins another, with a prompt that it has already
+        own = prompts_of_step(prompts, step, 4, seed=0)
+        further = list(further_prompts(prompts, Draw(own, 2, 0, step, Sampling())))
+        assert [prompt.index for prompt in further] == list(range(4, 4 + len(further)))
+        others = set(prompts) - {prompt.text for prompt in own}
+        assert sorted(prompt.text for prompt in further) == sorted(others)

@@ -19,3 +19,11 @@ def test_each_reward_is_logged_beside_the_weighted_sum():
     assert metrics["reward_std_in_group"] == pytest.approx((0.35 + 0.45) / 2)
     assert metrics["samples"] == 4
     assert metrics["truncated_prompts"] == 1
+
+
+def test_diversity_is_the_mean_over_the_groups():
+    group = {"clip": np.zeros(2), "total": np.zeros(2), "truncated": np.zeros(2)}
+    assert "diversity" not in reward_metrics([group])
+    metrics = reward_metrics([group | {"diversity": np.full(2, value)} for value in (0.1, 0.3)])
+    assert metrics["diversity"] == pytest.approx(0.2)
+    assert "reward_diversity" not in metrics
