@@ -97,9 +97,9 @@ def updating(
 
 
 def all_reduced(decoder: Decoder, learner: LearnerConfig) -> float:
-    """Bytes that a rank sends for each optimizer step: gradients around a ring."""
+    """Bytes that a rank sends for each optimizer step: gradients around a ring, in float32."""
     ranks = learner.actors.count
-    return 2 * (ranks - 1) / ranks * decoder.parameters * BYTES[learner.dtype]
+    return 2 * (ranks - 1) / ranks * decoder.parameters * BYTES["float32"]
 
 
 def featuring(model: ImageTextRewardConfig, images: int) -> Work:

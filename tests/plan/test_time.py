@@ -115,7 +115,7 @@ def test_pretraining_scales_until_gradients_take_over():
     one, eight, many = seconds(1, 8, 1), seconds(8, 8, 1), seconds(256, 1, 32)
     assert one.seconds / eight.seconds == pytest.approx(8, rel=0.05)
     assert eight.bottleneck == ("update", "arithmetic")
-    assert many.phases["update"]["links"] == pytest.approx(2 * 255 / 256 * 551_140_224 * 2 / 25e9)
+    assert many.phases["update"]["links"] == pytest.approx(2 * 255 / 256 * 551_140_224 * 4 / 25e9)
     assert one.seconds / many.seconds < 256
 
 
