@@ -99,14 +99,35 @@ def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"
     if not is_hub_id(source):
         return source
     from huggingface_hub import snapshot_download  # not above: it takes a second, and --help needs none of it
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError
 
     try:
         return Path(snapshot_download(str(source), repo_type=kind, allow_patterns=list(files)))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: of a broken proxy setting
+    except (OSError, ValueError, HTTPError) as error:  # ValueError: no id, or a broken proxy setting
         raise UserError(
             f"{source}: no folder of that name, and the Hugging Face Hub does not give it: {error}"
         ) from error
+
+
+def require_from_hub(repository: str, *files: str) -> None:
+    """Make sure that the Hugging Face cache or the Hub has one of `files`, without fetching it.
+
+    Raises:
+        UserError: neither has, or the Hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    problem: Exception | None = None
+    for file in files:
+        try:
+            hf_hub_download(repository, file, dry_run=True)
+            return
+        except (OSError, ValueError, HTTPError) as error:
+            problem = error
+    raise UserError(
+        f"{repository}: {' or '.join(files)} is not in the Hugging Face cache, and the Hub does not give it: {problem}"
+    ) from problem
 
 
 def require_weights(folder: Path) -> None:

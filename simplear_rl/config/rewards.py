@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from simplear_rl.config.base import Count, Location, PoolConfig, Section
-from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.benchmarks import DetectorConfig, local_clip
 
-# Published on the Hugging Face hub in xswu/HPSv2.
+HPSV2_REPOSITORY = "xswu/HPSv2"  # on the Hugging Face hub
 HPSV2_WEIGHTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
@@ -55,7 +55,7 @@ class ImageTextRewardConfig(AnyRewardConfig):
     @property
     def files(self) -> list[Path]:
         """See AnyRewardConfig."""
-        return [Path(self.model.removeprefix("local-dir:"))] if self.model.startswith("local-dir:") else []
+        return local_clip(self.model)
 
 
 class ClipRewardConfig(ImageTextRewardConfig):
@@ -116,7 +116,7 @@ class GenEvalRewardConfig(AnyRewardConfig):
     @property
     def files(self) -> list[Path]:
         """See AnyRewardConfig."""
-        return [self.metadata] if self.metadata else []
+        return [self.metadata, *(self.detector or DetectorConfig()).files] if self.metadata else []
 
 
 RewardModelConfig = Annotated[ClipRewardConfig | HpsV2RewardConfig | GenEvalRewardConfig, Field(discriminator="type")]

@@ -2,7 +2,8 @@
 
 Hardware: the Ray cluster of RAY_ADDRESS; without that variable what `plan` in the configuration describes, or else this
 machine. Policy: the folder `start`; while it is not there, what `plan` describes, or what the embedded world makes.
-An input that is not there is listed as missing and is no error: the plan is often made on another machine.
+An input that is not there is listed as missing and is no error: the plan is often made on another machine. The plans
+return what is missing, which the exit status tells.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig
@@ -23,7 +25,7 @@ from simplear_rl.data.prompts import read_prompts
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id
-from simplear_rl.inputs import require_same_tokenizer
+from simplear_rl.inputs import is_made, require_same_tokenizer
 from simplear_rl.plan import memory
 from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
@@ -41,8 +43,8 @@ class Role:
     keys: str  # what to change where it does not fit
 
 
-def plan_supervised(config: SupervisedConfig) -> None:
-    """Print the plan of pretraining or SFT. Raises UserError if something does not fit."""
+def plan_supervised(config: SupervisedConfig) -> list[Path]:
+    """Print the plan of pretraining or SFT; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     data, learner = config.data, config.learner
     if config.start.exists():
@@ -57,11 +59,11 @@ def plan_supervised(config: SupervisedConfig) -> None:
         f"{images * decoder.tokens:,} visual tokens and up to {images * data.max_prompt_tokens:,} of prompts,",
         f"         in {config.passes} x {data.micro_batch} images on each of {learner.actors.count} ranks",
     ]
-    _report(config, lines, {"learner.actors": Role(learner.actors, needed, keys)})
+    return _report(config, lines, {"learner.actors": Role(learner.actors, needed, keys)})
 
 
-def plan_grpo(config: GrpoConfig) -> None:
-    """Print the plan of GRPO. Raises UserError if something does not fit."""
+def plan_grpo(config: GrpoConfig) -> list[Path]:
+    """Print the plan of GRPO; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
     if config.start.exists() and config.prompts.exists():
@@ -106,7 +108,7 @@ def plan_grpo(config: GrpoConfig) -> None:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
-    _report(config, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
+    return _report(config, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
 
 
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
@@ -166,8 +168,11 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
     return [Node(os.cpu_count() or 1, gpus, smallest)], "this machine"
 
 
-def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict[str, Role]) -> None:
-    """Print everything. Raises UserError if an actor has no place, or the actors of a GPU not enough memory."""
+def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict[str, Role]) -> list[Path]:
+    """Print everything; returns the inputs that are missing.
+
+    Raises UserError if an actor has no place, or the actors of a GPU not enough memory.
+    """
     nodes, source = _hardware(config)
     print(*lines, sep="\n")
     for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():
@@ -182,12 +187,17 @@ def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict
     print("memory of each actor, GiB")
     for role, part in roles.items():
         print(f"  {role}: {_sum(part)}")
+    missing = []
     for path in config.inputs:
         if is_hub_id(path):
             print(f"fetched  {path} from the Hugging Face Hub, when the run starts")
+        elif not path.exists() and is_made(config, path):
+            print(f"made     {path} by the embedded world, when the run starts")
         elif not path.exists():
             print(f"missing: {path}")
+            missing.append(path)
     _check_memory(places, nodes, roles)
+    return missing
 
 
 def _sum(part: Role) -> str:
