@@ -27,6 +27,7 @@ OPTIONS = {
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
     command_line = read_command_line(EvaluateConfig, "evaluate", EXAMPLES, options=OPTIONS)
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     read, others = partial(BENCHMARKS[config.benchmark], config), config.score_only
     drawing = [config.tokenizer, config.policy] if config.policy and not others else []
     checks: list[Callable[[], object]] = [partial(require_writable, config.output, "output"), read]
-    judging = not (config.output / "scores.json").exists()  # else all is judged, and the page is made anew
+    judging = not os.path.exists(config.output / "scores.json")  # else all is judged, and the page is made anew
     models = config.models if judging else []
     checks += [partial(require_judge, config)] if judging else []
     require(config, *drawing, *models, stages=sft.STAGES, checks=checks)

@@ -27,20 +27,27 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.rename(path)
 
 
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Where the storage refuses what is written within (it is full, for example, or read-only): UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a file that appears only when it is complete, on the disk too; its folder is made if need be.
 
     Raises:
-        UserError: the storage refuses: it is full, for example, or read-only.
+        UserError: see `writing_to`.
     """
-    try:
+    with writing_to(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         partial.write_text(text, encoding="utf-8")
         sync(partial)  # else a crash can leave the new name on an empty file
         partial.rename(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from error
 
 
 def sync(path: Path) -> None:

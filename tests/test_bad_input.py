@@ -200,6 +200,9 @@ CASES = [
         ["--output", "{root}/taken/new"],
         "taken is a file, not a folder; choose another `--output",
     ),
+    ("create_policy", None, ["--output", "x" * 300], "x: cannot be looked at: File name too long"),
+    ("create_policy", None, ["--tokenizer", "x" * 300], "x/encoder.jit: not found"),
+    ("create_policy", None, ["--source", "x" * 300], "x/config.json: not a readable model configuration"),
     # Visual tokenizers.
     ("grpo", lambda r: (r / "tokenizer/decoder.jit").unlink(), [], "decoder.jit: not found; a visual tokenizer is"),
     ("grpo", lambda r: cut(r / "tokenizer/decoder.jit"), [], "decoder.jit: not a readable TorchScript file"),
@@ -244,6 +247,13 @@ CASES = [
         lambda r: (r / "entries.jsonl").write_text('{"prompt": "a cross", "tag": "x", "include": []}\n'),
         ["reward.models=[{type: geneval, metadata: {root}/entries.jsonl, detector: {model: no/one}}]"],
         "no/one: config.json is not in the .*\ntimm/vit_large_patch14_clip_224.openai: ",
+    ),
+    ("grpo", None, [f"reward.models=[{{type: clip, model: 'local-dir:{'x' * 300}'}}]"], "x: cannot be looked at: File"),
+    (
+        "grpo",
+        None,
+        ["reward.models=[{type: clip, model: ViT-B-32, weights: ~nobody-of-that-name/x}]"],
+        "weights '~nobody-of-that-name/x' are neither a file nor known",
     ),
     # What judges images.
     (

@@ -3,6 +3,7 @@
 A new type is a class here, its place in `RewardModelConfig`, and a module in simplear_rl/rewards/.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,8 +50,8 @@ class ImageTextRewardConfig(AnyRewardConfig):
     @field_validator("weights")
     @classmethod
     def _file_is_absolute(cls, weights: str | None) -> str | None:
-        file = Path(weights or "").expanduser()
-        return str(file.absolute()) if file.is_file() else weights
+        file = os.path.expanduser(weights or "")
+        return os.path.abspath(file) if os.path.isfile(file) else weights
 
     @property
     def files(self) -> list[Path]:

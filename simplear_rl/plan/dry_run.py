@@ -24,7 +24,7 @@ from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
-from simplear_rl.files import is_hub_id
+from simplear_rl.files import is_hub_id, is_there
 from simplear_rl.inputs import is_made, require_same_tokenizer
 from simplear_rl.plan import memory
 from simplear_rl.plan.memory import Memory
@@ -47,9 +47,9 @@ def plan_supervised(config: SupervisedConfig) -> list[Path]:
     """Print the plan of pretraining or SFT; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     data, learner = config.data, config.learner
-    if config.start.exists():
+    if is_there(config.start):
         layout = read_layout(config.start)
-        _check_tokenizer(config, [TokenShards(folder, layout) for folder in data.folders if folder.exists()])
+        _check_tokenizer(config, [TokenShards(folder, layout) for folder in data.folders if is_there(folder)])
     needed = memory.supervised_memory(decoder, learner, data.micro_batch, data.max_prompt_tokens)
     keys = "data.micro_batch, data.max_prompt_tokens, or set learner.activation_checkpointing and learner.zero_stage"
     images = data.batch_size
@@ -66,12 +66,12 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
     """Print the plan of GRPO; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
-    if config.start.exists() and config.prompts.exists():
+    if is_there(config.start) and is_there(config.prompts):
         read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
-    if config.start.exists():
+    if is_there(config.start):
         _check_tokenizer(config)
     evaluation = config.evaluation
-    if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
+    if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config)
     guided = rollout.guidance_scale != 1
     images_of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
@@ -112,7 +112,7 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
 
 
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
-    if config.tokenizer.exists():
+    if is_there(config.tokenizer):
         require_same_tokenizer(config.tokenizer, [config.start], shards, config.accept_tokenizer)
 
 
@@ -126,8 +126,8 @@ def _in_words(evaluation: EvaluationConfig) -> str:
 
 def _policy(config: StageConfig) -> tuple[Decoder, str]:
     """The policy's sizes, and a line that says where they are from."""
-    if config.start.exists():
-        layout = read_layout(config.start, config.tokenizer if config.tokenizer.exists() else None)
+    if is_there(config.start):
+        layout = read_layout(config.start, config.tokenizer if is_there(config.tokenizer) else None)
         decoder = Decoder.of(AutoConfig.from_pretrained(config.start), layout.codebook_size, layout.tokens)
         source = f"{config.start}"
     elif config.plan:
@@ -191,9 +191,9 @@ def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict
     for path in config.inputs:
         if is_hub_id(path):
             print(f"fetched  {path} from the Hugging Face Hub, when the run starts")
-        elif not path.exists() and is_made(config, path):
+        elif not is_there(path) and is_made(config, path):
             print(f"made     {path} by the embedded world, when the run starts")
-        elif not path.exists():
+        elif not is_there(path):
             print(f"missing: {path}")
             missing.append(path)
     _check_memory(places, nodes, roles)

@@ -76,7 +76,7 @@ def _require_tag(what: str, model: str, tag: str) -> None:
 
 
 def _require_clip_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     settings = folder / CLIP_SETTINGS
     try:
@@ -92,7 +92,7 @@ def _require_model(what: str, model: Path) -> None:
     if is_hub_id(model):
         require_from_hub(str(model), "config.json")
         require_from_hub(str(model), *WEIGHTS)
-    elif model.exists():
+    elif os.path.exists(model):
         if not (model / "config.json").is_file():
             raise UserError(f"{what} {model}: no config.json there; expected the folder of a model")
         require_weights(model)

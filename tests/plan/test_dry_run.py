@@ -178,7 +178,7 @@ def test_the_miniature_world_before_anything_is_made(stage, tmp_path, capsys):
 
 def test_a_policy_that_is_there_is_read_and_inputs_are_checked(policy, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red circle\n")
+    prompts.write_text("\ufeffa red\u00a0circle\n\n", encoding="utf-8")
     overrides = [f"start={policy}", f"prompts={prompts}", f"root={tmp_path}", "learner.actors.cpus=0.1"]
     dry_run("shapes", "grpo", *overrides)
     assert f"16 tokens an image; {policy}" in capsys.readouterr().out
