@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 import ray
@@ -23,11 +24,11 @@ class Group:
 class Sampler:
     """Draws groups with the engines; reward and reference actors work on each as soon as it is complete.
 
-    Without `references` nothing is compared.
+    Without `references` nothing is compared. `frozen` says which policy folder is the reference of a step.
     """
 
-    def __init__(self, engines: Pool, rewards: Pool, references: Pool | None):
-        self.engines, self.rewards, self.references = engines, rewards, references
+    def __init__(self, engines: Pool, rewards: Pool, references: Pool | None, frozen: Callable[[int], Path]):
+        self.engines, self.rewards, self.references, self.frozen = engines, rewards, references, frozen
 
     def __call__(
         self, draw: Draw, version: int, weights: Callable[[], ray.ObjectRef]
@@ -41,10 +42,11 @@ class Sampler:
         rollouts: dict[int, ray.ObjectRef] = {}
         scoring: dict[int, Call] = {}
         comparing: dict[int, Call] = {}
+        frozen = self.frozen(draw.step)
         for index, rollout in stream(self.engines, draw, version, weights):
             rollouts[index], scoring[index] = rollout, self.rewards.call("score", rollout)
             if self.references:
-                comparing[index] = self.references.call("log_probs", rollout)
+                comparing[index] = self.references.call("log_probs", rollout, frozen)
         drawn = monotonic()
         order = [prompt.index for prompt in draw.prompts]
         rewards = self.rewards.settled([scoring[index] for index in order])
