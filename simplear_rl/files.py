@@ -67,14 +67,16 @@ def require_writable(folder: Path, key: str) -> None:
 
     Ray's copy of a job's working directory is none. `key` is where the user named it.
     """
-    if re.search(r"/session_\d{4}-\d\d-\d\d_[^/]*/", f"{folder.resolve()}/"):
+    real = os.path.realpath(folder)
+    if re.search(r"/session_\d{4}-\d\d-\d\d_[^/]*/", f"{real}/"):
         raise UserError(
-            f"{folder}: in a submitted job this is {folder.resolve()}, in Ray's temporary folder, where nothing stays. "
+            f"{folder}: in a submitted job this is {real}, in Ray's temporary folder, where nothing stays. "
             f"Choose an absolute path on a volume that all nodes share for `{key}`"
         )
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not existing.is_dir():
-        raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        found = "a file, not a folder" if os.path.exists(existing) else "a link that leads nowhere"
+        raise UserError(f"{folder}: {existing} is {found}; choose another `{key}`")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: {existing} cannot be written to; choose another `{key}`, or change its rights")
 
