@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from simplear_rl.cli import MISSING, CommandLine
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
@@ -32,6 +34,10 @@ SEPARATE = (
     "reference.gpus=1",
 )
 
+PLAN = [
+    "plan={nodes: 1, gpus_per_node: 1, cpus_per_node: 8, gpu_memory_gib: 80, policy: simplear-0.5b, resolution: 512}"
+]
+
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
@@ -40,7 +46,7 @@ def no_cluster(monkeypatch):
 
 def dry_run(folder, name, *overrides):
     schema, plan = STAGES[name.partition("_")[0]]
-    plan(load_config(schema, CONFIGS / folder / f"{name}.yaml", overrides))
+    return plan(load_config(schema, CONFIGS / folder / f"{name}.yaml", overrides))
 
 
 def separate(*overrides):
@@ -220,9 +226,10 @@ def test_an_evaluation_that_cannot_be_is_refused(world, tmp_path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_miniature_world_before_anything_is_made(stage, tmp_path, capsys):
     # As many CPUs as its actors ask for, whatever this machine has.
-    dry_run("shapes", stage, f"root={tmp_path}", "learner.actors={count: 1, cpus: 0.1}")
+    assert not dry_run("shapes", stage, f"root={tmp_path}", "learner.actors={count: 1, cpus: 0.1}")
     shown = capsys.readouterr().out
     assert "64 tokens an image; assumed: the embedded world's" in shown
+    assert f"made     {tmp_path}/tokenizer by the embedded world" in shown and "missing:" not in shown
     assert "this machine" in shown
     assert "learner.actors: without a GPU, not planned" in shown
     assert re.search(r"hours    [\d.]+ for [\d,]+ steps; bottleneck: \w+, by its ", shown)
@@ -230,7 +237,7 @@ def test_the_miniature_world_before_anything_is_made(stage, tmp_path, capsys):
 
 def test_a_policy_that_is_there_is_read_and_inputs_are_checked(policy, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red circle\n")
+    prompts.write_text("\ufeffa red\u00a0circle\n\n", encoding="utf-8")
     overrides = [f"start={policy}", f"prompts={prompts}", f"root={tmp_path}", "learner.actors.cpus=0.1"]
     dry_run("shapes", "grpo", *overrides)
     assert f"16 tokens an image; {policy}" in capsys.readouterr().out
@@ -254,6 +261,23 @@ def test_a_ray_cluster_comes_first(ray_cluster, monkeypatch, tmp_path, capsys):
         dry_run("simplear_0.5b", "pretrain", f"root={tmp_path}")
 
 
+def test_the_exit_status_says_whether_inputs_are_missing(world, tmp_path, capsys):
+    made = [f"root={world}", f"start={world}/policy", "learner.actors.cpus=0.1"]
+    for status, more in (
+        (None, []),
+        (MISSING, [f"data.sources=[{{shards: {tmp_path}/none}}]"]),
+        (MISSING, [f"tokenizer={tmp_path}/none"]),
+        (MISSING, ["world=null", f"start={tmp_path}/none", *PLAN]),
+        (None, ["tokenizer=owner/name"]),
+    ):
+        config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [*made, *more])
+        line = CommandLine("pretrain", config, dry_run=True)
+        with nullcontext() if status is None else pytest.raises(SystemExit) as stopped:
+            line.run(lambda config: pytest.fail("it was started"), dry_run=plan_supervised)
+        assert (stopped.value.code if stopped else None) == status
+        assert ("missing: " in capsys.readouterr().out) == bool(status)
+
+
 def test_the_command_starts_nothing(tmp_path):
     command = [sys.executable, "-m", "simplear_rl.sft", "--config", "configs/simplear_0.5b/sft.yaml", "--dry-run"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -265,7 +289,7 @@ def test_the_command_starts_nothing(tmp_path):
         env=environment,
         timeout=120,
     )
-    assert (shown.returncode, shown.stderr) == (0, "")
+    assert (shown.returncode, shown.stderr) == (MISSING, "")
     assert "8 learner.actors" in shown.stdout
     assert list(tmp_path.iterdir()) == []
 
