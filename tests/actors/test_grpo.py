@@ -240,7 +240,7 @@ def test_prompts_are_text_whatever_they_hold(ray_cluster, world, tmp_path, capsy
         "\u2764\ufe0f\u200d\U0001f525",
     ]
     (tmp_path / "prompts.txt").write_text("\ufeff" + "\n".join(prompts) + "\n\n", encoding="utf-8")
-    asked = [f"prompts={tmp_path}/prompts.txt", "steps=1", "samples_every=1", "rollout.engine.type=transformers"]
+    asked = [f"prompts={tmp_path}/prompts.txt", "steps=1", "samples_every=1", "faults.heartbeat_seconds=600"]
     grpo.train(grpo_config(tmp_path / "run", *asked, *UNSCORED))
     assert "no picture" not in capsys.readouterr().out
     assert (tmp_path / "run" / "samples" / "step-000001.png").exists()
