@@ -16,7 +16,7 @@ class Group:
     """The samples of one prompt, as references to objects in Ray's store."""
 
     rollout: ray.ObjectRef  # Rollout
-    rewards: ray.ObjectRef  # see RewardScorer.score
+    rewards: ray.ObjectRef  # Scores
     reference_log_probs: ray.ObjectRef | None  # float32 [G, T]; None: there is no reference
 
 

@@ -1,27 +1,36 @@
-"""Local files of reward models, looked at before any actor starts."""
+"""Reward models, looked at before any actor starts: their files, functions and servers."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from simplear_rl.benchmarks.geneval_metadata import read_entries
-from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
+from simplear_rl.config.rewards import GenEvalRewardConfig, HttpRewardConfig, ImageTextRewardConfig, RewardConfig
+from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_weights
+from simplear_rl.rewards.http import HttpReward
+from simplear_rl.rewards.trial import try_functions
 from simplear_rl.shapes.world import metadata
 
 
-def check_files(config: RewardConfig, prompts: Sequence[str]) -> None:
+def check_files(config: RewardConfig, rows: Sequence[PromptRow]) -> None:
     """Raise UserError if a local file of a reward model is missing or damaged, as far as that shows without loading.
 
-    Or if GenEval's metadata has no entry for one of the prompts.
+    Or if GenEval's metadata has no entry for one of the prompts, a function of the user's does not take or return what
+    it should, or a server does not score two black images.
     """
+    texts = sorted({row.text for row in rows})
     for model in config.models:
         if isinstance(model, GenEvalRewardConfig):
-            require_entries(read_requirements(model), model, prompts)
-        else:
+            require_entries(read_requirements(model), model, texts)
+        elif isinstance(model, ImageTextRewardConfig):
             for path in model.files:
                 _check_network(path)
+    try_functions(config, rows)
+    for model in config.models:
+        if isinstance(model, HttpRewardConfig):
+            HttpReward(model).check([row.text for row in rows[:2]], [row.columns for row in rows[:2]])
 
 
 def _check_network(path: Path) -> None:

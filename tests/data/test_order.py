@@ -44,7 +44,7 @@ def test_a_window_holds_few_row_groups_and_all_their_rows():
 
 
 def test_what_fits_one_window_is_shuffled_as_a_whole():
-    expected = np.concatenate([items_of_step(step, 5, 25, seed=0) for step in range(12)])
+    expected = np.concatenate([items_of_step(step, 5, [1.0] * 25, seed=0) for step in range(12)])
     assert drawn(0, 60, window=25) == expected.tolist()
 
 

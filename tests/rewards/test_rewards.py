@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from simplear_rl.config.rewards import HpsV2RewardConfig, RewardConfig
+from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
@@ -129,9 +130,9 @@ def test_text_that_is_cut_by_choice_is_scored_by_its_beginning_and_counted(folde
     np.testing.assert_array_equal(long, beginning)
 
     scorer = RewardScorer(config(clip, long_text="truncate"), tokenizer, LAYOUT)
-    (line,) = scorer.check(prompts)
+    (line,) = scorer.check([PromptRow(text) for text in prompts])
     assert "reads only the first 12 tokens of 1 of 3 prompts, for example 'a a a" in line
-    assert [scorer.score(rollout(text))["truncated"].tolist() for text in prompts] == [[0] * 4, [1] * 4, [0] * 4]
+    assert [scorer.score(rollout(text)).truncated for text in prompts] == [False, True, False]
 
 
 @pytest.mark.parametrize("words, cut", [(75, False), (76, True), (153, True), (300, True)])
@@ -238,10 +239,10 @@ def test_total_is_the_weighted_sum(folders):
     tokenizer, clip = folders
     plain = RewardScorer(config(clip), tokenizer, LAYOUT).score(rollout())
     doubled = RewardScorer(config(clip, weight=2.0), tokenizer, LAYOUT).score(rollout())
-    (name,) = plain.keys() - {"total", "truncated"}
-    assert plain["total"].shape == (4,)
-    np.testing.assert_array_equal(plain["total"], plain[name])
-    np.testing.assert_allclose(doubled["total"], 2 * plain["total"])
+    (values,) = plain.rewards.values()
+    assert plain.total.shape == (4,)
+    np.testing.assert_array_equal(plain.total, values)
+    np.testing.assert_allclose(doubled.total, 2 * plain.total)
 
 
 def test_reward_that_is_not_finite_is_refused(folders):
