@@ -5,9 +5,10 @@ A request is a POST with JSON, and so is the answer:
     {"images": [base64 of PNG or JPEG, ...], "prompts": [text, ...], "columns": {"answer": [value, ...], ...}}
     {"scores": [number, ...]}  or, with several rewards, {"scores": {"name": [number, ...], ...}}
 
-`columns` are those of the prompts file. null in place of a number says that the image cannot be scored. A status of
-400 to 499, except 408 and 429, says that the request itself is wrong: its `detail` ends the run. Whatever else fails is
-asked again, of the next address, after a wait that doubles: a server that is restarted loses nothing.
+`columns` are those of the prompts file. null in place of a number says that the image cannot be scored, and
+{"error": text} that none of them can. A status of 400 to 499, except 408 and 429, says that the request itself is
+wrong, and ends the run. Whatever else fails is asked again, of the next address, after a wait that doubles: a server
+that is restarted loses nothing.
 """
 
 import base64
@@ -25,7 +26,15 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from simplear_rl.config.rewards import HttpRewardConfig
 from simplear_rl.errors import UserError
-from simplear_rl.rewards.reward import Columns, UnscoredError, WholeText, as_scores, blank_images, require_scored
+from simplear_rl.rewards.reward import (
+    Columns,
+    UnscoredError,
+    WholeText,
+    as_scores,
+    blank_images,
+    by_name,
+    unscored,
+)
 
 log = logging.getLogger(__name__)
 LONGEST_WAIT = 30.0  # seconds
@@ -46,6 +55,7 @@ class HttpReward(WholeText):
     def __init__(self, config: HttpRewardConfig, device: str = "cpu"):
         self.config, self.about = config, f"reward {config.name}"
         self.http = urllib3.PoolManager(retries=False, timeout=config.timeout_seconds)
+        self.names: list[str] | None = None  # of the rewards in its first answer
         self.turn = os.getpid()  # so that actors begin with different servers
         self.headers = {}
         if config.token_variable:
@@ -62,7 +72,8 @@ class HttpReward(WholeText):
         body = self._body(blank_images(2), (texts * 2)[:2], (columns * 2)[:2])
         for address in self.config.addresses:
             try:
-                require_scored(f"{self.about}: {address}: of two black images", self._ask([address], body, 2))
+                if fault := unscored(by_name(self._ask([address], body, 2))):
+                    raise UnscoredError(f"{self.about}: {address}: of two black images {fault}")
             except UnscoredError:
                 if not self.config.skips:
                     raise
@@ -74,6 +85,7 @@ class HttpReward(WholeText):
         """See RewardModel.
 
         Raises:
+            UnscoredError: the server says that these images cannot be scored.
             UserError: no server gave an answer as it should be, however often it was asked; names all of them and what
                 was wrong with the last answer. Or one refused the request.
         """
@@ -144,6 +156,14 @@ class HttpReward(WholeText):
             content: Any = json.loads(answer.data)
         except ValueError:
             raise ValueError(f"answered {answer.data[:60]!r}, expected JSON") from None
+        if isinstance(content, dict) and "error" in content:
+            raise UnscoredError(f"{self.about}: {address}: {content['error']}")
         if not isinstance(content, dict) or "scores" not in content:
             raise ValueError(f'answered {answer.data[:60]!r}, expected {{"scores": ...}}')
-        return as_scores(content["scores"], number)
+        scores = as_scores(content["scores"], number)
+        names = sorted(scores) if isinstance(scores, Mapping) else []
+        if self.names is not None and names != self.names:
+            expected = ", ".join(self.names) or "one reward"
+            raise ValueError(f"expected {expected}, found {', '.join(names) or 'one reward'}")
+        self.names = names
+        return scores

@@ -35,7 +35,15 @@ from PIL import Image
 
 from simplear_rl.config.rewards import PythonRewardConfig
 from simplear_rl.errors import UserError
-from simplear_rl.rewards.reward import Columns, UnscoredError, WholeText, as_scores, blank_images, require_scored
+from simplear_rl.rewards.reward import (
+    Columns,
+    UnscoredError,
+    WholeText,
+    as_scores,
+    blank_images,
+    by_name,
+    unscored,
+)
 
 Parameters = Mapping[str, inspect.Parameter]
 GIVEN = ("images", "prompts")
@@ -159,7 +167,8 @@ class PythonReward(UserCode, WholeText):
         self.check_columns(columns)
         try:
             scores = self.score(blank_images(2), (texts * 2)[:2], (columns * 2)[:2])
-            require_scored(f"{self.about}: of two black images", scores)
+            if fault := unscored(by_name(scores)):
+                raise UnscoredError(f"{self.about}: of two black images {fault}")
         except UnscoredError:
             if not self.config.skips:
                 raise

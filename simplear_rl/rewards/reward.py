@@ -66,13 +66,21 @@ def as_scores(answer: Any, number: int) -> np.ndarray | dict[str, np.ndarray]:
     return scores
 
 
-def require_scored(about: str, scores: np.ndarray | Mapping[str, np.ndarray]) -> None:
-    """Raise UnscoredError, which begins with `about`, if a score is not finite; names the image."""
-    for name, values in scores.items() if isinstance(scores, Mapping) else [("", scores)]:
+def unscored(scores: Mapping[str, np.ndarray]) -> str:
+    """What is said of the first score that is not finite; nothing if all are."""
+    for name, values in scores.items():
         if not np.isfinite(values).all():
             image = int(np.argmin(np.isfinite(values)))
-            which = f" of {name!r}" if name else ""
-            raise UnscoredError(f"{about} the score{which} of image {image} is {values[image]}, expected a number")
+            which = f" {name!r}" if name else ""
+            return f"the score{which} of image {image} is {values[image]}, expected a number"
+    return ""
+
+
+def by_name(scores: np.ndarray | Mapping[str, np.ndarray], name: str = "") -> dict[str, np.ndarray]:
+    """The scores of a model that is called `name`; several have their own names behind it."""
+    if not isinstance(scores, Mapping):
+        return {name: scores}
+    return {f"{name}_{key}" if name else key: values for key, values in scores.items()}
 
 
 def _numbers(values: Any, number: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from simplear_rl.rewards.geneval import GenEvalReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rewards.http import HttpReward
 from simplear_rl.rewards.python import PythonReward
-from simplear_rl.rewards.reward import RewardModel, UnscoredError, require_scored
+from simplear_rl.rewards.reward import Columns, RewardModel, UnscoredError, by_name, unscored
 from simplear_rl.run.guards import group_evidence, refusal
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
@@ -40,6 +41,81 @@ def build_reward(config: RewardModelConfig, device: str) -> RewardModel:
     return REWARDS[config.type](config, device)
 
 
+@dataclass(frozen=True)
+class Combined:
+    """What all reward models say of B images."""
+
+    rewards: Mapping[str, np.ndarray]  # float32 [B] by name, within their bounds; NaN: cannot be scored
+    weights: Sequence[float]  # of the rewards
+    clipped: Mapping[str, float]  # share of a reward's scores beyond its bounds
+    error: str  # why one cannot be scored; nothing if all can
+
+    @property
+    def total(self) -> np.ndarray:
+        """The weighted sum, float32 [B]."""
+        parts = zip(self.weights, self.rewards.values(), strict=True)
+        return np.asarray(sum(weight * values for weight, values in parts), np.float32)
+
+
+class RewardModels:
+    """The configured reward models.
+
+    Args:
+        config: which.
+        build: makes one.
+        skip: whether an image that cannot be scored is NaN, whatever `on_error` says.
+    """
+
+    def __init__(self, config: RewardConfig, build: Callable[[RewardModelConfig, str], RewardModel] = build_reward):
+        device = default_device()
+        self.models = {model.name: (model, build(model, device)) for model in config.models}
+
+    def check(self, rows: Sequence[PromptRow]) -> list[str]:
+        """A line for each model that reads only the beginning of some prompts.
+
+        Raises UserError if a model with `long_text: refuse` cannot read a prompt whole, GenEval does not know one, or a
+        reward of the user's does not score two black images.
+        """
+        columns = {row.text: row.columns for row in rows}
+        texts = sorted(columns)
+        return [
+            f"reward {name} reads only the first {model.context_length} tokens of {len(cut)} of {len(texts)} "
+            f"prompts, for example {cut[0]!r}"
+            for name, (_, model) in self.models.items()
+            if (cut := model.check(texts, [columns[text] for text in texts]))
+        ]
+
+    def truncates(self, text: str) -> bool:
+        """Whether a model reads only the beginning of a text."""
+        return any(model.too_long([text])[0] for _, model in self.models.values())
+
+    def score(self, images: np.ndarray, texts: list[str], columns: Columns) -> Combined:
+        """The rewards of uint8 images [B, H, W, 3].
+
+        Raises UnscoredError if an image cannot be scored, unless that is to be skipped.
+        """
+        rewards: dict[str, np.ndarray] = {}
+        weights: list[float] = []
+        clipped: dict[str, float] = {}
+        error = ""
+        for config, model in self.models.values():
+            try:
+                found = by_name(model.score(images, texts, columns), config.name)
+            except UnscoredError as reason:
+                if not (self.skip or config.skips):
+                    raise
+                found, error = {config.name: np.full(len(images), np.nan, np.float32)}, error or str(reason)
+            if (self.skip or config.skips) and (fault := unscored(found)):
+                error = error or f"reward {config.name}: {fault}"
+            weights += [config.weight] * len(found)
+            if config.bounds:
+                low, high = map(np.float32, config.bounds)
+                clipped |= {name: float(((v < low) | (v > high)).mean()) for name, v in found.items()}
+                found = {name: values.clip(low, high) for name, values in found.items()}
+            rewards |= found
+        return Combined(rewards, weights, clipped, error)
+
+
 class RewardScorer:
     """The visual tokenizer of folder `tokenizer` and the configured reward models.
 
@@ -54,27 +130,14 @@ class RewardScorer:
         run: Path | None = None,
         build: Callable[[RewardModelConfig, str], RewardModel] = build_reward,
     ):
-        device = default_device()
-        self.tokenizer = CosmosTokenizer(tokenizer, device)
+        self.tokenizer = CosmosTokenizer(tokenizer, default_device())
         self.config, self.layout, self.run = config, layout, run
-        self.is_metric = any(model.type == "geneval" for model in config.models)
-        self.models = {model.name: (model, build(model, device)) for model in config.models}
+        self.models = RewardModels(config, build)
 
-    def check(self, prompts: Sequence[PromptRow]) -> list[str]:
-        """A line for each reward model that reads only the beginning of some prompts, and one if a metric is a reward.
-
-        Raises UserError if a model with `long_text: refuse` cannot read a prompt whole, GenEval does not know one, or a
-        reward of the user's does not score two black images.
-        """
-        rows = {row.text: row.columns for row in prompts}
-        texts = sorted(rows)
-        lines = [
-            f"reward {name} reads only the first {model.context_length} tokens of {len(cut)} of {len(texts)} "
-            f"prompts, for example {cut[0]!r}"
-            for name, (_, model) in self.models.items()
-            if (cut := model.check(texts, [rows[text] for text in texts]))
-        ]
-        return lines + ([REWARD_IS_METRIC] if self.is_metric else [])
+    def check(self, rows: Sequence[PromptRow]) -> list[str]:
+        """See RewardModels.check; and a line if a metric is a reward."""
+        is_metric = any(model.type == "geneval" for model in self.config.models)
+        return self.models.check(rows) + ([REWARD_IS_METRIC] if is_metric else [])
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """The group's images, uint8 [G, H, W, 3]."""
@@ -88,41 +151,19 @@ class RewardScorer:
                 sample. With `on_error: skip_group` the group is left out instead.
         """
         images, prompt = self.decode(rollout), rollout.prompt
-        rewards: dict[str, np.ndarray] = {}
-        weights: list[float] = []
-        clipped: dict[str, float] = {}
-        for config, model in self.models.values():
-            try:
-                found = self._checked(rollout, config, model, images)
-            except UnscoredError as error:
-                if not config.skips:
-                    raise UserError(f"step {rollout.step}, prompt {prompt.text!r}: {error}") from error
-                log.warning("step %d, prompt %r is left out: %s", rollout.step, prompt.text, error)
-                return Scores({}, np.full(len(images), np.nan, np.float32), error=str(error))
-            weights += [config.weight] * len(found)
-            if config.bounds:
-                low, high = map(np.float32, config.bounds)
-                clipped |= {key: float(((v < low) | (v > high)).mean()) for key, v in found.items()}
-                found = {key: values.clip(low, high) for key, values in found.items()}
-            rewards |= found
-        stacked_NG = np.stack(list(rewards.values()))
-        total = sum(weight * values for weight, values in zip(weights, stacked_NG, strict=True))
-        normalised = normalised_sum(stacked_NG, weights) if self.config.aggregate == "gdpo" else None
-        truncated = any(model.too_long([prompt.text])[0] for _, model in self.models.values())
-        return Scores(rewards, np.asarray(total, np.float32), normalised, truncated, clipped)
-
-    def _checked(
-        self, rollout: Rollout, config: RewardModelConfig, model: RewardModel, images: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """The rewards of one model by name. Raises UserError or UnscoredError if one is not finite."""
-        number, prompt = len(images), rollout.prompt
-        found = model.score(images, [prompt.text] * number, [prompt.columns] * number)
-        named = {f"{config.name}_{key}": v for key, v in found.items()} if isinstance(found, Mapping) else {}
-        rewards = named or {config.name: np.asarray(found)}
-        for name, values in rewards.items():
+        where = f"step {rollout.step}: prompt {prompt.text!r}"
+        try:
+            found = self.models.score(images, [prompt.text] * len(images), [prompt.columns] * len(images))
+        except UnscoredError as error:
+            raise UserError(f"{where}: {error}") from error
+        if found.error:
+            log.warning("%s is left out: %s", where, found.error)
+            return Scores({}, np.full(len(images), np.nan, np.float32), error=found.error)
+        for name, values in found.rewards.items():
             if not np.isfinite(values).all():
-                if config.skips:
-                    require_scored(f"reward {name}:", values)
                 quantity = f"reward {name} {values[~np.isfinite(values)][0]}"
-                raise refusal(self.run, rollout.step, quantity, group_evidence(rollout, rewards))
-        return rewards
+                raise refusal(self.run, rollout.step, quantity, group_evidence(rollout, dict(found.rewards)))
+        normalised = None
+        if self.config.aggregate == "gdpo":
+            normalised = normalised_sum(np.stack(list(found.rewards.values())), found.weights)
+        return Scores(found.rewards, found.total, normalised, self.models.truncates(prompt.text), found.clipped)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from simplear_rl.algorithms.combining import batch_normalised, normalised_sum
 from simplear_rl.config.rewards import HpsV2RewardConfig, RewardConfig
 from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
@@ -18,6 +19,8 @@ from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward, _text_tokenizer
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
+from simplear_rl.rewards.metrics import learned_rewards
+from simplear_rl.rewards.reward import UnscoredError
 from simplear_rl.rewards.scorer import RewardScorer
 from simplear_rl.shapes import clip_training
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
@@ -247,7 +250,7 @@ def test_total_is_the_weighted_sum(folders):
 
 def test_reward_that_is_not_finite_is_refused(folders):
     scorer = RewardScorer(config(folders[1]), folders[0], LAYOUT)
-    ((_, model),) = scorer.models.values()
+    ((_, model),) = scorer.models.models.values()
     with torch.no_grad():
         model.model.visual.proj.fill_(torch.nan)
     with pytest.raises(UserError, match="nan of prompt 'a red circle', sample 0: expected a finite number"):
@@ -268,3 +271,80 @@ def test_damaged_model_is_named(folders, tmp_path):
     with pytest.raises(UserError, match="cannot load local-dir:") as error:
         clip_reward(f"local-dir:{tmp_path}")
     assert str(tmp_path) in str(error.value)
+
+
+class Counting:
+    """A reward that fails, or says that an image cannot be scored, when it is told to."""
+
+    context_length = None
+
+    def __init__(self, config, device):
+        self.answer = np.arange(4, dtype=np.float32)
+
+    def too_long(self, texts):
+        return [False] * len(texts)
+
+    def score(self, images, texts, columns):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def python_scorer(tokenizer, **more):
+    """A scorer with a function of the user's, which Counting stands for."""
+    models = [{"type": "python", "function": "m:f", **more}]
+    scorer = RewardScorer(RewardConfig.model_validate({"models": models}), tokenizer, LAYOUT, build=Counting)
+    return scorer, scorer.models.models["f"][1]
+
+
+def test_a_group_that_cannot_be_scored_ends_the_run_or_is_left_out(folders, caplog):
+    scorer, model = python_scorer(folders[0])
+    model.answer = np.float32([0, np.nan, 0, 0])
+    with pytest.raises(UserError, match="reward f nan of prompt 'a red circle', sample 1: expected a finite number"):
+        scorer.score(rollout())
+    model.answer = UnscoredError("reward f (m:f): no face")
+    with pytest.raises(UserError, match=r"step 1: prompt 'a red circle': reward f \(m:f\): no face"):
+        scorer.score(rollout())
+
+    scorer, model = python_scorer(folders[0], on_error="skip_group")
+    assert scorer.score(rollout()).total.tolist() == [0, 1, 2, 3]
+    for answer, reason in (
+        (UnscoredError("reward f (m:f): no face"), "reward f (m:f): no face"),
+        (np.float32([0, np.nan, 0, 0]), "reward f: the score 'f' of image 1 is nan, expected a number"),
+    ):
+        model.answer = answer
+        scores = scorer.score(rollout())
+        assert (scores.error, scores.rewards) == (reason, {})
+        assert np.isnan(scores.total).all()
+        assert f"step 1: prompt 'a red circle' is left out: {reason}" in caplog.text
+    model.answer = UserError("expected 4 numbers")  # a mistake is none of a sample
+    with pytest.raises(UserError, match="expected 4 numbers"):
+        scorer.score(rollout())
+
+
+def test_bounds_cut_a_reward_and_the_share_is_known(folders):
+    scorer, model = python_scorer(folders[0], bounds=[0.5, 2.5], weight=2)
+    scores = scorer.score(rollout())
+    assert scores.rewards["f"].tolist() == [0.5, 1, 2, 2.5]
+    assert scores.total.tolist() == [1, 2, 4, 5]
+    assert scores.clipped == {"f": 0.5}
+    model.answer = {"a": np.zeros(4, np.float32), "b": np.ones(4, np.float32)}
+    assert {name: values.tolist() for name, values in scorer.score(rollout()).rewards.items()} == {
+        "f_a": [0.5] * 4,
+        "f_b": [1] * 4,
+    }
+    with pytest.raises(ValueError, match="expected \\[lowest, highest\\]"):
+        python_scorer(folders[0], bounds=[1, 1])
+
+
+def test_gdpo_adds_the_normalised_sum(folders):
+    models = [{"type": "python", "function": "m:f"}, {"type": "python", "function": "m:g", "weight": 0.5}]
+    config = RewardConfig.model_validate({"models": models, "aggregate": "gdpo"})
+    scorer = RewardScorer(config, folders[0], LAYOUT, build=Counting)
+    scorer.models.models["g"][1].answer = np.float32([4, 1, 0, 0])
+    scores = scorer.score(rollout())
+    stacked = np.float32([[0, 1, 2, 3], [4, 1, 0, 0]])
+    np.testing.assert_array_equal(scores.normalised, normalised_sum(stacked, [1, 0.5]))
+    assert scores.total.tolist() == [2, 1.5, 2, 3]
+    (learned,) = learned_rewards([scores])
+    np.testing.assert_allclose(learned, batch_normalised([normalised_sum(stacked, [1, 0.5])])[0], rtol=1e-6)
