@@ -7,6 +7,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from actors.isolated import build_reward
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.sampler import Group
 from simplear_rl.config.rewards import RewardConfig
@@ -25,7 +26,7 @@ class RewardActor(Monitored):
         from simplear_rl.rewards.scorer import RewardScorer
 
         with self.building():
-            self.scorer = RewardScorer(config, tokenizer, layout, run)
+            self.scorer = RewardScorer(config, tokenizer, layout, run, build_reward)
 
     def check(self, prompts: Sequence[PromptRow]) -> list[str]:
         """See RewardScorer.check."""

@@ -15,6 +15,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException
 from PIL import Image
+from pydantic import BaseModel
 
 from simplear_rl.config.rewards import PythonRewardConfig
 from simplear_rl.errors import UserError
@@ -31,16 +32,24 @@ reward = PythonReward(PythonRewardConfig(function=options.function, arguments=op
 app, one_at_a_time = FastAPI(), Lock()
 
 
+class Batch(BaseModel):
+    """What is asked."""
+
+    images: list[str]
+    prompts: list[str]
+    columns: dict[str, list[Any]] = {}
+
+
 @app.post("/score")
-def score(batch: dict[str, Any], authorization: str = Header("")) -> dict:
+def score(batch: Batch, authorization: str = Header("")) -> dict:
     """The scores of a batch, or why it has none."""
     if (token := os.environ.get("REWARD_TOKEN")) and authorization != f"Bearer {token}":
         raise HTTPException(401, "the bearer token is missing or wrong")
-    images = [np.asarray(Image.open(BytesIO(base64.b64decode(i))).convert("RGB")) for i in batch["images"]]
-    rows = [{name: values[i] for name, values in batch["columns"].items()} for i in range(len(images))]
+    images = [np.asarray(Image.open(BytesIO(base64.b64decode(i))).convert("RGB")) for i in batch.images]
+    rows = [{name: values[i] for name, values in batch.columns.items()} for i in range(len(images))]
     try:
         with one_at_a_time:
-            scores = reward.score(np.stack(images), batch["prompts"], rows)
+            scores = reward.score(np.stack(images), batch.prompts, rows)
     except UnscoredError as error:
         return {"error": str(error)}
     except UserError as error:

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
 
 from tqdm import tqdm
 
+from actors.isolated import build_reward
 from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id, is_there, require_writable
@@ -43,7 +44,7 @@ def score(config: ScoreConfig) -> None:
     sources = find_sources(config)
     rows = [PromptRow(source.prompt, source.columns) for source in sources]
     check_files(config.reward, rows)
-    models = RewardModels(config.reward, skip=True)
+    models = RewardModels(config.reward, build_reward, skip=True)
     for line in models.check(rows):
         print(line)
     config.output.mkdir(parents=True, exist_ok=True)
