@@ -121,7 +121,7 @@ class HttpReward(WholeText):
         """The scores of one request, from the first of the addresses that gives them."""
         config = self.config
         retry = urllib3.Retry(
-            config.retries, backoff_factor=config.backoff_seconds, backoff_max=LONGEST_WAIT, allowed_methods=None
+            config.retries, backoff_factor=config.backoff_seconds / 2, backoff_max=LONGEST_WAIT, allowed_methods=None
         )
         for i in range(config.retries + 1):
             address = addresses[i % len(addresses)]
