@@ -68,8 +68,7 @@ class HPSv3:
 
 def _words() -> str:
     """The instruction and the question, from the package's source."""
-    package = find_spec("hpsv3")
-    if package is None:
+    if (package := find_spec("hpsv3")) is None:
         raise ImportError("pip install --no-deps hpsv3")
     file = Path(package.submodule_search_locations[0], "dataset", "data_collator_qwen.py")
     parts = {

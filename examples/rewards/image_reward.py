@@ -2,7 +2,7 @@
 
     {type: python, function: examples/rewards/image_reward.py:ImageReward}
 
-The published weights, put into BLIP as Transformers has it; their sizes are those of the network.
+The published weights go into BLIP as Transformers has it. Their sizes are those of the network.
 """
 
 import re
@@ -12,10 +12,7 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
-from transformers import AutoTokenizer
-from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
-from transformers.models.blip.modeling_blip import BlipVisionModel
-from transformers.models.blip.modeling_blip_text import BlipTextModel
+from transformers import AutoTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 CONTEXT, HEAD_SIZE, PIXELS = 35, 64, 224
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the head's output
@@ -38,8 +35,8 @@ class ImageReward:
     def __init__(self, weights: str | None = None, tokenizer: str = "bert-base-uncased"):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         saved = torch.load(weights or hf_hub_download("THUDM/ImageReward", "ImageReward.pt"), "cpu", weights_only=True)
-        prefixes = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
-        parts = [{n.removeprefix(p): v for n, v in saved.items() if n.startswith(p)} for p in prefixes]
+        below = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
+        parts = [{n.removeprefix(p): v for n, v in saved.items() if n.startswith(p)} for p in below]
         width, text_width = parts[0]["cls_token"].shape[-1], parts[2]["0.weight"].shape[1]
         sizes = {"hidden_size": width, "num_attention_heads": width // HEAD_SIZE, "image_size": PIXELS}
         sizes |= {"intermediate_size": parts[0]["blocks.0.mlp.fc1.bias"].numel(), "layer_norm_eps": 1e-6}

@@ -68,8 +68,7 @@ def plan_grpo(config: GrpoConfig) -> None:
     rows = []
     if config.start.exists() and config.prompts.exists():
         rows = read_rows(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
-    if all(path.exists() for path in config.reward.files):
-        try_functions(config.reward, rows)
+    try_functions(config.reward, rows)
     if config.start.exists():
         _check_tokenizer(config)
     evaluation = config.evaluation

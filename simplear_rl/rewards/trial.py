@@ -25,12 +25,16 @@ SECONDS = 600  # that two black images may take, with all that a function loads
 def try_functions(config: RewardConfig, rows: Sequence["PromptRow"]) -> None:
     """Raise UserError if a function or class does not take or return what it should; all of them are named.
 
-    `rows` are those of the prompts file; none: it is not there yet, and functions that ask for columns are not called.
+    One whose file is not there is passed over: whoever needs it says so. `rows` are those of the prompts file; none: it
+    is not there yet, and functions that ask for columns are not called.
     """
     faults = [
         fault
         for model in config.models
-        if isinstance(model, PythonRewardConfig) and not model.pip and (fault := _try(model, rows))
+        if isinstance(model, PythonRewardConfig)
+        and not model.pip
+        and all(file.exists() for file in model.files)
+        and (fault := _try(model, rows))
     ]
     if faults:
         raise UserError("\n".join(faults))
