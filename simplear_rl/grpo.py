@@ -24,7 +24,7 @@ from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor
 from actors.sampler import Sampler
 from simplear_rl import sft
-from simplear_rl.data.prompts import prompts_of_step, read_rows
+from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_rows
 from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
@@ -75,12 +75,12 @@ def train(config: GrpoConfig) -> None:
         broadcast = Broadcast(rollout.broadcast, learner, engines)
         broadcast()
 
-        sample = Sampler(engines, rewards, references)
+        sample = Sampler(engines, rewards, references, run.reference, rollout.refill)
         warnings = Warnings(config.guards)
         for step in run.steps():
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
             draw = Draw(batch, rollout.samples_per_prompt, config.seed, step, sampling)
-            groups, metrics = sample(draw, step - 1, learner.weights)
+            groups, metrics = sample(draw, further_prompts(prompts, draw), step - 1, learner.weights)
             metrics |= learner.step(step, groups)
             metrics |= broadcast()
             metrics |= reward_metrics(ray.get([group.rewards for group in groups]))

@@ -35,6 +35,7 @@ def grpo_loss(
     advantages_G: torch.Tensor,
     config: AlgorithmConfig,
     weights: torch.Tensor | None = None,
+    entropy_GT: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of one group, or of some of its samples, averaged over tokens, and what to log (scalars, detached).
 
@@ -45,6 +46,7 @@ def grpo_loss(
         advantages_G: see `advantages_with_kl`.
         config: the policy loss, its bounds, KL.
         weights: of the tokens [G, T] or images [G, 1], see `correction_weights`; the KL has none.
+        entropy_GT: of the policy being updated; needed where `config.entropy_bonus` is above 0.
     """
     policy = POLICY_LOSSES[config.loss](log_probs_GT, old_log_probs_GT, advantages_G, config.clip_low, config.clip_high)
     loss_GT = policy.loss if weights is None else policy.loss * weights
@@ -57,6 +59,9 @@ def grpo_loss(
             ratio_GT = torch.exp(log_probs_GT.detach() - old_log_probs_GT)
             loss_GT = loss_GT + config.kl.beta * (ratio_GT * kl_GT)
     loss = loss_GT.mean()
+    if config.entropy_bonus:
+        assert entropy_GT is not None
+        loss = loss - config.entropy_bonus * entropy_GT.mean()
     metrics = {
         "loss": loss,
         **kl,

@@ -28,6 +28,11 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
     prompts_per_step: Count
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
+    refill: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="groups whose rewards are all equal are replaced by those of further prompts, up to so many times "
+        "in a step",
+    )
     temperature: Positive = 1.0
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
     broadcast: Literal["object_store", "collective", "ipc"] = Field(

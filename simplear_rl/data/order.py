@@ -30,6 +30,21 @@ def _epoch(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.searchsorted(edges, np.arange(len(weights)) + shift, side="right")[order]
 
 
+def other_items(step: int, per_step: int, weights: Sequence[float], seed: int) -> np.ndarray:
+    """Indices of all items that are not those of step 0, 1, ..., in a random order of that step's own.
+
+    Those of larger weight come earlier, as if they were drawn one after the other; those of weight 0 not at all.
+    Whoever takes some of them changes the items of no step.
+    """
+    # Third number: the epochs' orders have none.
+    random, chances = np.random.default_rng((seed, step, 1)), np.asarray(weights)
+    order = random.permutation(len(weights))
+    if (chances != chances[0]).any():
+        order = np.flatnonzero(chances)
+        order = order[np.argsort(random.exponential(size=len(order)) / chances[order])]
+    return order[~np.isin(order, items_of_step(step, per_step, weights, seed))]
+
+
 def shares(items: int, weights: Sequence[float]) -> list[int]:
     """How many of a run's first `items` items come from each source: proportional to `weights`, summing to `items`.
 

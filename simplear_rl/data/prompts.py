@@ -13,9 +13,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from simplear_rl.characters import BYTE_ORDER_MARK, tidy_prompt
-from simplear_rl.data.order import items_of_step
+from simplear_rl.data.order import items_of_step, other_items
 from simplear_rl.errors import UserError
-from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.vocabulary import PromptEncoder
 
 COLUMNS = ("prompt", "text", "caption")  # the first of these that a file has
@@ -223,3 +223,10 @@ def prompts_of_step(prompts: list[PromptRow], step: int, per_step: int, seed: in
     weights = [row.weight for row in prompts]
     items = items_of_step(step - 1, per_step, weights, seed)
     return [Prompt(i, prompts[item].text, prompts[item].columns) for i, item in enumerate(items)]
+
+
+def further_prompts(prompts: list[PromptRow], draw: Draw) -> Iterator[Prompt]:
+    """The prompts that refill the groups of a step: all but its own, each once; they are counted on from those."""
+    weights = [row.weight for row in prompts]
+    for i, item in enumerate(other_items(draw.step - 1, len(draw.prompts), weights, draw.seed)):
+        yield Prompt(len(draw.prompts) + i, prompts[item].text, prompts[item].columns)

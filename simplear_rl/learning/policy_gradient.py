@@ -17,7 +17,7 @@ from simplear_rl.algorithms.correction import correction_weights
 from simplear_rl.algorithms.grpo_loss import advantages_with_kl, grpo_loss
 from simplear_rl.config.learner import AlgorithmConfig
 from simplear_rl.learning.metrics import combined
-from simplear_rl.policy.log_probs import rollout_log_probs
+from simplear_rl.policy.log_probs import rollout_log_probs_and_entropy
 from simplear_rl.policy.rollouts import Rollout, ScoredRollout
 from simplear_rl.run.guards import Evidence, group_evidence, refusal
 
@@ -64,10 +64,10 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Algorith
         for i, part in enumerate(passes):
             if i in starts:
                 updates.append([])
-            log_probs_GT = log_probs(learner, part.samples.rollout, config)
+            log_probs_GT, entropy_GT = log_probs_and_entropy(learner, part.samples.rollout, config)
             if i == len(signals):
-                signals.append(_signal(part, log_probs_GT.detach(), config))
-            loss, metrics = signals[i].loss(log_probs_GT, config)
+                signals.append(_signal(part, (log_probs_GT.detach(), entropy_GT.detach()), config))
+            loss, metrics = signals[i].loss(log_probs_GT, entropy_GT, config)
             updates[-1].append(metrics)
             learner.backward(loss, partial(_evidence, part.samples, log_probs_GT, part.first))
     measured = combined([signal.metrics for signal in signals])
@@ -82,20 +82,22 @@ class Pass:
     first: int  # of them in the group
     advantages: torch.Tensor  # as seen from the whole group, [G]
     collapsed: bool  # whether all rewards of the group are equal
-    old: torch.Tensor | None  # log-probs before the first update, [G, T]; None: they are those of the pass itself
+    # Log-probs and entropy before the first update, [G, T]; None: they are those of the pass itself.
+    old: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def _passes(learner: "Learner", group: ScoredRollout, config: AlgorithmConfig) -> list[Pass]:
     rows = group.rollout.rows(learner.images_per_pass)
     parts = [group.samples(part) for part in rows]
     rewards_G = torch.from_numpy(group.rewards).to(learner.device)
-    old: list[torch.Tensor] = []
+    old: list[tuple[torch.Tensor, torch.Tensor]] = []
     reference_GT = None
     if config.optimizer_steps > 1 or (config.kl.placement == "reward" and group.reference_log_probs is not None):
-        old = [log_probs(learner, part.rollout, config, no_grad=True) for part in parts]
+        old = [log_probs_and_entropy(learner, part.rollout, config, no_grad=True) for part in parts]
     if group.reference_log_probs is not None:
         reference_GT = torch.from_numpy(group.reference_log_probs).to(learner.device)
-    advantages_G = advantages_with_kl(rewards_G, torch.cat(old) if old else None, reference_GT, config)
+    old_GT = torch.cat([part_GT for part_GT, _ in old]) if old else None
+    advantages_G = advantages_with_kl(rewards_G, old_GT, reference_GT, config)
     return [
         Pass(part, where.start, advantages_G[where], no_signal(rewards_G), old[i] if old else None)
         for i, (part, where) in enumerate(zip(parts, rows, strict=True))
@@ -112,19 +114,21 @@ class Signal:
     weights: torch.Tensor | None  # of the rollout correction, [G, T] or [G, 1]
     metrics: Mapping[str, torch.Tensor]
 
-    def loss(self, log_probs_GT: torch.Tensor, config: AlgorithmConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, log_probs_GT: torch.Tensor, entropy_GT: torch.Tensor, config: AlgorithmConfig
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See grpo_loss."""
-        return grpo_loss(log_probs_GT, self.old, self.reference, self.advantages, config, self.weights)
+        return grpo_loss(log_probs_GT, self.old, self.reference, self.advantages, config, self.weights, entropy_GT)
 
 
-def _signal(part: Pass, first_GT: torch.Tensor, config: AlgorithmConfig) -> Signal:
-    """`first_GT`: log-probs of the part's first pass, which are the old ones where it has no others."""
-    old_GT, samples = first_GT if part.old is None else part.old, part.samples
+def _signal(part: Pass, first: tuple[torch.Tensor, torch.Tensor], config: AlgorithmConfig) -> Signal:
+    """`first`: log-probs and entropy of the part's first pass, which are the old ones where it has no others."""
+    (old_GT, entropy_GT), samples = part.old or first, part.samples
     reference = samples.reference_log_probs
     behaviour_GT = torch.from_numpy(samples.rollout.log_probs).to(old_GT)
     weights, metrics = correction_weights(old_GT, behaviour_GT, config.correction)
     metrics |= _mismatch(old_GT, behaviour_GT)
-    metrics |= {"entropy_estimate": -old_GT.mean(), "zero_advantage_groups": torch.tensor(float(part.collapsed))}
+    metrics |= {"entropy": entropy_GT.mean(), "zero_advantage_groups": torch.tensor(float(part.collapsed))}
     reference_GT = None if reference is None else torch.from_numpy(reference).to(old_GT)
     return Signal(old_GT, reference_GT, part.advantages, weights, metrics)
 
@@ -143,10 +147,13 @@ def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]], minib
     return metrics
 
 
-def log_probs(learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False) -> torch.Tensor:
-    """Log-probs of a rollout's codes under the learner's policy, float32 [G, T]."""
+def log_probs_and_entropy(
+    learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a rollout's codes under the learner's policy, float32 [G, T] both; see `rollout_log_probs_and_entropy`."""
+    gradients = config.unconditional_gradient, config.entropy_bonus > 0
     with torch.set_grad_enabled(not no_grad):
-        return learner.forward(rollout_log_probs, rollout, learner.layout, config.unconditional_gradient)
+        return learner.forward(rollout_log_probs_and_entropy, rollout, learner.layout, *gradients)
 
 
 def _mismatch(log_probs_GT: torch.Tensor, behaviour_GT: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -82,7 +82,7 @@ def plan_grpo(config: GrpoConfig) -> None:
     rewards, unknown = memory.reward_memory(config.reward.models)
     needed = {
         "learner.actors": (
-            memory.grpo_memory(decoder, learner, *images_of_pass),
+            memory.grpo_memory(decoder, learner, *images_of_pass, config.algorithm.entropy_bonus > 0),
             "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
             "learner.zero_stage",
         ),

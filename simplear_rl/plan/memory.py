@@ -30,6 +30,8 @@ BUCKET, GATHERED = 5e8, 1e9
 # Bytes per logit of a chunk, in float32: logits, log-softmax and, in the backward pass, a gradient; guided, of both
 # contexts, whose gradients come after the log-softmax is gone.
 UNGUIDED, GUIDED = 12, 16
+# And those of an entropy with a gradient: probabilities, their gradient and that of the log-softmax.
+ENTROPY = 12
 # Gradients of the head that exist at a time, beside the one that training keeps, when logits come in several chunks:
 # the sum so far, a chunk's own and the new sum.
 HEAD_GRADIENTS = 3
@@ -73,19 +75,21 @@ def activations(decoder: Decoder, dtype: str, checkpointing: bool) -> float:
 def states_memory(parameters: int, learner: LearnerConfig) -> Memory:
     """Weights, gradients and AdamW of one rank under its ZeRO stage, as DeepSpeed keeps them.
 
-    Per weight the optimizer has momentum and variance and, unless it works on float32 weights themselves, a float32
-    copy; its step makes a float32 gradient and the square root of the variance.
+    Gradients are float32 throughout. Per weight the optimizer has momentum and variance and, unless it works on float32
+    weights themselves, a float32 copy; its step makes the square root of the variance and, from ZeRO 2 on and for
+    shards of float32 weights, another copy of the gradient.
     """
     e, ranks, stage = BYTES[learner.dtype], learner.actors.count, learner.zero_stage
     share = [1 if stage < s else 1 / ranks for s in range(4)]
     own_copy = learner.dtype == "float32" and stage == 0
-    buffers = BUCKET * e * (2 if stage == 3 else 1) if stage else min(BUCKET, parameters) * e * (ranks > 1)
+    in_place = own_copy or (learner.dtype == "bfloat16" and stage == 1)
+    buffers = BUCKET * 4 * (2 if stage == 3 else 1) if stage else min(BUCKET, parameters) * 4 * (ranks > 1)
     gathered = min(GATHERED, parameters) * e if stage == 3 else 0
     return {
         "weights": parameters * e * share[3],
-        "gradients": parameters * e * share[2],
+        "gradients": parameters * 4 * share[2],
         "optimizer": parameters * (8 if own_copy else 12) * share[1],
-        "optimizer step": parameters * (4 if own_copy else 8) * share[1],
+        "optimizer step": parameters * (4 if in_place else 8) * share[1],
         "buckets": buffers + gathered,
     }
 
@@ -100,10 +104,12 @@ def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, pro
     return _peak(states_memory(decoder.parameters, learner), passing)
 
 
-def grpo_memory(decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int) -> Memory:
+def grpo_memory(
+    decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int, entropy_bonus: bool = False
+) -> Memory:
     """A learner's rank in GRPO: so many images of a group in one pass; a guided one has two contexts."""
     tokens = images * (1 + guided) * (prompt + decoder.tokens)
-    per_logit = GUIDED if guided else UNGUIDED
+    per_logit = (GUIDED if guided else UNGUIDED) + ENTROPY * entropy_bonus
     passing = {
         "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
         "log-probs": logits_peak(decoder, learner.dtype, images * decoder.tokens, decoder.codes, per_logit),

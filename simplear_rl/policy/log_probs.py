@@ -1,6 +1,7 @@
 """Log-probabilities of image codes under a policy: the one definition that learner and reference share."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,11 +10,14 @@ from transformers import Qwen2ForCausalLM
 
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.rollouts import Rollout
-from simplear_rl.policy.sampling import sampling_log_probs
+from simplear_rl.policy.sampling import entropy, sampling_log_probs
+from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 
 # 256 MiB in float32. All logits of 4 images of 4,096 tokens at once would take 4.2 GB, and their gradients as much.
 LOGITS_PER_CHUNK = 2**26
+
+Values = TypeVar("Values", torch.Tensor, tuple[torch.Tensor, ...])
 
 
 def hidden_states(
@@ -34,7 +38,7 @@ def hidden_states(
     return model.model(input_ids=ids, use_cache=False).last_hidden_state[:, len(prompt_ids) - 1 :]
 
 
-def in_chunks(function: Callable[..., torch.Tensor], logits_per_row: int, *rows: torch.Tensor) -> list[torch.Tensor]:
+def in_chunks(function: Callable[..., Values], logits_per_row: int, *rows: torch.Tensor) -> list[Values]:
     """`function` of successive parts of `rows`, so small that no more than LOGITS_PER_CHUNK logits exist at a time.
 
     Where there are several parts, each is computed a second time in the backward pass instead of being kept.
@@ -54,6 +58,32 @@ def rollout_log_probs(
     Normalised over the visual codebook, at the rollout's temperature and guidance scale. Guided, the gradient flows
     through both contexts, or through the conditional one alone.
     """
+    return _of_distributions(model, rollout, layout, unconditional_gradient)[0]
+
+
+def rollout_log_probs_and_entropy(
+    model: Qwen2ForCausalLM,
+    rollout: Rollout,
+    layout: ImageLayout,
+    unconditional_gradient: bool = True,
+    entropy_gradient: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """`rollout_log_probs`, and the entropy in nats of the distribution of each code: float32 [G, T] both.
+
+    Without `entropy_gradient` the entropy is a constant.
+    """
+    function = entropy if entropy_gradient else torch.no_grad()(entropy)
+    return _of_distributions(model, rollout, layout, unconditional_gradient, function)
+
+
+def _of_distributions(
+    model: Qwen2ForCausalLM,
+    rollout: Rollout,
+    layout: ImageLayout,
+    unconditional_gradient: bool,
+    *functions: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """Log-probs of the codes, and `functions` of the log-probs [N, codebook_size] of all codes: [G, T] each."""
     codes_GT = torch.from_numpy(rollout.codes.astype(np.int64)).to(model.device)
     contexts = [hidden_states(model, rollout.prompt_ids, codes_GT, layout)]
     if rollout.unconditional_ids is not None:
@@ -62,13 +92,18 @@ def rollout_log_probs(
     # Only the visual rows of the tied head: text ids are never scored as image tokens.
     head_CH = model.lm_head.weight[layout.visual_offset : layout.vocabulary_size]
 
-    def of_rows(codes_N: torch.Tensor, *contexts_NH: torch.Tensor) -> torch.Tensor:
-        logits_NC = (contexts_NH[0] @ head_CH.T).float()
+    def of_rows(codes_N: torch.Tensor, *contexts_NH: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits_NC = visual_logits(contexts_NH[0], head_CH)
         if len(contexts_NH) > 1:
             with torch.set_grad_enabled(torch.is_grad_enabled() and unconditional_gradient):
-                unconditional_NC = (contexts_NH[1] @ head_CH.T).float()
+                unconditional_NC = visual_logits(contexts_NH[1], head_CH)
             logits_NC = guided_logits(logits_NC, unconditional_NC, rollout.sampling.guidance_scale)
-        return sampling_log_probs(logits_NC, rollout.sampling).gather(-1, codes_N.unsqueeze(-1)).squeeze(-1)
+        log_probs_NC = sampling_log_probs(logits_NC, rollout.sampling)
+        del logits_NC  # `functions` need its memory
+        chosen_N = log_probs_NC.gather(-1, codes_N.unsqueeze(-1)).squeeze(-1)
+        # Last: where they have no gradient, a part's second computation ends before them.
+        return chosen_N, *(function(log_probs_NC) for function in functions)
 
     rows = [codes_GT.flatten(), *(context.flatten(0, 1) for context in contexts)]
-    return torch.cat(in_chunks(of_rows, layout.codebook_size, *rows)).view_as(codes_GT)
+    parts = in_chunks(of_rows, layout.codebook_size, *rows)
+    return tuple(torch.cat(values).view_as(codes_GT) for values in zip(*parts, strict=True))

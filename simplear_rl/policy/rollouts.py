@@ -67,7 +67,14 @@ class Scores:
     normalised: np.ndarray | None = None  # float32 [G], the sum of `aggregate: gdpo`
     truncated: bool = False  # whether a model read only the beginning of the prompt
     clipped: Mapping[str, float] = field(default_factory=dict)  # share of a reward's scores beyond its bounds
+    diversity: float | None = None  # of the images in the features of the reward models; None: none has features
     error: str | None = None  # why the group is left out
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the policy can learn from the group: it is not left out, and its rewards are not all equal."""
+        learned = self.total if self.normalised is None else self.normalised
+        return self.error is None and bool((learned != learned[0]).any())
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,11 @@ def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Ten
     return torch.log_softmax(log_probs_BC.masked_fill(dropped_BC, -torch.inf), dim=-1)
 
 
+def entropy(log_probs_BC: torch.Tensor) -> torch.Tensor:
+    """Entropy [...] in nats of normalised log-probs [..., codebook_size], all of them finite: no top-k, no top-p."""
+    return -(log_probs_BC.exp() * log_probs_BC).sum(-1)
+
+
 def uniform_stream(seed: Sequence[int], length: int) -> np.ndarray:
     """`length` uniforms in [0, 1) that depend on `seed` alone.
 

@@ -69,22 +69,29 @@ class ClipReward:
             )
         return cut
 
-    @torch.no_grad()
     def score(self, images: np.ndarray, texts: list[str], columns: Columns = ()) -> np.ndarray:
         """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts.
 
         Raises UserError if a text is too long, see `check`.
         """
-        self._read(texts)
-        rewards = []
+        return self.score_features(self.image_features(images), texts)
+
+    @torch.no_grad()
+    def image_features(self, images: np.ndarray) -> torch.Tensor:
+        """Features of length 1, float32 [B, D], of uint8 images [B, H, W, 3]."""
+        parts = []
         for start in range(0, len(images), self.config.batch_size):
-            part = slice(start, start + self.config.batch_size)
-            pixels = torch.stack([self.preprocess(image) for image in images[part]]).to(self.dtype)
+            batch = images[start : start + self.config.batch_size]
+            pixels = torch.stack([self.preprocess(image) for image in batch]).to(self.dtype)
             # In half precision the features are rounded, their cosine is not.
-            image_features = normalize(self.model.encode_image(pixels).float(), dim=-1)
-            text_features = torch.stack([self.captions[text] for text in texts[part]])
-            rewards.append((image_features * text_features).sum(-1).cpu().numpy())
-        return np.concatenate(rewards)
+            parts.append(normalize(self.model.encode_image(pixels).float(), dim=-1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def score_features(self, features_BD: torch.Tensor, texts: list[str]) -> np.ndarray:
+        """Rewards float32 [B] of images with these features, see `score`."""
+        self._read(texts)
+        return (features_BD * torch.stack([self.captions[text] for text in texts])).sum(-1).cpu().numpy()
 
     def _read(self, texts: list[str]) -> None:
         """Compute the features of captions that are not cached."""

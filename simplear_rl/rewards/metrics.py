@@ -31,8 +31,9 @@ def reward_metrics(groups: Sequence[Scores]) -> dict[str, float]:
     """Of each reward model: mean, spread over all samples and in a group, correlation with the total, share clipped.
 
     And the mean of the total, its spread in a group, and how many groups were left out. `truncated_prompts` counts
-    those of which a reward model read only the beginning. The correlation is that within groups, of the deviations from
-    their means; it is left out where it is not defined, since a reward or the total is equal for all.
+    those of which a reward model read only the beginning; `diversity` is the mean over the groups, where there is one.
+    The correlation is that within groups, of the deviations from their means; it is left out where it is not defined,
+    since a reward or the total is equal for all.
     """
     scored = [group for group in groups if group.error is None]
     totals = np.stack([group.total for group in scored])
@@ -46,6 +47,8 @@ def reward_metrics(groups: Sequence[Scores]) -> dict[str, float]:
             metrics[f"reward_{name}_correlation"] = correlation
         if name in scored[0].clipped:
             metrics[f"reward_{name}_clipped"] = float(np.mean([group.clipped[name] for group in scored]))
+    if scored[0].diversity is not None:
+        metrics["diversity"] = float(np.mean([group.diversity for group in scored]))
     return metrics | {
         "reward": float(totals.mean()),
         "reward_std_in_group": float(totals.std(axis=1).mean()),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from simplear_rl.algorithms.combining import normalised_sum
+from simplear_rl.algorithms.diversity import diversity
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
 from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
 from simplear_rl.data.prompts import PromptRow
@@ -49,6 +50,7 @@ class Combined:
     weights: Sequence[float]  # of the rewards
     clipped: Mapping[str, float]  # share of a reward's scores beyond its bounds
     error: str  # why one cannot be scored; nothing if all can
+    diversity: float | None  # of the images, the mean over the models that have image features
 
     @property
     def total(self) -> np.ndarray:
@@ -97,10 +99,16 @@ class RewardModels:
         rewards: dict[str, np.ndarray] = {}
         weights: list[float] = []
         clipped: dict[str, float] = {}
+        diversities: list[float] = []
         error = ""
         for config, model in self.models.values():
             try:
-                found = by_name(model.score(images, texts, columns), config.name)
+                if isinstance(model, ClipReward):
+                    features = model.image_features(images)
+                    found = {config.name: model.score_features(features, texts)}
+                    diversities.append(diversity(features))
+                else:
+                    found = by_name(model.score(images, texts, columns), config.name)
             except UnscoredError as reason:
                 if not (self.skip or config.skips):
                     raise
@@ -113,7 +121,7 @@ class RewardModels:
                 clipped |= {name: float(((v < low) | (v > high)).mean()) for name, v in found.items()}
                 found = {name: values.clip(low, high) for name, values in found.items()}
             rewards |= found
-        return Combined(rewards, weights, clipped, error)
+        return Combined(rewards, weights, clipped, error, float(np.mean(diversities)) if diversities else None)
 
 
 class RewardScorer:
@@ -166,4 +174,5 @@ class RewardScorer:
         normalised = None
         if self.config.aggregate == "gdpo":
             normalised = normalised_sum(np.stack(list(found.rewards.values())), found.weights)
-        return Scores(found.rewards, found.total, normalised, self.models.truncates(prompt.text), found.clipped)
+        truncated = self.models.truncates(prompt.text)
+        return Scores(found.rewards, found.total, normalised, truncated, found.clipped, found.diversity)

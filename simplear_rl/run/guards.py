@@ -1,5 +1,7 @@
 """What stops a run before a bad step is taken, and what makes it warn."""
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,29 @@ def group_evidence(rollout: Rollout, values: dict[str, np.ndarray], first: int =
     return Evidence(about, f"prompt-{rollout.prompt.index}", arrays | values)
 
 
+def narrowing(steps: Sequence[tuple[float, float, float]]) -> float:
+    """The share by which both entropy and diversity have fallen while the reward rose; 0 unless all three did so.
+
+    The means over the later half of the steps are compared with those over the earlier half.
+
+    Args:
+        steps: reward, entropy and diversity of each.
+    """
+    half = len(steps) // 2
+    reward, *spreads = np.mean(steps[:half], axis=0)
+    later_reward, *later_spreads = np.mean(steps[half:], axis=0)
+    if later_reward <= reward or min(spreads) <= 0:
+        return 0.0
+    return max(0.0, 1 - max(later / earlier for earlier, later in zip(spreads, later_spreads, strict=True)))
+
+
 class Warnings:
     """Warnings on a GRPO run's metrics, each when its threshold is crossed and not again before it was met."""
 
     def __init__(self, config: GuardsConfig):
         self.config = config
         self.collapsed = 0  # steps in a row
+        self.steps: deque[tuple[float, float, float]] = deque(maxlen=config.narrowing_window)
         self.active: set[str] = set()
 
     def check(self, step: int, metrics: dict[str, float]) -> list[str]:
@@ -71,6 +90,13 @@ class Warnings:
                 lines[f"{name}_warning"] = f"rollout and learner disagree: {name} {metrics[name]:.3g}"
         if self.collapsed >= limits.collapsed_groups_warning:
             lines["collapsed_groups_warning"] = f"all rewards of every group were equal for {self.collapsed} steps"
+        if "diversity" in metrics:  # of a reward with image features
+            self.steps.append((metrics["reward"], metrics["entropy"], metrics["diversity"]))
+        fall = narrowing(list(self.steps)) if len(self.steps) == limits.narrowing_window else 0.0
+        if fall > limits.narrowing_warning:
+            lines["narrowing_warning"] = (
+                f"the reward rises while the samples become alike: entropy and diversity fell by {fall:.0%}"
+            )
         new = [
             f"step {step}: {line} (guards.{name} is {getattr(limits, name):g})"
             for name, line in lines.items()

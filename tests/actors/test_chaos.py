@@ -77,10 +77,20 @@ def overrides(world, run, *more):
         "rollout.engine.actors.count=2",
         "learner.actors.count=2",
         "learner.zero_stage=2",
+        "learner.ema=0.9",
+        "reference.refresh_every=2",
+        "reference.refresh_with=ema",
+        "algorithm.minibatches=2",
         "faults.heartbeat_seconds=8",
         "faults.max_restarts=20",
         *more,
     ]
+
+
+@pytest.fixture(scope="module")
+def refilled(often_equal):
+    """Overrides with which groups are replaced in most steps."""
+    return [*often_equal, "rollout.refill=2"]
 
 
 def chaos_config(world, run, *more):
@@ -88,16 +98,18 @@ def chaos_config(world, run, *more):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster, world, tmp_path_factory):
+def undisturbed(ray_cluster, world, refilled, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    grpo.train(chaos_config(world, run))
+    grpo.train(chaos_config(world, run, *refilled))
+    assert sum(row["refilled_groups"] > 0 for row in read_metrics(run / "metrics.jsonl")) > STEPS / 2
     return run
 
 
 def assert_same(run, undisturbed):
     """Same weights bit for bit, and every step once, with the same metrics."""
-    weights = [(folder / "final" / "model.safetensors").read_bytes() for folder in (run, undisturbed)]
-    assert weights[0] == weights[1]
+    for policy in "model", "ema":
+        last = [folder / "final" / ".." / policy / "model.safetensors" for folder in (run, undisturbed)]
+        assert last[0].read_bytes() == last[1].read_bytes()
     rows = [read_metrics(folder / "metrics.jsonl") for folder in (run, undisturbed)]
     assert [row["step"] for row in rows[0]] == list(range(1, STEPS + 1))
     for mine, theirs in zip(*rows, strict=True):
@@ -161,9 +173,9 @@ def pid(name, stage="grpo"):
 
 
 @pytest.mark.slow
-def test_killed_and_hung_actors_change_nothing(undisturbed, world, tmp_path, monkeypatch):
+def test_killed_and_hung_actors_change_nothing(undisturbed, world, refilled, tmp_path, monkeypatch):
     chaos = Chaos(PLAN, monkeypatch)
-    grpo.train(chaos_config(world, tmp_path / "run"))
+    grpo.train(chaos_config(world, tmp_path / "run", *refilled))
     for thread in chaos.threads:
         thread.join(1)
     assert_same(tmp_path / "run", undisturbed)
@@ -172,10 +184,10 @@ def test_killed_and_hung_actors_change_nothing(undisturbed, world, tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["collective", "ipc"])
-def test_deaths_in_other_transports_change_nothing(undisturbed, world, tmp_path, monkeypatch, transport):
+def test_deaths_in_other_transports_change_nothing(undisturbed, world, refilled, tmp_path, monkeypatch, transport):
     plan = {2: ("broadcast", "rollout.engine-0", signal.SIGKILL), 5: ("broadcast", "learner-1", signal.SIGKILL)}
     chaos = Chaos(plan, monkeypatch)
-    grpo.train(chaos_config(world, tmp_path / "run", f"rollout.broadcast={transport}"))
+    grpo.train(chaos_config(world, tmp_path / "run", *refilled, f"rollout.broadcast={transport}"))
     for thread in chaos.threads:
         thread.join(1)
     assert_same(tmp_path / "run", undisturbed)
@@ -183,9 +195,9 @@ def test_deaths_in_other_transports_change_nothing(undisturbed, world, tmp_path,
 
 
 @pytest.mark.slow
-def test_killed_and_terminated_driver_continues(undisturbed, world, tmp_path):
+def test_killed_and_terminated_driver_continues(undisturbed, world, refilled, tmp_path):
     run, address = tmp_path / "run", ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-m", "simplear_rl.grpo", *overrides(world, run)]
+    command = [sys.executable, "-m", "simplear_rl.grpo", *overrides(world, run, *refilled)]
     environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(REPOSITORY)}
 
     def until(rows, number):

@@ -92,6 +92,45 @@ def test_the_engine_without_vllm_draws_and_trains_the_same(one_of_each, tmp_path
     assert all(row["mismatch_max"] < 1e-4 for row in other)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_bfloat16(ray_cluster, tmp_path, grpo_config, scale):
+    half = ["learner.dtype=bfloat16", "rollout.engine.dtype=bfloat16", "learner.zero_stage=1"]
+    values = [*half, "learner.activation_checkpointing=true", f"rollout.guidance_scale={scale}", *UNSCORED]
+    grpo.train(grpo_config(tmp_path, *values))
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert first["kl"] == 0.0 < second["kl"]
+    assert [row["engines_verified"] for row in (first, second)] == [1, 1]
+    for row in first, second:
+        assert 0 < row["mismatch_mean"] < 0.02 * scale
+        assert row["correction_ess"] > 0.99
+    assert load_file(tmp_path / "final" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_the_reference_is_refreshed_also_by_a_run_that_continues(ray_cluster, tmp_path, grpo_config):
+    refreshed = ["steps=3", "reference.refresh_every=1", "learner.ema=0.5", "keep_checkpoints=1", *UNSCORED]
+    grpo.train(grpo_config(tmp_path / "policy", *refreshed))
+    assert [row["kl"] for row in read_metrics(tmp_path / "policy" / "metrics.jsonl")] == [0.0, 0.0, 0.0]
+    averaged = [*refreshed, "reference.refresh_with=ema"]
+    grpo.train(grpo_config(tmp_path / "whole", *averaged))
+    grpo.train(grpo_config(tmp_path / "parts", *averaged, "steps=2"))
+    grpo.train(grpo_config(tmp_path / "parts", *averaged))
+    ends = [tmp_path / run / "final" / ".." for run in ("whole", "parts")]
+    for policy in "model", "ema":
+        files = [end / policy / "model.safetensors" for end in ends]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    kls = [row["kl"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+    assert kls[0] == 0.0 < min(kls[1:])
+
+
+def test_entropy_and_diversity_are_logged(one_of_each):
+    for row in read_metrics(one_of_each / "metrics.jsonl"):
+        assert 0 < row["entropy"] < np.log(read_layout(one_of_each / "final").codebook_size)
+        assert 0 < row["diversity"] < 1
+        assert "refilled_groups" not in row
+
+
 def test_several_rewards_are_summed_and_logged_each(one_of_each):
     for row in read_metrics(one_of_each / "metrics.jsonl"):
         assert row["reward"] == pytest.approx(row["reward_clip_clip"] + 0.5 * row["reward_hpsv2"], abs=1e-5)
@@ -109,6 +148,25 @@ def test_run_directory_holds_what_a_user_looks_for(one_of_each):
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "samples", "final"} <= set(os.listdir(one_of_each))
     assert (one_of_each / "samples" / "step-000002.png").stat().st_size > 1000
     assert read_layout(one_of_each / "final").tokens == 64
+
+
+@pytest.mark.slow
+def test_refilled_groups_are_the_same_whoever_draws_them_and_after_a_restart(
+    ray_cluster, often_equal, tmp_path, grpo_config
+):
+    refill = *often_equal, "rollout.refill=2", *UNSCORED
+    two = "rollout.engine.actors.count=2", "reward.actors.count=2"
+    grpo.train(grpo_config(tmp_path / "one", *refill))
+    for steps in "steps=1", "steps=2":
+        grpo.train(grpo_config(tmp_path / "two", *refill, *two, steps))
+    rows, others = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    for row, other in zip(rows, others, strict=True):
+        for name in "refilled_groups", "zero_advantage_groups", "reward", "diversity", "samples", "grad_norm":
+            assert row[name] == other[name], name
+    assert 0 < sum(row["refilled_groups"] for row in rows) < 2 * 2 * 4
+    assert all(row["zero_advantage_groups"] < 1 and row["samples"] == 12 for row in rows)
+    ends = [dict(load_policy(tmp_path / run / "final")[0].named_parameters()) for run in ("one", "two")]
+    assert checksum(ends[0].items()) == checksum(ends[1].items())
 
 
 @pytest.mark.slow

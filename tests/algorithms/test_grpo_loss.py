@@ -168,3 +168,19 @@ def test_clip_fractions_count_what_loses_its_gradient():
     assert (log_probs.grad == 0).tolist() == [[False, False, True, True], [True, True, True, False]]
     assert metrics["clip_high_fraction"] == 2 / 8
     assert metrics["clip_low_fraction"] == 3 / 8
+
+
+def test_the_entropy_bonus_is_taken_from_the_loss():
+    log_probs, reference, rewards = inputs()
+    entropy = torch.rand(4, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    losses = []
+    for bonus in 0.0, 0.5:
+        config = AlgorithmConfig(entropy_bonus=bonus)
+        advantages = advantages_with_kl(rewards, log_probs.detach(), reference, config)
+        loss, metrics = grpo_loss(log_probs, log_probs.detach(), reference, advantages, config, entropy_GT=entropy)
+        assert metrics["loss"] == loss
+        losses.append(loss)
+    torch.testing.assert_close(losses[1], losses[0] - 0.5 * entropy.mean())
+    (gradient,) = torch.autograd.grad(losses[1], entropy)
+    torch.testing.assert_close(gradient, torch.full((4, 6), -0.5 / 24))
+    assert torch.autograd.grad(losses[0], entropy, allow_unused=True) == (None,)

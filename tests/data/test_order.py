@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from simplear_rl.data.order import items_of_step, pieces, shares
+from simplear_rl.data.order import items_of_step, other_items, pieces, shares
 
 SIZES = np.array([5, 0, 8, 3, 8, 1])  # rows of each row group; 25 together
 
@@ -55,3 +55,13 @@ def test_shares_follow_the_weights_and_never_fall(weights):
     assert all((later >= earlier).all() for earlier, later in pairwise(counts))
     exact = np.arange(3000)[:, None] * np.array(weights) / sum(weights)
     assert np.abs(counts - exact).max() <= len(weights)
+
+
+def test_other_items_are_all_but_the_steps_own_in_an_order_of_each_step():
+    for step in range(6):  # of 4 among 10: step 2 is in two epochs
+        own, others = items_of_step(step, 4, [1.0] * 10, seed=0), other_items(step, 4, [1.0] * 10, seed=0)
+        assert sorted(others) == sorted(set(range(10)) - set(own))
+        assert np.array_equal(others, other_items(step, 4, [1.0] * 10, seed=0))
+    orders = {tuple(other_items(step, 4, [1.0] * 100, seed)) for step in range(3) for seed in range(3)}
+    assert len(orders) == 9
+    assert len(other_items(0, 10, [1.0] * 10, seed=0)) == len(other_items(1, 25, [1.0] * 10, seed=0)) == 0

@@ -5,8 +5,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from simplear_rl.data.prompts import PromptRow, prompts_of_step, read_prompts, read_rows
+from simplear_rl.data.prompts import PromptRow, further_prompts, prompts_of_step, read_prompts, read_rows
 from simplear_rl.errors import UserError
+from simplear_rl.policy.rollouts import Draw
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder
 
 
@@ -206,3 +208,25 @@ def test_equal_weights_are_no_weights():
     plain, equal = ([PromptRow(str(i), {}, weight) for i in range(7)] for weight in (1.0, 0.3))
     for step in range(1, 9):
         assert prompts_of_step(plain, step, 5, seed=2) == prompts_of_step(equal, step, 5, seed=2)
+
+
+def test_further_prompts_of_a_step_are_its_others_and_are_counted_on():
+    prompts = [PromptRow(f"prompt {i}", {"n": i}) for i in range(10)]
+    for step in 1, 2, 3:  # the third one ends an epoch and begins another, with a prompt that it has already
+        own = prompts_of_step(prompts, step, 4, seed=0)
+        further = list(further_prompts(prompts, Draw(own, 2, 0, step, Sampling())))
+        assert [prompt.index for prompt in further] == list(range(4, 4 + len(further)))
+        others = {row.text for row in prompts} - {prompt.text for prompt in own}
+        assert sorted(prompt.text for prompt in further) == sorted(others)
+
+
+def test_further_prompts_of_weight_0_are_never_drawn_and_those_of_large_weight_first():
+    prompts = [PromptRow(str(i), {"n": i}, float(i)) for i in range(5)]
+    first = Counter()
+    for step in range(1, 1001):
+        own = prompts_of_step(prompts, step, 1, seed=0)
+        further = list(further_prompts(prompts, Draw(own, 2, 0, step, Sampling())))
+        assert {prompt.text for prompt in further} == {"1", "2", "3", "4"} - {own[0].text}
+        assert all(prompt.columns == {"n": int(prompt.text)} for prompt in further)
+        first[further[0].text] += 1
+    assert first["3"] > first["2"] > first["1"]

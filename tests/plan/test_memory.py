@@ -124,7 +124,8 @@ def test_peak_of_a_supervised_pass(dtype, checkpointing, layers, vocabulary, chu
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_peak_of_the_log_probs_of_a_group(dtype, guided, monkeypatch):
+@pytest.mark.parametrize("entropy_bonus", [False, True])
+def test_peak_of_the_log_probs_of_a_group(dtype, guided, entropy_bonus, monkeypatch):
     """The same for GRPO, where the head's visual rows are the most part of a small model."""
     for module in memory, log_probs:
         monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 2**20)
@@ -136,8 +137,10 @@ def test_peak_of_the_log_probs_of_a_group(dtype, guided, monkeypatch):
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     with LiveMemory() as live:
-        log_probs.rollout_log_probs(model, group, layout).sum().backward()
-    parts = memory.grpo_memory(decoder, learner(dtype=dtype), 16, guided, 8)
+        values = log_probs.rollout_log_probs_and_entropy(model, group, layout, entropy_gradient=entropy_bonus)
+        sum(value.sum() for value in values).backward()
+    del values
+    parts = memory.grpo_memory(decoder, learner(dtype=dtype), 16, guided, 8, entropy_bonus)
     assert live.peak <= parts["activations"] + parts["log-probs"] <= 2 * live.peak
     with torch.no_grad(), LiveMemory() as live:
         log_probs.rollout_log_probs(model, group, layout)

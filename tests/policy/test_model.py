@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from simplear_rl.errors import UserError
 from simplear_rl.policy import log_probs
-from simplear_rl.policy.log_probs import rollout_log_probs
+from simplear_rl.policy.log_probs import rollout_log_probs, rollout_log_probs_and_entropy
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout
@@ -138,3 +138,52 @@ def test_chunks_change_neither_values_nor_gradients(policy, monkeypatch, both):
         found.append([values.detach(), *(p.grad for p in model.parameters())])
     for whole, chunked in zip(*found, strict=True):
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("logits_per_chunk", [2**26, 700])
+def test_entropy_is_that_of_the_tempered_and_guided_distribution(policy, monkeypatch, scale, logits_per_chunk):
+    model, encode = load_policy(policy)
+    layout, weight = read_layout(policy), model.model.layers[0].mlp.down_proj.weight
+    codes = torch.randint(0, 100, (2, 16), generator=torch.Generator().manual_seed(0))
+    conditional = full_logits(model, encode("two cross"), codes, layout)
+    unconditional = full_logits(model, encode.null, codes, layout)
+    logits = (unconditional + scale * (conditional - unconditional)) / 0.7
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    (gradient,) = torch.autograd.grad(expected.sum(), weight)
+    monkeypatch.setattr(log_probs, "LOGITS_PER_CHUNK", logits_per_chunk)
+    rollout = Rollout(
+        prompt=Prompt(0, "two cross"),
+        prompt_ids=encode("two cross"),
+        unconditional_ids=encode.null if scale != 1 else None,
+        codes=codes.numpy().astype(np.uint16),
+        log_probs=np.zeros((2, 16), np.float32),
+        sampling=Sampling(temperature=0.7, guidance_scale=scale),
+        weight_version=0,
+        seed=0,
+        step=1,
+    )
+    _, found = rollout_log_probs_and_entropy(model, rollout, layout, entropy_gradient=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [2**26, 700])
+def test_an_entropy_without_gradient_changes_no_bit_and_is_computed_once(policy, monkeypatch, logits_per_chunk):
+    model, encode = load_policy(policy)
+    layout, computed = read_layout(policy), []
+    monkeypatch.setattr(log_probs, "LOGITS_PER_CHUNK", logits_per_chunk)
+    entropy = log_probs.entropy
+    monkeypatch.setattr(log_probs, "entropy", lambda values: computed.append(len(values)) or entropy(values))
+    codes = np.random.default_rng(0).integers(0, 100, (3, 16)).astype(np.uint16)
+    rollout = Rollout(
+        Prompt(0, "two cross"), encode("two cross"), None, codes, np.zeros((3, 16), np.float32), Sampling(), 0, 0, 1
+    )
+    outcomes = []
+    for function in rollout_log_probs, lambda *args: rollout_log_probs_and_entropy(*args)[0]:
+        model.zero_grad()
+        values = function(model, rollout, layout)
+        values.sum().backward()
+        outcomes.append([values.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
+    assert sum(computed) == 3 * 16

@@ -4,7 +4,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+from simplear_rl.policy.sampling import Sampling, draw_codes, entropy, sampling_log_probs, uniform_stream
 
 
 def test_stream_depends_on_every_part_of_the_seed_and_nothing_else():
@@ -61,3 +61,19 @@ def test_top_p_over_a_large_codebook():
     warped = TopPLogitsWarper(0.999)(None, torch.log_softmax(logits, dim=-1).double())
     found = sampling_log_probs(logits, Sampling(top_p=0.999))
     assert torch.equal(found.isfinite().sum(-1), warped.isfinite().sum(-1))
+
+
+def test_entropy_and_its_gradient_are_those_of_the_dense_distribution():
+    logits = (3 * torch.randn(5, 40, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    log_probs = torch.log_softmax(logits, -1)
+    found, expected = entropy(log_probs), torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(found, expected)
+    # By hand: the derivative for a logit is -p (log p + entropy).
+    by_hand = -log_probs.exp() * (log_probs + expected[:, None])
+    for value in found, expected:
+        torch.testing.assert_close(torch.autograd.grad(value.sum(), logits, retain_graph=True)[0], by_hand)
+
+
+def test_entropy_of_certain_and_of_even_codes():
+    assert entropy(torch.log_softmax(torch.tensor([0.0, 300.0, -300.0]), -1)) == 0
+    assert entropy(torch.full((64_000,), 1 / 64_000).log()) == pytest.approx(np.log(64_000), abs=1e-4)

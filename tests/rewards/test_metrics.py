@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,17 @@ def test_a_group_that_is_left_out_has_no_part_in_the_means_and_is_counted():
     with pytest.raises(UserError, match="no group of the step could be scored, all 2 are left out: reward f: no face"):
         learned_rewards([SKIPPED, SKIPPED])
     assert learned_rewards([]) == []
+
+
+def test_diversity_is_the_mean_over_the_groups():
+    assert "diversity" not in reward_metrics(groups())
+    metrics = reward_metrics([replace(groups()[0], diversity=value) for value in (0.1, 0.3)])
+    assert metrics["diversity"] == pytest.approx(0.2)
+
+
+def test_a_group_has_a_signal_if_what_is_learned_from_differs():
+    equal, several = np.ones(2, np.float32), np.arange(2, dtype=np.float32)
+    assert Scores({}, several).has_signal
+    assert not Scores({}, equal).has_signal
+    assert not SKIPPED.has_signal
+    assert Scores({}, equal, normalised=several).has_signal  # two rewards that cancel in the plain sum

@@ -1,6 +1,7 @@
 """CLIP and HPSv2 rewards on a small open_clip model, and the scorer around them."""
 
 import html
+from itertools import combinations
 from pathlib import Path
 
 import huggingface_hub
@@ -246,6 +247,25 @@ def test_total_is_the_weighted_sum(folders):
     assert plain.total.shape == (4,)
     np.testing.assert_array_equal(plain.total, values)
     np.testing.assert_allclose(doubled.total, 2 * plain.total)
+
+
+def test_diversity_is_that_of_the_image_features_and_the_mean_over_the_models(folders, tmp_path):
+    tokenizer, clip = folders
+    other = {name: value + 0.01 for name, value in clip_reward(clip).model.state_dict().items()}
+    torch.save({"state_dict": other}, tmp_path / "hps.pt")
+    models = [{"type": "clip", "model": clip}, {"type": "hpsv2", "model": clip, "weights": str(tmp_path / "hps.pt")}]
+    both = RewardConfig.model_validate({"models": [*models, {"type": "geneval"}]})
+    scorer = RewardScorer(both, tokenizer, LAYOUT)
+    images, expected = scorer.decode(rollout()), []
+    for _, model in list(scorer.models.models.values())[:2]:
+        features = [model.image_features(image[None])[0] for image in images]
+        pairs = [1 - torch.dot(a, b) for a, b in combinations(features, 2)]
+        expected.append(float(torch.stack(pairs).mean()))
+    assert expected[0] != expected[1]
+    assert scorer.score(rollout()).diversity == pytest.approx(np.mean(expected), abs=1e-6)
+
+    geneval = RewardScorer(RewardConfig.model_validate({"models": [{"type": "geneval"}]}), tokenizer, LAYOUT)
+    assert geneval.score(rollout()).diversity is None
 
 
 def test_reward_that_is_not_finite_is_refused(folders):

@@ -15,7 +15,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.run.guards import Warnings
+from simplear_rl.run.guards import Warnings, narrowing
 
 NAN = float("nan")
 CODES = np.random.default_rng(0).integers(0, 100, (4, 16)).astype(np.uint16)
@@ -113,7 +113,7 @@ def broken_passes(policy, folder, zero_stage, dtype):
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16")]
+    ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16")]
 )
 def test_losses_and_gradients_that_are_not_finite_stop_before_the_optimizer_step(
     run, policy, tmp_path, zero_stage, dtype
@@ -193,3 +193,43 @@ def test_without_a_reference_there_is_no_warning_of_it():
     values = metrics(mismatch=0.2)
     del values["kl"]
     assert len(Warnings(GuardsConfig(mismatch_mean_warning=0.1)).check(1, values)) == 1
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ((0.6, 0.5, 0.05), 0.5),  # both halved
+        ((0.6, 0.2, 0.08), 0.2),  # the smaller fall counts
+        ((0.6, 0.2, 0.11), 0.0),  # more diverse
+        ((0.6, 1.1, 0.05), 0.0),  # less certain
+        ((0.5, 0.2, 0.05), 0.0),  # for no reward
+        ((0.4, 0.2, 0.05), 0.0),
+    ],
+)
+def test_a_policy_narrows_where_entropy_and_diversity_fall_for_more_reward(later, expected):
+    steps = [(0.4, 0.9, 0.09), (0.6, 1.1, 0.11)]  # means 0.5, 1.0, 0.1
+    assert narrowing([*steps, later, later]) == pytest.approx(expected)
+
+
+def test_images_that_are_all_the_same_cannot_narrow():
+    assert narrowing([(0.1, 1.0, 0.0), (0.2, 0.5, 0.0)]) == narrowing([(0.1, 0.0, 0.2), (0.2, 0.0, 0.1)]) == 0
+
+
+def test_a_narrowing_policy_warns_once_the_window_is_full():
+    warnings = Warnings(GuardsConfig(narrowing_window=4, narrowing_warning=0.3))
+    shares = [1, 1, 1, 0.9, 0.6, 0.5, 0.2, 0.2, 0.2, 0.2]
+    lines = [
+        warnings.check(step, metrics() | {"reward": 0.1 * step, "entropy": share, "diversity": 0.1 * share})
+        for step, share in enumerate(shares, start=1)
+    ]
+    assert [len(line) for line in lines] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert lines[5] == [
+        "step 6: the reward rises while the samples become alike: entropy and diversity fell by 42% "
+        "(guards.narrowing_warning is 0.3)"
+    ]
+
+
+def test_without_image_features_there_is_no_warning_of_narrowing():
+    warnings = Warnings(GuardsConfig(narrowing_window=2))
+    steps = [metrics() | {"reward": float(step), "entropy": 0.5**step} for step in range(4)]
+    assert [warnings.check(i, step) for i, step in enumerate(steps)] == [[]] * 4
