@@ -43,7 +43,7 @@ def read_prompts(file: Path, encode: PromptEncoder) -> list[str]:
     return [row.text for row in read_rows(file, encode)]
 
 
-def read_rows(file: Path, encode: PromptEncoder) -> list[PromptRow]:
+def read_rows(file: Path, encode: PromptEncoder | None = None) -> list[PromptRow]:
     """All rows of a file, in order; its name says of which kind it is.
 
     JSON lines, CSV, TSV and Parquet have the prompt in the column `prompt`, `text` or `caption`. Empty lines at the end
@@ -52,7 +52,7 @@ def read_rows(file: Path, encode: PromptEncoder) -> list[PromptRow]:
     Raises:
         UserError: unreadable file, no prompts, no such column, no weight above 0; or bad lines, all of them with their
             numbers: empty, not UTF-8, with control characters, JSON in a text file, a weight that is none, or refused
-            by `encode` as too long.
+            by `encode`, if there is one, as too long.
     """
     try:
         content = file.read_bytes()
@@ -85,7 +85,7 @@ def read_rows(file: Path, encode: PromptEncoder) -> list[PromptRow]:
     return rows
 
 
-def _row(entry: Entry, encode: PromptEncoder) -> PromptRow:
+def _row(entry: Entry, encode: PromptEncoder | None) -> PromptRow:
     """Raises ValueError."""
     if isinstance(entry, ValueError):
         raise entry
@@ -106,12 +106,13 @@ def _weight(value: Any) -> float:
     return weight
 
 
-def check_prompt(text: str, encode: PromptEncoder) -> str:
+def check_prompt(text: str, encode: PromptEncoder | None = None) -> str:
     """A prompt without byte order marks and with plain spaces. Raises ValueError."""
     prompt = tidy_prompt(text)
     if not prompt:
         raise UserError("empty prompt")
-    encode(prompt)
+    if encode:
+        encode(prompt)
     return prompt
 
 

@@ -54,7 +54,7 @@ def find_sources(config: ScoreConfig) -> list[Source]:
 
 
 def _of_table(folder: Path, prompts: Path) -> list[Source]:
-    rows = read_rows(prompts, lambda text: [])
+    rows = read_rows(prompts)
     if FILE not in rows[0].columns:
         raise UserError(f"{prompts}: expected a column `{FILE}` with the image of each prompt")
     sources = [Source(folder / str(row.columns[FILE]), row.text, row.columns) for row in rows]
@@ -67,7 +67,7 @@ def _of_folder(folder: Path) -> list[Source]:
     sources, bad = [], []
     for file in files:
         try:
-            sources.append(Source(file, check_prompt(_prompt_of(file), lambda text: []), {}))
+            sources.append(Source(file, check_prompt(_prompt_of(file)), {}))
         except ValueError as error:
             bad.append(f"{file}: {error}")
     _refuse(bad)
