@@ -34,7 +34,7 @@ from simplear_rl.vision.vqa import PROMPT
 from tests.visual_judge import SPECIAL, TEMPLATE, WORDS, make_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "rewards"
-IMAGE_REWARD = [0, 0]
+IMAGE_REWARD = [-9.955300331, -9.791611671]
 HPSV3 = [0, 0]
 PROMPTS = ["a red circle", "two blue squares and a cross"]
 
