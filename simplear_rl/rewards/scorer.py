@@ -68,8 +68,13 @@ class RewardModels:
         skip: whether an image that cannot be scored is NaN, whatever `on_error` says.
     """
 
-    def __init__(self, config: RewardConfig, build: Callable[[RewardModelConfig, str], RewardModel] = build_reward):
-        device = default_device()
+    def __init__(
+        self,
+        config: RewardConfig,
+        build: Callable[[RewardModelConfig, str], RewardModel] = build_reward,
+        skip: bool = False,
+    ):
+        device, self.skip = default_device(), skip
         self.models = {model.name: (model, build(model, device)) for model in config.models}
 
     def check(self, rows: Sequence[PromptRow]) -> list[str]:
