@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.actor import ActorClass
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -53,9 +54,10 @@ class IsolatedReward(WholeText):
             connect()
         print(f"{self.about}: Ray makes its environment with {', '.join(config.pip)}", flush=True)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.actor = PythonRewardActor.options(
-            num_cpus=0, scheduling_strategy=here, runtime_env={"pip": config.pip}
-        ).remote(f"reward {config.name}", config, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        process: ActorClass = PythonRewardActor
+        self.actor = process.options(num_cpus=0, scheduling_strategy=here, runtime_env={"pip": config.pip}).remote(
+            f"reward {config.name}", config, os.environ.get("CUDA_VISIBLE_DEVICES")
+        )
         self._call("ready")
 
     def check(self, texts: list[str], columns: Columns = ()) -> list[str]:
