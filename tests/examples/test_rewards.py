@@ -35,7 +35,7 @@ from tests.visual_judge import SPECIAL, TEMPLATE, WORDS, make_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "rewards"
 IMAGE_REWARD = [-9.955300331, -9.791611671]
-HPSV3 = [0, 0]
+HPSV3 = [1.119836092, 1.114309311]
 PROMPTS = ["a red circle", "two blue squares and a cross"]
 
 
@@ -200,7 +200,7 @@ def hpsv3_model(folder: Path) -> tuple[Path, Path]:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<|unk|>", pad_token="<|pad|>")
-    tokenizer.add_tokens(SPECIAL, special_tokens=True)
+    tokenizer.add_tokens([*SPECIAL, "<|endoftext|>"], special_tokens=True)
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
     processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
     processor.save_pretrained(folder)
