@@ -23,7 +23,7 @@ from actors.isolated import build_reward
 from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id, is_there, require_writable
-from simplear_rl.rewards.files import check_files
+from simplear_rl.rewards.files import check_rewards, reward_checks
 from simplear_rl.rewards.pictures import find_sources
 from simplear_rl.rewards.scorer import RewardModels
 from simplear_rl.rewards.scoring import score_all, summarise, write_page, write_table
@@ -35,15 +35,17 @@ def score(config: ScoreConfig) -> None:
     An image that cannot be scored has empty cells, whatever `on_error` says.
 
     Raises:
-        UserError: see find_sources and check_files.
+        UserError: see find_sources and check_rewards.
     """
     require_writable(config.output, "output")
     for path in config.inputs:
         if not is_there(path) and not is_hub_id(path):
             raise UserError(f"{path}: not found")
+    for check in reward_checks(config.reward):
+        check()
     sources = find_sources(config)
     rows = [PromptRow(source.prompt, source.columns) for source in sources]
-    check_files(config.reward, rows)
+    check_rewards(config.reward, rows)
     models = RewardModels(config.reward, build_reward, skip=True)
     for line in models.check(rows):
         print(line)

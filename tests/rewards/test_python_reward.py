@@ -11,7 +11,7 @@ from simplear_rl.config.rewards import PythonRewardConfig, RewardConfig
 from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.rewards import trial
-from simplear_rl.rewards.files import check_files
+from simplear_rl.rewards.files import check_rewards
 from simplear_rl.rewards.python import PythonReward
 from simplear_rl.rewards.reward import UnscoredError
 from simplear_rl.rewards.trial import try_functions
@@ -235,7 +235,7 @@ def test_all_functions_are_tried_in_processes_of_their_own_before_a_run(good, tm
     try_functions(rewards(config(good, "answered"), config(bad, "talks")), rows)
     assert "hello" in capfd.readouterr().err
     with pytest.raises(UserError) as error:
-        check_files(rewards(config(bad, "killed"), config(good, "red"), config(bad, "left")), rows)
+        check_rewards(rewards(config(bad, "killed"), config(good, "red"), config(bad, "left")), rows)
     assert str(error.value).split("\n") == [
         f"reward killed ({bad}:killed): its process ended with signal {signal.SIGKILL:d} when it was to score "
         "two black images",
