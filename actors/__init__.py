@@ -5,6 +5,7 @@ Each actor wraps one plain class, which a test builds without Ray:
     actor            file          what it does                                        plain class
     RolloutActor     rollout.py    draws a group of images for each prompt             rollout: Engine (VllmEngine, ...)
     RewardActor      reward.py     decodes a group and scores it                       rewards: RewardScorer
+    PythonRewardActor  isolated.py  a reward of the user's in its own environment      rewards: PythonReward
     ReferenceActor   reference.py  log-probs of a group under the frozen policy        policy: ReferencePolicy
     LearnerActor     learner.py    one rank of the learner                             learning: Learner
     ScorerActor      scorer.py     judges the images of a prompt by a benchmark        benchmarks: BenchmarkScorer

@@ -19,6 +19,7 @@ from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.learning.objective import Objective
 from simplear_rl.policy.rollouts import ScoredRollout
+from simplear_rl.rewards.metrics import learned_rewards
 from simplear_rl.weights.group import meeting_place
 from simplear_rl.weights.snapshot import Weights
 
@@ -50,14 +51,17 @@ class LearnerActor(Monitored, WeightMember):
         """Load the policy and join the other ranks."""
         from simplear_rl.learning.learner import Learner
 
+        self.ranks = config.actors.count
         self.learner = Learner(
             config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run, tokenizer
         )
         self.objective = objective(self.learner)
 
     def step(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
-        """One step of the objective on this rank's share, see Objective."""
-        scored = [_fetch(group) for group in groups]
+        """One step of the objective on this rank's share of the groups, see Objective."""
+        learned = learned_rewards(ray.get([group.rewards for group in groups]))
+        share = slice(self.rank, None, self.ranks)
+        scored = [_fetch(group, rewards) for group, rewards in zip(groups[share], learned[share], strict=True)]
         with self.phase("train", step, self.objective.images(scored)):
             return self.objective.step(step, scored)
 
@@ -135,8 +139,8 @@ class LearnerGroup:
 
     def step(self, step: int, groups: Sequence[Group] = ()) -> dict[str, float]:
         """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
-        start, ranks = monotonic(), len(self.ranks)
-        shares = [actor.step.remote(step, groups[i::ranks]) for i, actor in enumerate(self.ranks)]
+        start = monotonic()
+        shares = [actor.step.remote(step, groups) for actor in self.ranks]
         return combined(_together(shares)) | {"update_seconds": monotonic() - start}
 
     def weights(self) -> ray.ObjectRef:
@@ -178,7 +182,8 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
         raise_cause(error, calls)
 
 
-def _fetch(group: Group) -> ScoredRollout:
+def _fetch(group: Group, rewards: np.ndarray) -> ScoredRollout:
     """What a group refers to."""
-    rollout, rewards = ray.get([group.rollout, group.rewards])
-    return ScoredRollout(rollout, rewards["total"], group.reference_log_probs and ray.get(group.reference_log_probs))
+    return ScoredRollout(
+        ray.get(group.rollout), rewards, group.reference_log_probs and ray.get(group.reference_log_probs)
+    )

@@ -7,10 +7,12 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from actors.isolated import build_reward
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.sampler import Group
 from simplear_rl.config.rewards import RewardConfig
-from simplear_rl.policy.rollouts import Rollout
+from simplear_rl.data.prompts import PromptRow
+from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.report import grids
 
@@ -24,14 +26,14 @@ class RewardActor(Monitored):
         from simplear_rl.rewards.scorer import RewardScorer
 
         with self.building():
-            self.scorer = RewardScorer(config, tokenizer, layout, run)
+            self.scorer = RewardScorer(config, tokenizer, layout, run, build_reward)
 
-    def check(self, prompts: list[str]) -> list[str]:
+    def check(self, prompts: Sequence[PromptRow]) -> list[str]:
         """See RewardScorer.check."""
         return self.scorer.check(prompts)
 
-    def score(self, rollout: Rollout) -> dict[str, np.ndarray]:
-        """Rewards of a group, see RewardScorer.score."""
+    def score(self, rollout: Rollout) -> Scores:
+        """See RewardScorer.score."""
         with self.phase("score", rollout.step, images=len(rollout.codes)):
             return self.scorer.score(rollout)
 
@@ -45,5 +47,5 @@ def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[Group]) -> None:
     images = ray.get([scorer.decode.remote(group.rollout) for group in groups])
     captions = [rollout.prompt.text for rollout in ray.get([group.rollout for group in groups])]
     rewards = ray.get([group.rewards for group in groups])
-    titles = [[f"{value:.2f}" for value in group["total"]] for group in rewards]
+    titles = [["left out" if group.error else f"{value:.2f}" for value in group.total] for group in rewards]
     grids.save_grid(file, list(zip(captions, images, strict=True)), titles)

@@ -10,7 +10,6 @@ import ray
 
 from actors.pool import Call, Pool
 from actors.rollout import stream
-from simplear_rl.algorithms.advantages import no_signal
 from simplear_rl.policy.rollouts import Draw, Prompt
 
 
@@ -19,7 +18,7 @@ class Group:
     """The samples of one prompt, as references to objects in Ray's store."""
 
     rollout: ray.ObjectRef  # Rollout
-    rewards: ray.ObjectRef  # see RewardScorer.score
+    rewards: ray.ObjectRef  # Scores
     reference_log_probs: ray.ObjectRef | None  # float32 [G, T]; None: there is no reference
 
 
@@ -31,7 +30,7 @@ class Sampler:
         rewards: score.
         references: compare; None: nothing is compared.
         frozen: which policy folder is the reference of a step.
-        refill: how often groups whose rewards are all equal are replaced.
+        refill: how often groups whose rewards are all equal, or that are left out, are replaced.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Sampler:
         groups, metrics = self._groups(draw, version, weights)
         replaced = 0
         for _ in range(self.refill):
-            equal = [i for i, group in enumerate(groups) if no_signal(ray.get(group.rewards)["total"])]
+            equal = [i for i, group in enumerate(groups) if not ray.get(group.rewards).has_signal]
             prompts = list(islice(further, len(equal)))
             if not prompts:
                 break

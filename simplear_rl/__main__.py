@@ -9,6 +9,7 @@ COMMANDS = {
     "sft": "supervised fine-tuning: the same on curated data",
     "grpo": "reinforcement learning with image rewards",
     "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
+    "score": "scores of your own images, to try a reward before training on it",
     "generate": "images for your own prompts",
     "demo": "the whole pipeline on the miniature world, with a report",
 }

@@ -24,14 +24,14 @@ from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor
 from actors.sampler import Sampler
 from simplear_rl import sft
-from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_prompts
+from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_rows
 from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.rewards.files import check_entries, model_checks
+from simplear_rl.rewards.files import check_rewards, model_checks
 from simplear_rl.rewards.metrics import reward_metrics
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import Warnings
@@ -49,8 +49,8 @@ def train(config: GrpoConfig) -> None:
     require(config, *config.inputs, stages=sft.STAGES, checks=model_checks(config))
     layout = read_layout(config.start, config.tokenizer)
     rollout, algorithm = config.rollout, config.algorithm
-    prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
-    check_entries(config.reward, sorted(set(prompts)))
+    prompts = read_rows(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
+    check_rewards(config.reward, prompts)
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     evaluation = Evaluation(config)
     run = Run("grpo", config, evaluation.names)
@@ -68,7 +68,7 @@ def train(config: GrpoConfig) -> None:
             stage, config.learner, config.start, updates, config.passes, config.run, objective, identity
         )
         stage.ready()
-        for warning in ray.get(rewards.fixed[0].check.remote(sorted(set(prompts)))):
+        for warning in ray.get(rewards.fixed[0].check.remote(prompts)):
             print(warning)
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)

@@ -32,6 +32,7 @@ HELP = {
     "sft": ("python -m simplear_rl.sft seed=1", r"data\.sources\.shards +path \(required\)  folder of Parquet"),
     "grpo": ("python -m simplear_rl.grpo seed=1", r"learner\.zero_stage +0 \| 1 \| 2 \| 3 \(0\)  what ZeRO shards"),
     "evaluate": ("python -m simplear_rl.evaluate --bench", r"policy +path or null \(null\)  policy folder to evaluate"),
+    "score": ("python -m simplear_rl.score --images", r"batch_size +integer >= 1 \(32\)  images scored together"),
     "generate": ("python -m simplear_rl.generate --prompts", r"temperature +number >= 0 \(1\.0\)  0 is greedy"),
     "demo": ("python -m simplear_rl.demo seed=1", r"fresh +true \| false \(false\)  delete `root` first"),
     "create_policy": ("python -m simplear_rl.create_policy --source", "--output OUTPUT +new folder"),

@@ -34,7 +34,7 @@ class GenerateConfig(Section):
         None, description="identity of another visual tokenizer, whose policies are taken for `tokenizer`'s"
     )
     prompts: str = Field(
-        description="a prompt, a file (a prompt a line, or .jsonl, .csv, .tsv), or - for standard input"
+        description="a prompt, a file (a prompt a line, or .jsonl, .csv, .tsv, .parquet), or - for standard input"
     )
     engine: EngineType = Field("vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding")
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided")

@@ -91,6 +91,8 @@ def _parse(override: str, nodes: list[Node], definitions: Node) -> Any:
 def _build(tree: yaml.Node, nodes: list[Node], definitions: Node) -> Any:
     """The value of a YAML tree; what it holds is read by the type of its key as well."""
     if isinstance(tree, yaml.MappingNode):
+        if any(node.get("additionalProperties") is True for node in nodes):  # the schema says nothing of its values
+            return yaml.safe_load(yaml.serialize(tree))
         pairs = [(str(name.value), part) for name, part in tree.value]
         return {name: _build(part, children(nodes, name, definitions), definitions) for name, part in pairs}
     if isinstance(tree, yaml.SequenceNode):

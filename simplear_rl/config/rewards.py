@@ -5,11 +5,11 @@ A new type is a class here, its place in `RewardModelConfig`, and a module in si
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from simplear_rl.config.base import Count, Location, PoolConfig, Section
+from simplear_rl.config.base import Count, Location, PoolConfig, Positive, Section, absolute
 from simplear_rl.config.benchmarks import DetectorConfig, local_clip
 
 HPSV2_REPOSITORY = "xswu/HPSv2"  # on the Hugging Face hub
@@ -21,6 +21,16 @@ class AnyRewardConfig(Section):
 
     type: str
     weight: float = Field(1.0, description="factor in the sum of all rewards")
+    bounds: tuple[float, float] | None = Field(
+        None, description="[lowest, highest]: a score beyond counts as the nearest of them; the share is logged"
+    )
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_ascend(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds and bounds[0] >= bounds[1]:
+            raise ValueError(f"expected [lowest, highest], found {list(bounds)}")
+        return bounds
 
     @property
     def name(self) -> str:
@@ -31,6 +41,11 @@ class AnyRewardConfig(Section):
     def files(self) -> list[Path]:
         """Local folders and files that the reward is read from."""
         return []
+
+    @property
+    def skips(self) -> bool:
+        """Whether a group with a sample that cannot be scored is left out; else that ends the run."""
+        return False
 
 
 class ImageTextRewardConfig(AnyRewardConfig):
@@ -120,13 +135,84 @@ class GenEvalRewardConfig(AnyRewardConfig):
         return [self.metadata, *(self.detector or DetectorConfig()).files] if self.metadata else []
 
 
-RewardModelConfig = Annotated[ClipRewardConfig | HpsV2RewardConfig | GenEvalRewardConfig, Field(discriminator="type")]
+class UserRewardConfig(AnyRewardConfig):
+    """What rewards of the user's have."""
+
+    label: str | None = Field(None, min_length=1, description="its name in metrics; null: the function's, or http")
+    on_error: Literal["stop", "skip_group"] = Field(
+        "stop", description="a sample that cannot be scored ends the run, or its group is left out and counted"
+    )
+
+    @property
+    def skips(self) -> bool:
+        """See AnyRewardConfig."""
+        return self.on_error == "skip_group"
+
+
+def _function(text: str) -> str:
+    where, _, name = text.rpartition(":")
+    if not where or not name.isidentifier():
+        raise ValueError(f"expected package.module:name or path/to/file.py:name, found {text!r}")
+    return f"{absolute(Path(where))}:{name}" if where.endswith(".py") else text
+
+
+class PythonRewardConfig(UserRewardConfig):
+    """A function or a class of the user's, see simplear_rl/rewards/python.py."""
+
+    type: Literal["python"] = "python"
+    function: Annotated[str, AfterValidator(_function)] = Field(
+        description="package.module:name or path/to/file.py:name"
+    )
+    arguments: dict[str, Any] = Field({}, description="by name, for the function, or for the constructor of a class")
+    pip: list[str] = Field([], description="packages of an environment of its own, for pins that clash with ours")
+
+    @property
+    def name(self) -> str:
+        """See AnyRewardConfig."""
+        return self.label or self.function.rpartition(":")[2]
+
+    @property
+    def files(self) -> list[Path]:
+        """See AnyRewardConfig."""
+        where = self.function.rpartition(":")[0]
+        return [Path(where)] if where.endswith(".py") else []
+
+
+class HttpRewardConfig(UserRewardConfig):
+    """A reward that a server gives, see simplear_rl/rewards/http.py."""
+
+    type: Literal["http"] = "http"
+    addresses: Annotated[list[Annotated[str, Field(pattern="^https?://.")]], Field(min_length=1)] = Field(
+        description="of equal servers, which are asked in turn: http://host:port/path"
+    )
+    batch_size: Count = Field(32, description="images per request")
+    image_format: Literal["png", "jpeg"] = "png"
+    token_variable: str | None = Field(None, description="environment variable that holds a bearer token")
+    timeout_seconds: Positive = Field(60, description="until a request has failed")
+    retries: Count = Field(12, description="how often a request that failed is sent again before the run ends")
+    backoff_seconds: Positive = Field(0.5, description="wait before the second retry; doubles, up to 30 s")
+
+    @property
+    def name(self) -> str:
+        """See AnyRewardConfig."""
+        return self.label or self.type
+
+
+RewardModelConfig = Annotated[
+    ClipRewardConfig | HpsV2RewardConfig | GenEvalRewardConfig | PythonRewardConfig | HttpRewardConfig,
+    Field(discriminator="type"),
+]
 
 
 class RewardConfig(Section):
     """The reward actors: visual tokenizer and reward models."""
 
     actors: PoolConfig = PoolConfig()
+    aggregate: Literal["sum", "gdpo"] = Field(
+        "sum",
+        description="sum: weighted; gdpo: each reward is normalised in its group, then they are summed "
+        "(arXiv 2601.05242), with algorithm.advantage: mean",
+    )
     models: Annotated[list[RewardModelConfig], Field(min_length=1)]
 
     @model_validator(mode="after")

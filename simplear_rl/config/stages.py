@@ -109,7 +109,7 @@ class SupervisedConfig(StageConfig):
 class GrpoConfig(StageConfig):
     """Group-relative policy optimisation with image rewards."""
 
-    prompts: Location = Field(description="text file with a prompt a line, or .jsonl, .csv or .tsv")
+    prompts: Location = Field(description="text file with a prompt a line, or .jsonl, .csv, .tsv or .parquet")
     rollout: RolloutConfig
     reward: RewardConfig
     reference: ReferenceConfig = ReferenceConfig()
@@ -185,6 +185,15 @@ class GrpoConfig(StageConfig):
             raise ValueError(
                 f"rollout.samples_per_prompt ({self.rollout.samples_per_prompt}) must be a multiple of "
                 f"learner.micro_batch ({self.images_per_pass})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_are_normalised_once(self) -> "GrpoConfig":
+        if self.reward.aggregate == "gdpo" and self.algorithm.advantage == "std":
+            raise ValueError(
+                "reward.aggregate=gdpo divides every reward by its own spread, algorithm.advantage=std would divide "
+                "their sum once more: set algorithm.advantage=mean"
             )
         return self
 

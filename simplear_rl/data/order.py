@@ -7,22 +7,42 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def items_of_step(step: int, per_step: int, items: int, seed: int) -> np.ndarray:
-    """Indices of the `per_step` items of step 0, 1, ...: all items in a fresh random order every epoch."""
+def items_of_step(step: int, per_step: int, weights: Sequence[float], seed: int) -> np.ndarray:
+    """Indices of the `per_step` items of step 0, 1, ...: an epoch has as many places as there are items.
+
+    Items of equal weights come once an epoch, in a fresh random order. Else item i comes n * w_i / sum(w) times,
+    rounded down or up at random so that this is its mean over the epochs (systematic resampling).
+    """
     places = np.arange(step * per_step, (step + 1) * per_step)
-    epochs, offsets = np.divmod(places, items)
-    orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(items) for epoch in np.unique(epochs)}
+    epochs, offsets = np.divmod(places, len(weights))
+    orders = {epoch: _epoch(np.asarray(weights), seed, int(epoch)) for epoch in np.unique(epochs)}
     return np.array([orders[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)])
 
 
-def other_items(step: int, per_step: int, items: int, seed: int) -> np.ndarray:
+def _epoch(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The items of an epoch, in order."""
+    order = np.random.default_rng((seed, epoch)).permutation(len(weights))
+    if (weights == weights[0]).all():
+        return order
+    sums = np.cumsum(weights)
+    edges = sums / sums[-1] * len(weights)
+    shift = np.random.default_rng((seed, epoch, 1, 1)).random()
+    return np.searchsorted(edges, np.arange(len(weights)) + shift, side="right")[order]
+
+
+def other_items(step: int, per_step: int, weights: Sequence[float], seed: int) -> np.ndarray:
     """Indices of all items that are not those of step 0, 1, ..., in a random order of that step's own.
 
+    Those of larger weight come earlier, as if they were drawn one after the other; those of weight 0 not at all.
     Whoever takes some of them changes the items of no step.
     """
     # Third number: the epochs' orders have none.
-    order = np.random.default_rng((seed, step, 1)).permutation(items)
-    return order[~np.isin(order, items_of_step(step, per_step, items, seed))]
+    random, chances = np.random.default_rng((seed, step, 1)), np.asarray(weights)
+    order = random.permutation(len(weights))
+    if (chances != chances[0]).any():
+        order = np.flatnonzero(chances)
+        order = order[np.argsort(random.exponential(size=len(order)) / chances[order])]
+    return order[~np.isin(order, items_of_step(step, per_step, weights, seed))]
 
 
 def shares(items: int, weights: Sequence[float]) -> list[int]:

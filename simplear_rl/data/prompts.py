@@ -1,10 +1,16 @@
-"""Prompt files, UTF-8: text with a prompt a line, or JSON lines, CSV and TSV that are read by column."""
+"""Prompt files: text with a prompt a line, or JSON lines, CSV, TSV and Parquet that are read by column."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
 
 from simplear_rl.characters import BYTE_ORDER_MARK, tidy_prompt
 from simplear_rl.data.order import items_of_step, other_items
@@ -13,55 +19,100 @@ from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.vocabulary import PromptEncoder
 
 COLUMNS = ("prompt", "text", "caption")  # the first of these that a file has
+WEIGHT = "weight"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-KINDS = (".txt", ".jsonl", *DELIMITERS)
+PARQUET = ".parquet"
+KINDS = (".txt", ".jsonl", PARQUET, *DELIMITERS)
 SHOWN = 20  # bad lines in a message
 
 
-def read_prompts(file: Path, encode: PromptEncoder) -> list[str]:
-    """All prompts of a file, in order; its name says of which kind it is.
+@dataclass(frozen=True)
+class PromptRow:
+    """A row of a prompts file."""
 
-    JSON lines, CSV and TSV are read by the column `prompt`, `text` or `caption`. Empty lines at the end are passed
-    over.
+    text: str
+    columns: dict[str, Any] = field(default_factory=dict)  # all but the prompt and the weight; None where it lacks one
+    weight: float = 1.0  # how often it is drawn, in proportion to the others
+
+
+Entry = Mapping[str, Any] | ValueError  # what a line holds, by column, or what is wrong with it
+
+
+def read_prompts(file: Path, encode: PromptEncoder) -> list[str]:
+    """The prompts of `read_rows`."""
+    return [row.text for row in read_rows(file, encode)]
+
+
+def read_rows(file: Path, encode: PromptEncoder | None = None) -> list[PromptRow]:
+    """All rows of a file, in order; its name says of which kind it is.
+
+    JSON lines, CSV, TSV and Parquet have the prompt in the column `prompt`, `text` or `caption`. Empty lines at the end
+    are passed over.
 
     Raises:
-        UserError: unreadable file, no prompts, no such column; or bad lines, all of them with their numbers: empty,
-            not UTF-8, with control characters, JSON in a text file, or refused by `encode` as too long.
+        UserError: unreadable file, no prompts, no such column, no weight above 0; or bad lines, all of them with their
+            numbers: empty, not UTF-8, with control characters, JSON in a text file, a weight that is none, or refused
+            by `encode`, if there is one, as too long.
     """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    kind = file.suffix.lower()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{file}: UTF-16; save it as UTF-8")
-    if file.suffix.lower() in DELIMITERS:
+    if kind in DELIMITERS:
         found = list(_table(file, content))
-    elif file.suffix.lower() == ".jsonl":
-        found = list(_json_lines(content))
+    elif kind == PARQUET:
+        found = list(_parquet(file, content))
     else:
-        found = list(_text(file, content))
+        found = list(_json_lines(content) if kind == ".jsonl" else _text(file, content))
     if not found:
         raise UserError(f"{file}: no prompts in it")
-    prompts, bad = [], []
-    for number, text in found:
+    rows, bad = [], []
+    for number, entry in found:
         try:
-            prompts.append(check_prompt(text, encode))
+            rows.append(_row(entry, encode))
         except ValueError as error:
-            bad.append(f"{file}, line {number}: {error}")
+            bad.append(f"{file}, {'row' if kind == PARQUET else 'line'} {number}: {error}")
     if bad:
         rest = [f"{file}: {len(bad) - SHOWN} more bad lines"] if len(bad) > SHOWN else []
         raise UserError("\n".join(bad[:SHOWN] + rest))
-    return prompts
+    names = dict.fromkeys(name for row in rows for name in row.columns)  # lines of JSON may lack some
+    rows = [replace(row, columns=dict.fromkeys(names) | row.columns) for row in rows]
+    if not any(row.weight for row in rows):
+        raise UserError(f"{file}: the column `{WEIGHT}` is 0 in every row, so that no prompt would be drawn")
+    return rows
 
 
-def check_prompt(text: str | ValueError, encode: PromptEncoder) -> str:
-    """A prompt without byte order marks and with plain spaces. Raises ValueError, or the one that it is given."""
-    if isinstance(text, ValueError):
-        raise text
+def _row(entry: Entry, encode: PromptEncoder | None) -> PromptRow:
+    """Raises ValueError."""
+    if isinstance(entry, ValueError):
+        raise entry
+    name = next((name for name in COLUMNS if name in entry), None)
+    if name is None or not isinstance(entry[name], str):
+        raise ValueError(f"expected an object with the text {' or '.join(COLUMNS)}, found {str(dict(entry))[:80]}")
+    columns = {key: value for key, value in entry.items() if key not in (name, WEIGHT)}
+    return PromptRow(check_prompt(entry[name], encode), columns, _weight(entry.get(WEIGHT, 1.0)))
+
+
+def _weight(value: Any) -> float:
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{WEIGHT}: expected a number of 0 or more, found {value!r}")
+    return weight
+
+
+def check_prompt(text: str, encode: PromptEncoder | None = None) -> str:
+    """A prompt without byte order marks and with plain spaces. Raises ValueError."""
     prompt = tidy_prompt(text)
     if not prompt:
         raise UserError("empty prompt")
-    encode(prompt)
+    if encode:
+        encode(prompt)
     return prompt
 
 
@@ -74,12 +125,22 @@ def _lines(content: bytes) -> Iterator[tuple[int, str | ValueError]]:
             yield number, ValueError(f"not UTF-8: {line[:80]!r}")
 
 
-def _text(file: Path, content: bytes) -> Iterator[tuple[int, str | ValueError]]:
-    """The lines of a text file. Raises UserError if the first one is the header of a table."""
-    for number, line in _lines(content):
+def _text(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
+    """The lines of a text file. Raises UserError if the first one is the header of a table.
+
+    A tab is a space, unless every line has one: then it is a table without a header, and refused line by line.
+    """
+    lines = list(_lines(content))
+    is_table = all(isinstance(line, str) and "\t" in line for _, line in lines)
+    for number, line in lines:
         if number == 1 and isinstance(line, str) and _is_header(line):
             raise UserError(f"{file}: its first line {line!r} is the header of a table; name it .csv or .tsv")
-        yield number, ValueError("JSON; name the file .jsonl, with an object a line") if _is_json(line) else line
+        if _is_json(line):
+            line = ValueError("JSON; name the file .jsonl, with an object a line")
+        if isinstance(line, str):
+            yield number, {"prompt": line if is_table else line.replace("\t", " ")}
+        else:
+            yield number, line
 
 
 def _is_header(line: str) -> bool:
@@ -97,22 +158,33 @@ def _is_json(line: str | ValueError) -> bool:
         return False
 
 
-def _json_lines(content: bytes) -> Iterator[tuple[int, str | ValueError]]:
+def _json_lines(content: bytes) -> Iterator[tuple[int, Entry]]:
     for number, line in _lines(content):
         try:
             entry = json.loads(line) if isinstance(line, str) else line
         except (ValueError, RecursionError) as error:
             entry = ValueError(f"not JSON: {error}")
-        values = [entry[name] for name in COLUMNS if name in entry] if isinstance(entry, dict) else []
-        if isinstance(entry, ValueError):
-            yield number, entry
-        elif values and isinstance(values[0], str):
-            yield number, _in_one_line(values[0])
-        else:
-            yield number, ValueError(f"expected an object with the text {' or '.join(COLUMNS)}, found {str(line)[:80]}")
+        if not isinstance(entry, dict | ValueError):
+            entry = ValueError(f"expected an object with the text {' or '.join(COLUMNS)}, found {str(line)[:80]}")
+        yield number, _in_one_line(entry)
 
 
-def _table(file: Path, content: bytes) -> Iterator[tuple[int, str | ValueError]]:
+def _parquet(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
+    """Raises UserError."""
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+        table.validate(full=True)  # text is UTF-8, for one
+        rows = table.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{file}: not a readable Parquet file: {error}") from error
+    if not any(name in table.column_names for name in COLUMNS):
+        found = ", ".join(table.column_names) or "none"
+        raise UserError(f"{file}: expected a column {' or '.join(COLUMNS)}, found {found}")
+    for number, row in enumerate(rows, start=1):
+        yield number, _in_one_line(row)
+
+
+def _table(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
     """The prompts of CSV or TSV, and the line on which the row of each begins. Raises UserError."""
     try:
         text = content.decode("utf-8-sig")
@@ -123,13 +195,14 @@ def _table(file: Path, content: bytes) -> Iterator[tuple[int, str | ValueError]]
     number = 1
     try:
         header = [name.strip().casefold() for name in next(reader, [])]
-        name = next((name for name in COLUMNS if name in header), None)
-        if name is None:
+        if not any(name in header for name in COLUMNS):
             raise UserError(f"{file}: expected a column {' or '.join(COLUMNS)}, found {', '.join(header) or 'none'}")
+        if twice := [name for name in dict.fromkeys(header) if name and header.count(name) > 1]:
+            raise UserError(f"{file}: two columns are called {' and '.join(twice)}")
         number = reader.line_num + 1
         for row in reader:
             if len(row) == len(header):
-                yield number, _in_one_line(row[header.index(name)])
+                yield number, _in_one_line(dict(zip(header, row, strict=True)))
             else:
                 yield number, ValueError(f"expected {len(header)} fields, found {len(row)}")
             number = reader.line_num + 1
@@ -137,17 +210,24 @@ def _table(file: Path, content: bytes) -> Iterator[tuple[int, str | ValueError]]
         raise UserError(f"{file}, line {number}: not {file.suffix[1:].upper()}: {error}") from error
 
 
-def _in_one_line(text: str) -> str:
-    """The text of a column, which may hold line breaks and tabs: spaces in a prompt."""
-    return text.replace("\r\n", " ").translate({ord(character): " " for character in "\t\n\r"})
+def _in_one_line(entry: Entry) -> Entry:
+    """The prompt of a column may hold line breaks and tabs: they become spaces."""
+    name = next((name for name in COLUMNS if name in entry), None) if isinstance(entry, Mapping) else None
+    if not isinstance(entry, Mapping) or name is None or not isinstance(entry[name], str):
+        return entry
+    text = entry[name].replace("\r\n", " ").translate({ord(character): " " for character in "\t\n\r"})
+    return {**entry, name: text}
 
 
-def prompts_of_step(prompts: list[str], step: int, per_step: int, seed: int) -> list[Prompt]:
+def prompts_of_step(prompts: list[PromptRow], step: int, per_step: int, seed: int) -> list[Prompt]:
     """The prompts of training step `step` (from 1)."""
-    return [Prompt(i, prompts[item]) for i, item in enumerate(items_of_step(step - 1, per_step, len(prompts), seed))]
+    weights = [row.weight for row in prompts]
+    items = items_of_step(step - 1, per_step, weights, seed)
+    return [Prompt(i, prompts[item].text, prompts[item].columns) for i, item in enumerate(items)]
 
 
-def further_prompts(prompts: list[str], draw: Draw) -> Iterator[Prompt]:
+def further_prompts(prompts: list[PromptRow], draw: Draw) -> Iterator[Prompt]:
     """The prompts that refill the groups of a step: all but its own, each once; they are counted on from those."""
-    for i, item in enumerate(other_items(draw.step - 1, len(draw.prompts), len(prompts), draw.seed)):
-        yield Prompt(len(draw.prompts) + i, prompts[item])
+    weights = [row.weight for row in prompts]
+    for i, item in enumerate(other_items(draw.step - 1, len(draw.prompts), weights, draw.seed)):
+        yield Prompt(len(draw.prompts) + i, prompts[item].text, prompts[item].columns)

@@ -21,7 +21,7 @@ from actors.placement import cluster_nodes
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import EvaluationConfig
 from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
-from simplear_rl.data.prompts import read_prompts
+from simplear_rl.data.prompts import read_rows
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id, is_there
@@ -32,6 +32,7 @@ from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
 from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
+from simplear_rl.rewards.trial import try_functions
 from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
 
 # What to change where an actor of GRPO does not fit.
@@ -77,8 +78,10 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
     """Print the plan of GRPO; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
+    rows = []
     if is_there(config.start) and is_there(config.prompts):
-        read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
+        rows = read_rows(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
+    try_functions(config.reward, rows)
     if is_there(config.start):
         _check_tokenizer(config)
     evaluation = config.evaluation

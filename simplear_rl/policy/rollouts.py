@@ -1,7 +1,8 @@
 """What goes into an engine and what comes out; all of it travels between actors."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ class Prompt:
 
     index: int
     text: str
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the others of its row in the prompts file
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,30 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What a reward actor says of the G samples of a group."""
+
+    rewards: Mapping[str, np.ndarray]  # float32 [G] by name, within their bounds; none of a group that is left out
+    total: np.ndarray  # float32 [G], their weighted sum; NaN: the group is left out
+    normalised: np.ndarray | None = None  # float32 [G], the sum of `aggregate: gdpo`
+    truncated: bool = False  # whether a model read only the beginning of the prompt
+    clipped: Mapping[str, float] = field(default_factory=dict)  # share of a reward's scores beyond its bounds
+    diversity: float | None = None  # of the images in the features of the reward models; None: none has features
+    error: str | None = None  # why the group is left out
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the policy can learn from the group: it is not left out, and its rewards are not all equal."""
+        learned = self.total if self.normalised is None else self.normalised
+        return self.error is None and bool((learned != learned[0]).any())
+
+
+@dataclass(frozen=True)
 class ScoredRollout:
     """A rollout with what the reward and the reference actors said of it."""
 
     rollout: Rollout
-    rewards: np.ndarray  # float32 [G]
+    rewards: np.ndarray  # float32 [G], see learned_rewards
     reference_log_probs: np.ndarray | None  # float32 [G, T]; None: there is no reference
 
     def samples(self, rows: slice) -> "ScoredRollout":

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from simplear_rl.config.rewards import ImageTextRewardConfig
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.preprocess import hpsv2_transform, open_clip_transform, simplear_transform
+from simplear_rl.rewards.reward import Columns
 from simplear_rl.vision.clip import LOAD_ERRORS, load_clip
 
 CACHED_CAPTIONS = 4096
@@ -55,7 +56,7 @@ class ClipReward:
             for ids, ids_read in zip(whole, read, strict=True)
         ]
 
-    def check(self, texts: list[str]) -> list[str]:
+    def check(self, texts: list[str], columns: Columns = ()) -> list[str]:
         """The texts that are scored by their beginning alone (`long_text: truncate`).
 
         Raises UserError if there are any and `long_text` is `refuse`.
@@ -68,7 +69,7 @@ class ClipReward:
             )
         return cut
 
-    def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
+    def score(self, images: np.ndarray, texts: list[str], columns: Columns = ()) -> np.ndarray:
         """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts.
 
         Raises UserError if a text is too long, see `check`.

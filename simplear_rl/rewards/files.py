@@ -1,4 +1,4 @@
-"""Files of the models that reward or score GRPO's samples, looked at before any actor starts."""
+"""Reward models and judges, looked at before any actor starts: their files, functions and servers."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,27 +12,44 @@ from simplear_rl.config.rewards import (
     ClipRewardConfig,
     GenEvalRewardConfig,
     HpsV2RewardConfig,
+    HttpRewardConfig,
     RewardConfig,
     RewardModelConfig,
 )
 from simplear_rl.config.stages import GrpoConfig
+from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_from_hub
+from simplear_rl.rewards.http import HttpReward
+from simplear_rl.rewards.trial import try_functions
 from simplear_rl.shapes.world import metadata
 from simplear_rl.vision.files import require_clip, require_detector, require_judge, require_network
 
 
 def model_checks(config: GrpoConfig) -> list[Callable[[], None]]:
     """Checks of the reward models and of what judges evaluations, see `require`: whether each is there and whole."""
-    checks = [partial(_check_model, model) for model in config.reward.models]
-    return [*checks, *([partial(require_judge, config.evaluation)] if config.evaluation else [])]
+    judge = [partial(require_judge, config.evaluation)] if config.evaluation else []
+    return [*reward_checks(config.reward), *judge]
 
 
-def check_entries(config: RewardConfig, prompts: Sequence[str]) -> None:
-    """Raise UserError if GenEval's metadata has no entry for one of the prompts."""
+def reward_checks(config: RewardConfig) -> list[Callable[[], None]]:
+    """Checks of the reward models alone."""
+    return [partial(_check_model, model) for model in config.models]
+
+
+def check_rewards(config: RewardConfig, rows: Sequence[PromptRow]) -> None:
+    """Raise UserError if the rewards do not fit the rows of the prompts file.
+
+    GenEval's metadata has no entry for one of the prompts, a function of the user's does not take or return what it
+    should, or a server does not score two black images.
+    """
     for model in config.models:
         if isinstance(model, GenEvalRewardConfig):
-            require_entries(read_requirements(model), model, prompts)
+            require_entries(read_requirements(model), model, sorted({row.text for row in rows}))
+    try_functions(config, rows)
+    for model in config.models:
+        if isinstance(model, HttpRewardConfig):
+            HttpReward(model).check([row.text for row in rows[:2]], [row.columns for row in rows[:2]])
 
 
 def _check_model(model: RewardModelConfig) -> None:

@@ -8,12 +8,13 @@ from simplear_rl.benchmarks.geneval import judge, partial_credit
 from simplear_rl.config.benchmarks import DetectorConfig
 from simplear_rl.config.rewards import GenEvalRewardConfig
 from simplear_rl.rewards.files import read_requirements, require_entries
+from simplear_rl.rewards.reward import Columns, WholeText
 from simplear_rl.vision.coco_detector import CocoDetector
 from simplear_rl.vision.detection import Detector
 from simplear_rl.vision.shapes_detector import ShapesDetector
 
 
-class GenEvalReward:
+class GenEvalReward(WholeText):
     """1 for an image that GenEval finds correct, else 0; or the share of its requirements (`credit: partial`).
 
     Args:
@@ -25,21 +26,16 @@ class GenEvalReward:
 
     def __init__(self, config: GenEvalRewardConfig, device: str = "cpu"):
         self.config, self.entries = config, read_requirements(config)
-        self.context_length: int | None = None
         self.detector: Detector = ShapesDetector()
         if config.metadata:
             self.detector = CocoDetector(config.detector or DetectorConfig(), device)
 
-    def too_long(self, texts: list[str]) -> list[bool]:
-        """False of each text: requirements have no length."""
-        return [False] * len(texts)
-
-    def check(self, texts: list[str]) -> list[str]:
+    def check(self, texts: list[str], columns: Columns = ()) -> list[str]:
         """No text is cut. Raises UserError if the metadata has no entry for one."""
         require_entries(self.entries, self.config, texts)
         return []
 
-    def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
+    def score(self, images: np.ndarray, texts: list[str], columns: Columns = ()) -> np.ndarray:
         """Rewards float32 [B] of uint8 images [B, H, W, 3] for their texts. Raises UserError, see `check`."""
         self.check(texts)
         rewards = []

@@ -236,3 +236,37 @@ def test_pretraining_goes_on_when_a_rank_dies(ray_cluster, world, tmp_path, monk
     weights = [(tmp_path / run / "final" / "model.safetensors").read_bytes() for run in ("run", "undisturbed")]
     assert weights[0] == weights[1]
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+REWARD = """\
+import os, signal
+from pathlib import Path
+
+def red(images, folder, plan):
+    call = len(os.listdir(folder))
+    Path(folder, str(call)).touch()
+    if str(call) in plan:
+        os.kill(os.getpid(), getattr(signal, plan[str(call)]))
+    return images[..., 0].mean((1, 2)) / 255
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_that_kills_or_stops_its_own_process_changes_nothing(ray_cluster, world, tmp_path):
+    (tmp_path / "my_reward.py").write_text(REWARD)
+
+    def train(name, plan):
+        (tmp_path / name).mkdir()
+        arguments = f"{{folder: {tmp_path / name}, plan: {{{plan}}}}}"
+        reward = f"[{{type: python, function: {tmp_path / 'my_reward.py'}:red, arguments: {arguments}}}]"
+        grpo.train(chaos_config(world, tmp_path / f"run_{name}", f"reward.models={reward}", "steps=4"))
+        rows = read_metrics(tmp_path / f"run_{name}" / "metrics.jsonl")
+        weights = (tmp_path / f"run_{name}" / "final" / "model.safetensors").read_bytes()
+        return weights, [row["reward"] for row in rows], len(os.listdir(tmp_path / name))
+
+    # Calls 0 and 1 try it on black images, before the run and in the actor.
+    weights, rewards, calls = train("calm", "")
+    assert calls == 2 + 4 * 4
+    disturbed = train("disturbed", '"3": SIGKILL, "9": SIGSTOP, "14": SIGKILL')
+    assert disturbed[:2] == (weights, rewards)
+    assert disturbed[2] > calls

@@ -306,3 +306,42 @@ def test_with_beta_zero_no_reference_is_started(ray_cluster, world, tmp_path, gr
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert read_image_tokenizer(tmp_path / "final") == read_identity(world / "tokenizer")
     assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.slow
+def test_rewards_of_the_users_get_columns_and_leave_out_groups_that_cannot_be_scored(
+    ray_cluster, tmp_path, capsys, grpo_config
+):
+    code = """
+def judged(images, prompts, answer):
+    if answer[0] is None:
+        raise ValueError("no answer")
+    return {"red": images[..., 0].mean((1, 2)) / 255, "blue": images[..., 2].mean((1, 2)) / 255 * answer[0]}
+"""
+    (tmp_path / "my_reward.py").write_text(code)
+    rows = [{"prompt": f"a {colour} circle", "answer": i} for i, colour in enumerate(("red", "blue", "green"), 1)]
+    rows += [{"prompt": "a circle", "answer": None}, {"prompt": "a cross", "weight": 0}]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps(row) for row in rows))
+    model = f"{{type: python, function: {tmp_path}/my_reward.py:judged, on_error: skip_group, bounds: [0, 1]}}"
+    more = ("steps=2", "reward.aggregate=gdpo", f"reward.models=[{model}]", f"prompts={prompts}", *UNSCORED)
+    config = grpo_config(tmp_path / "run", *more, "rollout.prompts_per_step=5")
+    grpo.train(config)
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert sum(row["skipped_groups"] for row in metrics) >= 2
+    for row in metrics:
+        assert row["samples"] == 3 * (5 - row["skipped_groups"])
+        assert row["zero_advantage_groups"] == row["skipped_groups"] / 5
+        assert row["reward"] == pytest.approx(row["reward_judged_red"] + row["reward_judged_blue"], abs=1e-5)
+        assert {"reward_judged_red_std_in_group", "reward_judged_blue_correlation"} <= row.keys()
+        assert 0 <= row["reward_judged_blue_clipped"] < 1
+        assert row["mismatch_max"] < 1e-4
+
+
+def test_functions_are_tried_before_anything_starts(tmp_path, grpo_config):
+    (tmp_path / "my_reward.py").write_text("def red(images): return [1]")
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    model = f"reward.models=[{{type: python, function: {tmp_path}/my_reward.py:red}}]"
+    with pytest.raises(UserError, match="my_reward.py:red.: expected 2 numbers, one for each image, found 1"):
+        grpo.train(grpo_config(tmp_path / "run", model, f"prompts={tmp_path / 'prompts.txt'}"))
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ import ray
 
 from actors.pool import Pool
 from actors.sampler import Sampler
-from simplear_rl.policy.rollouts import Draw, Prompt, Rollout
+from simplear_rl.policy.rollouts import Draw, Prompt, Rollout, Scores
 from simplear_rl.policy.sampling import Sampling
 
 OWN = ["equal 0", "a", "equal 1", "b"]
@@ -30,7 +30,7 @@ class Reward:
 
     def score(self, rollout):
         total = np.zeros if rollout.prompt.text.startswith("equal") else np.arange
-        return {"total": total(len(rollout.codes), dtype=np.float32)}
+        return Scores({}, total(len(rollout.codes), dtype=np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,6 @@ def test_groups_of_equal_rewards_are_replaced_so_many_times(pools, refill, furth
     assert [rollout.prompt.text for rollout in rollouts] == texts
     assert all(rollout.prompt.text == [*OWN, *further][rollout.prompt.index] for rollout in rollouts)
     assert {(rollout.weight_version, rollout.step, len(rollout.codes)) for rollout in rollouts} == {(5, 1, 3)}
-    equal = [not np.ptp(ray.get(group.rewards)["total"]) for group in groups]
+    equal = [not np.ptp(ray.get(group.rewards).total) for group in groups]
     assert equal == [text.startswith("equal") for text in texts]
     assert metrics.get("refilled_groups") == replaced

@@ -298,3 +298,16 @@ def test_only_pools_of_a_run_grow(schema, overrides, message):
     name = "grpo" if schema is GrpoConfig else "evaluate"
     with pytest.raises(UserError, match=message):
         load_config(schema, CONFIGS / "shapes" / f"{name}.yaml", overrides)
+
+
+def test_arguments_of_a_reward_are_read_as_yaml():
+    models = "[{type: python, function: m:f, arguments: {a: 0.5, b: [x, 1, true], c: {d: null}, e: '7'}, weight: 2}]"
+    (model,) = load_config(GrpoConfig, GRPO, [f"reward.models={models}"]).reward.models
+    assert model.arguments == {"a": 0.5, "b": ["x", 1, True], "c": {"d": None}, "e": "7"}
+    assert model.weight == 2
+
+
+def test_gdpo_is_normalised_once():
+    with pytest.raises(UserError, match="set algorithm.advantage=mean"):
+        load_config(GrpoConfig, GRPO, ["reward.aggregate=gdpo", "algorithm.advantage=std"])
+    load_config(GrpoConfig, GRPO, ["reward.aggregate=gdpo", "algorithm.advantage=mean"])

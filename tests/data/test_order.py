@@ -44,7 +44,7 @@ def test_a_window_holds_few_row_groups_and_all_their_rows():
 
 
 def test_what_fits_one_window_is_shuffled_as_a_whole():
-    expected = np.concatenate([items_of_step(step, 5, 25, seed=0) for step in range(12)])
+    expected = np.concatenate([items_of_step(step, 5, [1.0] * 25, seed=0) for step in range(12)])
     assert drawn(0, 60, window=25) == expected.tolist()
 
 
@@ -59,9 +59,9 @@ def test_shares_follow_the_weights_and_never_fall(weights):
 
 def test_other_items_are_all_but_the_steps_own_in_an_order_of_each_step():
     for step in range(6):  # of 4 among 10: step 2 is in two epochs
-        own, others = items_of_step(step, 4, 10, seed=0), other_items(step, 4, 10, seed=0)
+        own, others = items_of_step(step, 4, [1.0] * 10, seed=0), other_items(step, 4, [1.0] * 10, seed=0)
         assert sorted(others) == sorted(set(range(10)) - set(own))
-        assert np.array_equal(others, other_items(step, 4, 10, seed=0))
-    orders = {tuple(other_items(step, 4, 100, seed)) for step in range(3) for seed in range(3)}
+        assert np.array_equal(others, other_items(step, 4, [1.0] * 10, seed=0))
+    orders = {tuple(other_items(step, 4, [1.0] * 100, seed)) for step in range(3) for seed in range(3)}
     assert len(orders) == 9
-    assert len(other_items(0, 10, 10, seed=0)) == len(other_items(1, 25, 10, seed=0)) == 0
+    assert len(other_items(0, 10, [1.0] * 10, seed=0)) == len(other_items(1, 25, [1.0] * 10, seed=0)) == 0

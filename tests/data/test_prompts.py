@@ -1,6 +1,11 @@
-import pytest
+import json
+from collections import Counter
 
-from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_prompts
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from simplear_rl.data.prompts import PromptRow, further_prompts, prompts_of_step, read_prompts, read_rows
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
@@ -22,7 +27,7 @@ def test_prompts_are_the_lines(tmp_path, encode):
     ("content", "message"),
     [
         (b"\n \n", "no prompts in it"),
-        (b"a\tb\n", r"line 1: control characters \\t in"),
+        (b"a\tb\nc\td\n", r"line 1: control characters \\t in"),
         (b"a\rb\n", r"line 1: control characters \\r in"),
         ("a cross".encode("utf-16"), "UTF-16; save it as UTF-8"),
         (b'{"prompt": "a cross"}\n', "line 1: JSON; name the file .jsonl"),
@@ -95,6 +100,43 @@ def test_prompts_are_read_by_column(tmp_path, encode, name, text):
     assert read_prompts(tmp_path / name, encode) == ["a red circle", 'blue, "and two']
 
 
+def test_other_columns_and_weights_come_with_the_prompt(tmp_path, encode):
+    rows = [
+        {"prompt": "a red\ncircle", "answer": 3, "weight": 2, "text": "x"},
+        {"prompt": "a cross", "answer": None, "weight": 0.5, "text": "y"},
+    ]
+    expected = [
+        PromptRow("a red circle", {"answer": 3, "text": "x"}, 2),
+        PromptRow("a cross", {"answer": None, "text": "y"}, 0.5),
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    for name in "p.jsonl", "p.parquet":
+        assert read_rows(tmp_path / name, encode) == expected
+    (tmp_path / "p.csv").write_text("prompt,answer,weight\na cross,3,0.5\n")
+    assert read_rows(tmp_path / "p.csv", encode) == [PromptRow("a cross", {"answer": "3"}, 0.5)]
+
+
+def test_what_a_line_lacks_is_none(tmp_path, encode):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "tag": "x"}\n{"prompt": "b", "answer": [1]}\n')
+    columns = [row.columns for row in read_rows(tmp_path / "p.jsonl", encode)]
+    assert columns == [{"tag": "x", "answer": None}, {"tag": None, "answer": [1]}]
+
+
+def test_files_of_geneval_and_flow_grpo_are_taken_as_they_are(tmp_path, encode):
+    """GenEval's metadata file; flow_grpo has the same with other keys, and texts with a prompt a line."""
+    (tmp_path / "evaluation_metadata.jsonl").write_text(
+        '{"tag": "colors", "include": [{"class": "cow", "count": 1, "color": "red"}], "prompt": "a red cow"}\n'
+        '{"tag": "counting", "include": [{"class": "cow", "count": 2}], "exclude": [{"class": "cow", "count": 3}], '
+        '"t2i_prompt": "two cows", "prompt": "two cows", "class": "geneval/counting"}\n'
+    )
+    first, second = read_rows(tmp_path / "evaluation_metadata.jsonl", encode)
+    assert (first.text, first.columns["include"][0]["color"], first.columns["exclude"]) == ("a red cow", "red", None)
+    assert (second.text, second.columns["exclude"][0]["count"]) == ("two cows", 3)
+    (tmp_path / "train.txt").write_text('a sign "{one}",\tred\nA.photo\n')
+    assert read_prompts(tmp_path / "train.txt", encode) == ['a sign "{one}", red', "A.photo"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -113,6 +155,12 @@ def test_prompts_are_read_by_column(tmp_path, encode, name, text):
         ("p.csv", "prompt\n", "no prompts in it"),
         ("p.csv", "", "found none"),
         ("p.tsv", "prompt\n\xff", "line 2: not UTF-8"),
+        ("p.csv", "prompt,answer,answer\na,1,2\n", "p.csv: two columns are called answer"),
+        ("p.jsonl", '{"prompt": "a", "weight": -1}', "line 1: weight: expected a number of 0 or more, found -1"),
+        ("p.jsonl", '{"prompt": "a", "weight": true}', "line 1: weight: expected a number of 0 or more, found True"),
+        ("p.csv", "prompt,weight\na,\nb,nan\n", "line 2: weight: expected .* ''\n.*line 3: weight: .* found 'nan'"),
+        ("p.csv", "prompt,weight\na,0\nb,0.0\n", "the column `weight` is 0 in every row"),
+        ("p.parquet", "PAR1", "p.parquet: not a readable Parquet file"),
     ],
 )
 def test_broken_tables_are_refused(tmp_path, encode, name, text, message):
@@ -121,26 +169,64 @@ def test_broken_tables_are_refused(tmp_path, encode, name, text, message):
         read_prompts(tmp_path / name, encode)
 
 
+def test_parquet_without_prompts_is_refused(tmp_path, encode):
+    parquet.write_table(pa.table({"name": ["a"]}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="expected a column prompt or text or caption, found name"):
+        read_prompts(tmp_path / "p.parquet", encode)
+    parquet.write_table(pa.table({"prompt": ["a", None, ""]}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="row 2: expected an object .*\n.*row 3: empty prompt"):
+        read_prompts(tmp_path / "p.parquet", encode)
+
+
 def test_missing_file_is_named(tmp_path, encode):
     with pytest.raises(UserError, match="none.txt: cannot be read: No such file"):
         read_prompts(tmp_path / "none.txt", encode)
 
 
 def test_every_prompt_comes_once_an_epoch_and_the_order_is_a_function_of_the_seed():
-    prompts = [f"prompt {i}" for i in range(10)]
+    prompts = [PromptRow(f"prompt {i}") for i in range(10)]
     steps = [prompts_of_step(prompts, step, 4, seed=0) for step in range(1, 6)]
     drawn = [p.text for step in steps for p in step]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(prompts)
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(row.text for row in prompts)
     assert drawn[:10] != drawn[10:]
     assert [p.index for p in steps[0]] == [0, 1, 2, 3]
     assert prompts_of_step(prompts, 3, 4, seed=0) == steps[2] != prompts_of_step(prompts, 3, 4, seed=1)
 
 
+def test_weights_say_how_often_a_prompt_is_drawn():
+    weights = {"a": 0, "b": 1, "c": 1, "d": 2.5, "e": 0.25}
+    prompts = [PromptRow(text, {"of": text}, weight) for text, weight in weights.items()]
+    steps = [prompts_of_step(prompts, step, 3, seed=0) for step in range(1, 2001)]
+    drawn = Counter(prompt.text for step in steps for prompt in step)
+    for text, weight in weights.items():
+        assert drawn[text] == pytest.approx(6000 * weight / 4.75, rel=0.1)
+    assert all(prompt.columns == {"of": prompt.text} for prompt in steps[0])
+    assert prompts_of_step(prompts, 7, 3, seed=0) == steps[6] != prompts_of_step(prompts, 7, 3, seed=1)
+
+
+def test_equal_weights_are_no_weights():
+    plain, equal = ([PromptRow(str(i), {}, weight) for i in range(7)] for weight in (1.0, 0.3))
+    for step in range(1, 9):
+        assert prompts_of_step(plain, step, 5, seed=2) == prompts_of_step(equal, step, 5, seed=2)
+
+
 def test_further_prompts_of_a_step_are_its_others_and_are_counted_on():
-    prompts = [f"prompt {i}" for i in range(10)]
+    prompts = [PromptRow(f"prompt {i}", {"n": i}) for i in range(10)]
     for step in 1, 2, 3:  # the third one ends an epoch and begins another, with a prompt that it has already
         own = prompts_of_step(prompts, step, 4, seed=0)
         further = list(further_prompts(prompts, Draw(own, 2, 0, step, Sampling())))
         assert [prompt.index for prompt in further] == list(range(4, 4 + len(further)))
-        others = set(prompts) - {prompt.text for prompt in own}
+        others = {row.text for row in prompts} - {prompt.text for prompt in own}
         assert sorted(prompt.text for prompt in further) == sorted(others)
+
+
+def test_further_prompts_of_weight_0_are_never_drawn_and_those_of_large_weight_first():
+    prompts = [PromptRow(str(i), {"n": i}, float(i)) for i in range(5)]
+    first = Counter()
+    for step in range(1, 1001):
+        own = prompts_of_step(prompts, step, 1, seed=0)
+        further = list(further_prompts(prompts, Draw(own, 2, 0, step, Sampling())))
+        assert {prompt.text for prompt in further} == {"1", "2", "3", "4"} - {own[0].text}
+        assert all(prompt.columns == {"n": int(prompt.text)} for prompt in further)
+        first[further[0].text] += 1
+    assert first["3"] > first["2"] > first["1"]

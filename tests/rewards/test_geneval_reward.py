@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
+from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
-from simplear_rl.rewards.files import check_files
+from simplear_rl.rewards.files import check_rewards
 from simplear_rl.rewards.geneval import GenEvalReward
 from simplear_rl.shapes.world import metadata, render, rl_prompts, sample_scene
 
@@ -52,7 +53,7 @@ def test_metadata_is_read_before_anything_starts_and_must_not_contradict_itself(
     model = {"type": "geneval", "metadata": file, "detector": detector_config}
     file.write_text(json.dumps(COW | {"tag": "cows"}) + "\n")
     with pytest.raises(UserError, match="metadata.jsonl, line 1: tag: expected one of"):
-        check_files(RewardConfig.model_validate({"models": [model]}), ["a red cow"])
+        check_rewards(RewardConfig.model_validate({"models": [model]}), [PromptRow("a red cow")])
     file.write_text(json.dumps(COW) + "\n" + json.dumps(COW | {"tag": "colors"}) + "\n")
     with pytest.raises(UserError, match="metadata.jsonl: two entries of 'a red cow' ask for different things"):
-        check_files(RewardConfig.model_validate({"models": [model]}), ["a red cow"])
+        check_rewards(RewardConfig.model_validate({"models": [model]}), [PromptRow("a red cow")])

@@ -11,13 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from simplear_rl.algorithms.combining import batch_normalised, normalised_sum
 from simplear_rl.config.rewards import HpsV2RewardConfig, RewardConfig
+from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward, _text_tokenizer
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
+from simplear_rl.rewards.metrics import learned_rewards
+from simplear_rl.rewards.reward import UnscoredError
 from simplear_rl.rewards.scorer import RewardScorer
 from simplear_rl.shapes import clip_training
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
@@ -130,9 +134,9 @@ def test_text_that_is_cut_by_choice_is_scored_by_its_beginning_and_counted(folde
     np.testing.assert_array_equal(long, beginning)
 
     scorer = RewardScorer(config(clip, long_text="truncate"), tokenizer, LAYOUT)
-    (line,) = scorer.check(prompts)
+    (line,) = scorer.check([PromptRow(text) for text in prompts])
     assert "reads only the first 12 tokens of 1 of 3 prompts, for example 'a a a" in line
-    assert [scorer.score(rollout(text))["truncated"].tolist() for text in prompts] == [[0] * 4, [1] * 4, [0] * 4]
+    assert [scorer.score(rollout(text)).truncated for text in prompts] == [False, True, False]
 
 
 @pytest.mark.parametrize("words, cut", [(75, False), (76, True), (153, True), (300, True)])
@@ -239,10 +243,10 @@ def test_total_is_the_weighted_sum(folders):
     tokenizer, clip = folders
     plain = RewardScorer(config(clip), tokenizer, LAYOUT).score(rollout())
     doubled = RewardScorer(config(clip, weight=2.0), tokenizer, LAYOUT).score(rollout())
-    (name,) = plain.keys() - {"total", "truncated", "diversity"}
-    assert plain["total"].shape == (4,)
-    np.testing.assert_array_equal(plain["total"], plain[name])
-    np.testing.assert_allclose(doubled["total"], 2 * plain["total"])
+    (values,) = plain.rewards.values()
+    assert plain.total.shape == (4,)
+    np.testing.assert_array_equal(plain.total, values)
+    np.testing.assert_allclose(doubled.total, 2 * plain.total)
 
 
 def test_diversity_is_that_of_the_image_features_and_the_mean_over_the_models(folders, tmp_path):
@@ -253,20 +257,20 @@ def test_diversity_is_that_of_the_image_features_and_the_mean_over_the_models(fo
     both = RewardConfig.model_validate({"models": [*models, {"type": "geneval"}]})
     scorer = RewardScorer(both, tokenizer, LAYOUT)
     images, expected = scorer.decode(rollout()), []
-    for _, model in list(scorer.models.values())[:2]:
+    for _, model in list(scorer.models.models.values())[:2]:
         features = [model.image_features(image[None])[0] for image in images]
         pairs = [1 - torch.dot(a, b) for a, b in combinations(features, 2)]
         expected.append(float(torch.stack(pairs).mean()))
     assert expected[0] != expected[1]
-    np.testing.assert_allclose(scorer.score(rollout())["diversity"], [np.mean(expected)] * 4, atol=1e-6)
+    assert scorer.score(rollout()).diversity == pytest.approx(np.mean(expected), abs=1e-6)
 
     geneval = RewardScorer(RewardConfig.model_validate({"models": [{"type": "geneval"}]}), tokenizer, LAYOUT)
-    assert geneval.score(rollout()).keys() == {"geneval", "total", "truncated"}
+    assert geneval.score(rollout()).diversity is None
 
 
 def test_reward_that_is_not_finite_is_refused(folders):
     scorer = RewardScorer(config(folders[1]), folders[0], LAYOUT)
-    ((_, model),) = scorer.models.values()
+    ((_, model),) = scorer.models.models.values()
     with torch.no_grad():
         model.model.visual.proj.fill_(torch.nan)
     with pytest.raises(UserError, match="nan of prompt 'a red circle', sample 0: expected a finite number"):
@@ -287,3 +291,80 @@ def test_damaged_model_is_named(folders, tmp_path):
     with pytest.raises(UserError, match="cannot load local-dir:") as error:
         clip_reward(f"local-dir:{tmp_path}")
     assert str(tmp_path) in str(error.value)
+
+
+class Counting:
+    """A reward that fails, or says that an image cannot be scored, when it is told to."""
+
+    context_length = None
+
+    def __init__(self, config, device):
+        self.answer = np.arange(4, dtype=np.float32)
+
+    def too_long(self, texts):
+        return [False] * len(texts)
+
+    def score(self, images, texts, columns):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def python_scorer(tokenizer, **more):
+    """A scorer with a function of the user's, which Counting stands for."""
+    models = [{"type": "python", "function": "m:f", **more}]
+    scorer = RewardScorer(RewardConfig.model_validate({"models": models}), tokenizer, LAYOUT, build=Counting)
+    return scorer, scorer.models.models["f"][1]
+
+
+def test_a_group_that_cannot_be_scored_ends_the_run_or_is_left_out(folders, caplog):
+    scorer, model = python_scorer(folders[0])
+    model.answer = np.float32([0, np.nan, 0, 0])
+    with pytest.raises(UserError, match="reward f nan of prompt 'a red circle', sample 1: expected a finite number"):
+        scorer.score(rollout())
+    model.answer = UnscoredError("reward f (m:f): no face")
+    with pytest.raises(UserError, match=r"step 1: prompt 'a red circle': reward f \(m:f\): no face"):
+        scorer.score(rollout())
+
+    scorer, model = python_scorer(folders[0], on_error="skip_group")
+    assert scorer.score(rollout()).total.tolist() == [0, 1, 2, 3]
+    for answer, reason in (
+        (UnscoredError("reward f (m:f): no face"), "reward f (m:f): no face"),
+        (np.float32([0, np.nan, 0, 0]), "reward f: the score 'f' of image 1 is nan, expected a number"),
+    ):
+        model.answer = answer
+        scores = scorer.score(rollout())
+        assert (scores.error, scores.rewards) == (reason, {})
+        assert np.isnan(scores.total).all()
+        assert f"step 1: prompt 'a red circle' is left out: {reason}" in caplog.text
+    model.answer = UserError("expected 4 numbers")  # a mistake is none of a sample
+    with pytest.raises(UserError, match="expected 4 numbers"):
+        scorer.score(rollout())
+
+
+def test_bounds_cut_a_reward_and_the_share_is_known(folders):
+    scorer, model = python_scorer(folders[0], bounds=[0.5, 2.5], weight=2)
+    scores = scorer.score(rollout())
+    assert scores.rewards["f"].tolist() == [0.5, 1, 2, 2.5]
+    assert scores.total.tolist() == [1, 2, 4, 5]
+    assert scores.clipped == {"f": 0.5}
+    model.answer = {"a": np.zeros(4, np.float32), "b": np.ones(4, np.float32)}
+    assert {name: values.tolist() for name, values in scorer.score(rollout()).rewards.items()} == {
+        "f_a": [0.5] * 4,
+        "f_b": [1] * 4,
+    }
+    with pytest.raises(ValueError, match="expected \\[lowest, highest\\]"):
+        python_scorer(folders[0], bounds=[1, 1])
+
+
+def test_gdpo_adds_the_normalised_sum(folders):
+    models = [{"type": "python", "function": "m:f"}, {"type": "python", "function": "m:g", "weight": 0.5}]
+    config = RewardConfig.model_validate({"models": models, "aggregate": "gdpo"})
+    scorer = RewardScorer(config, folders[0], LAYOUT, build=Counting)
+    scorer.models.models["g"][1].answer = np.float32([4, 1, 0, 0])
+    scores = scorer.score(rollout())
+    stacked = np.float32([[0, 1, 2, 3], [4, 1, 0, 0]])
+    np.testing.assert_array_equal(scores.normalised, normalised_sum(stacked, [1, 0.5]))
+    assert scores.total.tolist() == [2, 1.5, 2, 3]
+    (learned,) = learned_rewards([scores])
+    np.testing.assert_allclose(learned, batch_normalised([normalised_sum(stacked, [1, 0.5])])[0], rtol=1e-6)

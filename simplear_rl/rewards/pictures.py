@@ -1,0 +1,109 @@
+"""Images with prompts, from files or from token shards, for rewards to be tried on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from simplear_rl.config.score import ScoreConfig
+from simplear_rl.data.columns import IMAGE_ENDINGS
+from simplear_rl.data.order import Piece
+from simplear_rl.data.prompts import check_prompt, read_rows
+from simplear_rl.data.shards import TokenShards
+from simplear_rl.device import default_device
+from simplear_rl.errors import UserError
+from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+
+FILE = "file"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file and its prompt."""
+
+    file: Path
+    prompt: str
+    columns: dict[str, Any]
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3]. Raises UserError if the file is no image."""
+        try:
+            with Image.open(self.file) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{self.file}: not a readable image: {error}") from error
+
+
+def find_sources(config: ScoreConfig) -> list[Source]:
+    """The images of a configuration; those of token shards are written to `output`/images first.
+
+    Raises:
+        UserError: there are none; an image has no prompt, or a prompt no image: all of them are named.
+    """
+    if config.codes:
+        return list(_of_shards(config))
+    assert config.images
+    sources = _of_table(config.images, config.prompts) if config.prompts else _of_folder(config.images)
+    if not sources:
+        raise UserError(f"{config.images}: no image files there ({', '.join(IMAGE_ENDINGS)})")
+    return sources[: config.limit]
+
+
+def _of_table(folder: Path, prompts: Path) -> list[Source]:
+    rows = read_rows(prompts)
+    if FILE not in rows[0].columns:
+        raise UserError(f"{prompts}: expected a column `{FILE}` with the image of each prompt")
+    sources = [Source(folder / str(row.columns[FILE]), row.text, row.columns) for row in rows]
+    _refuse([f"{source.file}: not there, though {prompts} names it" for source in sources if not source.file.is_file()])
+    return sources
+
+
+def _of_folder(folder: Path) -> list[Source]:
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS]
+    sources, bad = [], []
+    for file in files:
+        try:
+            sources.append(Source(file, check_prompt(_prompt_of(file)), {}))
+        except ValueError as error:
+            bad.append(f"{file}: {error}")
+    _refuse(bad)
+    return sources
+
+
+def _prompt_of(file: Path) -> str:
+    beside = file.with_suffix(".txt")
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    try:
+        with Image.open(file) as image:
+            return image.info["prompt"]
+    except (OSError, SyntaxError):
+        raise ValueError("not a readable image") from None
+    except KeyError:
+        raise ValueError(
+            f"no prompt: neither {beside.name} nor an entry `prompt`; or name a table, `prompts`"
+        ) from None
+
+
+def _refuse(bad: list[str], shown: int = 20) -> None:
+    if bad:
+        more = [f"and {len(bad) - shown} more"] if len(bad) > shown else []
+        raise UserError("\n".join(bad[:shown] + more))
+
+
+def _of_shards(config: ScoreConfig) -> Iterator[Source]:
+    assert config.codes and config.policy and config.tokenizer
+    layout = read_layout(config.policy, config.tokenizer)
+    shards, tokenizer = TokenShards(config.codes, layout), CosmosTokenizer(config.tokenizer, default_device())
+    folder = config.output / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    number = min(int(shards.sizes.sum()), config.limit or int(shards.sizes.sum()))
+    for i, row in enumerate(shards.rows(Piece(np.arange(len(shards.groups)), np.arange(number)), range(number))):
+        (image,) = tokenizer.decode(row.codes[None], layout.rows, layout.columns)
+        file = folder / f"{i:06d}.png"
+        Image.fromarray(image).save(file)
+        yield Source(file, row.caption, {})

@@ -1,0 +1,129 @@
+"""Scores of images from a folder, a table and token shards."""
+
+import csv
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.score import ScoreConfig
+from simplear_rl.errors import UserError
+from simplear_rl.score import score
+
+CODE = """\
+def red(images, prompts, factor=1):
+    if "nothing" in prompts:
+        raise ValueError("no such thing")
+    reds = images[..., 0].mean((1, 2)) * factor
+    return [None if prompt == "none" else red for red, prompt in zip(reds, prompts)]
+
+def answered(images, answer):
+    return {"a": [float(a) for a in answer], "b": [1.0] * len(answer)}
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Scores with a reward of the user's; returns the rows of the table and the page."""
+    (tmp_path / "my_reward.py").write_text(CODE)
+
+    def run(*overrides, function="red", more=""):
+        model = f"{{type: python, function: {tmp_path}/my_reward.py:{function}{more}}}"
+        values = [f"root={tmp_path}", f"reward.models=[{model}]", f"output={tmp_path / 'out'}", *overrides]
+        score(load_config(ScoreConfig, CONFIGS / "shapes" / "score.yaml", values))
+        with open(tmp_path / "out" / "scores.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return rows, (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+    return run
+
+
+def make_images(folder, reds, prompts):
+    folder.mkdir()
+    for i, (red, prompt) in enumerate(zip(reds, prompts, strict=True)):
+        entries = PngInfo()
+        entries.add_text("prompt", prompt)
+        image = Image.fromarray(np.full((8, 8 + i % 2, 3), red, np.uint8))
+        image.save(folder / f"{i:02d}.png", pnginfo=entries if i else None)
+    (folder / "00.txt").write_text(prompts[0] + "\n", encoding="utf-8")
+
+
+def test_images_of_a_folder_stand_in_a_table_and_on_a_page_with_the_best_first(run, tmp_path, capsys):
+    make_images(tmp_path / "images", [10, 30, 20, 40], ["a <b>", "b", "c", "d"])
+    rows, page = run(f"images={tmp_path / 'images'}", "batch_size=2", more=", arguments: {factor: 0.5}, weight: 2")
+    assert [row["prompt"] for row in rows] == ["a <b>", "b", "c", "d"]
+    assert [(float(row["total"]), float(row["red"])) for row in rows] == [(10, 5), (30, 15), (20, 10), (40, 20)]
+    assert re.findall(r'src="(.*?)"', page) == [f"../images/{i:02d}.png" for i in (3, 1, 2, 0)]
+    assert "a &lt;b&gt;" in page
+    assert "total                            25 +- 11.18, from 10 to 40" in capsys.readouterr().out
+
+
+def test_images_that_cannot_be_scored_come_last_and_say_why(run, tmp_path):
+    make_images(tmp_path / "images", [10, 20, 30, 40, 50], ["nothing", "b", "none", "c", "d"])
+    rows, page = run(f"images={tmp_path / 'images'}", more=", on_error: skip_group")
+    assert [row["total"] for row in rows] == ["", "20", "", "40", "50"]
+    assert "ValueError: no such thing (my_reward.py, line 3)" in rows[0]["error"]
+    assert rows[2]["error"] == "reward red: the score 'red' of image 0 is nan, expected a number"
+    assert [int(i) for i in re.findall(r"images/(\d\d).png", page)] == [4, 3, 1, 0, 2]
+    assert "ValueError: no such thing" in html.unescape(page)
+
+
+def test_a_table_names_images_prompts_and_columns(run, tmp_path):
+    make_images(tmp_path / "images", [1, 2], ["x", "y"])
+    lines = [{"file": "01.png", "prompt": "b", "answer": 7}, {"file": "00.png", "prompt": "a", "answer": 8}]
+    table = tmp_path / "table.jsonl"
+    table.write_text("\n".join(json.dumps(line) for line in lines))
+    rows, _ = run(f"images={tmp_path / 'images'}", f"prompts={table}", function="answered")
+    assert [(row["prompt"], row["answered_a"], row["answered_b"], row["total"]) for row in rows] == [
+        ("b", "7", "1", "8"),
+        ("a", "8", "1", "9"),
+    ]
+    table.write_text('{"file": "01.png", "prompt": "b"}\n{"file": "none.png", "prompt": "b"}')
+    with pytest.raises(UserError, match="none.png: not there, though .*table.jsonl names it"):
+        run(f"images={tmp_path / 'images'}", f"prompts={table}")
+    table.write_text('{"prompt": "b"}')
+    with pytest.raises(UserError, match="expected a column `file`"):
+        run(f"images={tmp_path / 'images'}", f"prompts={table}")
+
+
+def test_images_without_prompts_and_files_that_are_none_are_all_named(run, tmp_path):
+    make_images(tmp_path / "images", [1, 2], ["x", "y"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "10.jpg")
+    (tmp_path / "images" / "11.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as error:
+        run(f"images={tmp_path / 'images'}")
+    first, second = str(error.value).split("\n")
+    assert first.endswith("10.jpg: no prompt: there is no 10.txt, nor an entry `prompt` in the file")
+    assert second.endswith("11.png: not a readable image")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="no image files there"):
+        run(f"images={tmp_path / 'none'}")
+    with pytest.raises(UserError, match="images2: not found"):
+        run(f"images={tmp_path / 'images2'}")
+    with pytest.raises(UserError, match="expected either `images` or `codes`"):
+        run()
+
+
+def test_mistakes_of_a_reward_are_said_before_anything_is_scored(run, tmp_path):
+    make_images(tmp_path / "images", [1], ["x"])
+    with pytest.raises(UserError, match="asks for answer"):
+        run(f"images={tmp_path / 'images'}", function="answered")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_token_shards(run, world, tmp_path):
+    rows, page = run(
+        f"codes={world / 'data' / 'pretrain'}",
+        f"policy={world / 'policy'}",
+        f"tokenizer={world / 'tokenizer'}",
+        "limit=5",
+    )
+    assert len(rows) == 5
+    assert all(row["prompt"] and float(row["red"]) > 0 for row in rows)
+    assert sorted(re.findall(r'src="(.*?)"', page)) == [f"images/{i:06d}.png" for i in range(5)]
