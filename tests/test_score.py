@@ -99,7 +99,7 @@ def test_images_without_prompts_and_files_that_are_none_are_all_named(run, tmp_p
     with pytest.raises(UserError) as error:
         run(f"images={tmp_path / 'images'}")
     first, second = str(error.value).split("\n")
-    assert first.endswith("10.jpg: no prompt: there is no 10.txt, nor an entry `prompt` in the file")
+    assert first.endswith("10.jpg: no prompt: neither 10.txt nor an entry `prompt`; or name a table, `prompts`")
     assert second.endswith("11.png: not a readable image")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no image files there"):

@@ -47,7 +47,7 @@ class TransformersEngine(WeightReceiver):
         Raises:
             UserError: a prompt is empty or too long, or a guided image has more contexts than `max_concurrent`.
         """
-        ids = {prompt: self.encode(prompt.text) for prompt in draw.prompts}
+        ids = {prompt.index: self.encode(prompt.text) for prompt in draw.prompts}
         other = self.encode.unconditional(draw)
         size = self.config.max_concurrent // (2 if other else 1)
         if not size:
@@ -59,7 +59,7 @@ class TransformersEngine(WeightReceiver):
         complete = iter(draw.prompts)
         for start in range(0, len(images), size):
             batch = images[start : start + size]
-            contexts = [ids[prompt] for prompt, _ in batch]
+            contexts = [ids[prompt.index] for prompt, _ in batch]
             seeds = [(draw.seed, draw.step, prompt.index, k) for prompt, k in batch]
             codes_BT, log_probs_BT = self._draw(contexts, [other] * len(batch) if other else None, seeds, draw.sampling)
             drawn.extend(zip(codes_BT, log_probs_BT, strict=True))
@@ -69,7 +69,7 @@ class TransformersEngine(WeightReceiver):
                 prompt = next(complete)
                 yield Rollout(
                     prompt=prompt,
-                    prompt_ids=ids[prompt],
+                    prompt_ids=ids[prompt.index],
                     unconditional_ids=other,
                     codes=codes.astype(np.uint16),
                     log_probs=log_probs,
