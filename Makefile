@@ -1,5 +1,5 @@
 # make demo     the whole pipeline on the miniature world; continues where it stopped, FRESH=1 starts over
-# make test     the tests that fit into a quarter of an hour on two cores; make test-slow the others
+# make test     the tests that fit into ten minutes on two cores; make test-slow the others
 # make lint     style, types, and the direction of imports
 # make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
 # PYTHON=python3.12 chooses another Python, 3.11 to 3.13; the environment is then built anew.
@@ -14,7 +14,7 @@ demo: install
 	$(RUN) -m simplear_rl.demo fresh=$(if $(FRESH),true,false)
 
 test: install
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(RUN) -m pytest -m slow

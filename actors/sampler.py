@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from time import monotonic
 
 import ray
@@ -25,11 +26,20 @@ class Group:
 class Sampler:
     """Draws groups with the engines; reward and reference actors work on each as soon as it is complete.
 
-    Without `references` nothing is compared. `refill`: how often groups whose rewards are all equal are replaced.
+    Without `references` nothing is compared. `frozen` says which policy folder is the reference of a step, `refill` how
+    often groups whose rewards are all equal are replaced.
     """
 
-    def __init__(self, engines: Pool, rewards: Pool, references: Pool | None, refill: int = 0):
-        self.engines, self.rewards, self.references, self.refill = engines, rewards, references, refill
+    def __init__(
+        self,
+        engines: Pool,
+        rewards: Pool,
+        references: Pool | None,
+        frozen: Callable[[int], Path],
+        refill: int = 0,
+    ):
+        self.engines, self.rewards, self.references = engines, rewards, references
+        self.frozen, self.refill = frozen, refill
 
     def __call__(
         self, draw: Draw, further: Iterator[Prompt], version: int, weights: Callable[[], ray.ObjectRef]
@@ -61,10 +71,11 @@ class Sampler:
         rollouts: dict[int, ray.ObjectRef] = {}
         scoring: dict[int, Call] = {}
         comparing: dict[int, Call] = {}
+        frozen = self.frozen(draw.step)
         for index, rollout in stream(self.engines, draw, version, weights):
             rollouts[index], scoring[index] = rollout, self.rewards.call("score", rollout)
             if self.references:
-                comparing[index] = self.references.call("log_probs", rollout)
+                comparing[index] = self.references.call("log_probs", rollout, frozen)
         drawn = monotonic()
         order = [prompt.index for prompt in draw.prompts]
         rewards = self.rewards.settled([scoring[index] for index in order])

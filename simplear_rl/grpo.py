@@ -75,7 +75,7 @@ def train(config: GrpoConfig) -> None:
         broadcast = Broadcast(rollout.broadcast, learner, engines)
         broadcast()
 
-        sample = Sampler(engines, rewards, references, rollout.refill)
+        sample = Sampler(engines, rewards, references, run.reference, rollout.refill)
         warnings = Warnings(config.guards)
         for step in run.steps():
             batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)

@@ -15,12 +15,14 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = os.environ["RAY_ENABLE_ZERO_C
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
+from filelock import FileLock
 
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import DetectorConfig
@@ -55,6 +57,17 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all test processes share: the first one that needs it makes it."""
+    root = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    done = root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            make(root / name)
+            done.touch()
+    return root / name
 
 
 def make_policy(folder: Path, seed: int = 0) -> Path:
@@ -139,16 +152,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from simplear_rl.inputs import require
     from simplear_rl.shapes import clip_training, prepare
 
-    root = tmp_path_factory.mktemp("world")
-    config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [f"root={root}"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "TOKENIZER_STEPS", 5)
-        patch.setattr(prepare, "CLIP_STEPS", 5)
-        patch.setattr(prepare, "PRETRAIN_IMAGES", 64)
-        patch.setattr(clip_training, "IMAGES", 64)
-        for made in "tokenizer", "clip", "policy", "data/pretrain", "data/prompts.txt":
-            require(config, root / made)
-    return root
+    def make(root: Path) -> None:
+        config = load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", [f"root={root}"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prepare, "TOKENIZER_STEPS", 5)
+            patch.setattr(prepare, "CLIP_STEPS", 5)
+            patch.setattr(prepare, "PRETRAIN_IMAGES", 64)
+            patch.setattr(clip_training, "IMAGES", 64)
+            for made in "tokenizer", "clip", "policy", "data/pretrain", "data/prompts.txt":
+                require(config, root / made)
+
+    return made_once(tmp_path_factory, "world", make)
 
 
 @pytest.fixture(scope="session")

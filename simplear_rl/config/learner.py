@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, Positive, Section
+from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, PoolConfig, Positive, Section
 
 LossName = Literal["grpo", "gspo", "cispo"]
 
@@ -26,7 +26,10 @@ class LearnerConfig(Section):
 
     actors: ActorsConfig = ActorsConfig()
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="what ZeRO shards: 1 optimizer, 2 + gradients, 3 + weights")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of weights and passes; gradients are summed in float32, for which bfloat16 needs zero_stage 1",
+    )
     micro_batch: Count | None = Field(
         None,
         description="GRPO: images of a group that go through learner and reference in one pass, which bounds their "
@@ -34,6 +37,20 @@ class LearnerConfig(Section):
     )
     activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
     optimizer: OptimizerConfig
+    ema: Fraction | None = Field(
+        None,
+        description="decay of a moving average of the weights, in float32 in host memory, saved as the policy folder "
+        "`ema` of each checkpoint; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _sums_in_float32(self) -> "LearnerConfig":
+        if self.dtype == "bfloat16" and not self.zero_stage:
+            raise ValueError(
+                "learner.dtype=bfloat16: DeepSpeed sums gradients in float32 from ZeRO stage 1 on, found "
+                "learner.zero_stage 0: set learner.zero_stage to 1, which costs nothing on one rank"
+            )
+        return self
 
 
 class KlConfig(Section):
@@ -65,6 +82,17 @@ class KlConfig(Section):
                 "algorithm.kl.estimator to k1 or leave it out"
             )
         return self
+
+
+class ReferenceConfig(PoolConfig):
+    """The frozen reference and its actors."""
+
+    refresh_every: Count | None = Field(
+        None,
+        description="steps after which the policy of then becomes the reference, multiples of checkpoint_every; null: "
+        "it stays `start`",
+    )
+    refresh_with: Literal["model", "ema"] = Field("model", description="the policy itself, or the average learner.ema")
 
 
 class CorrectionConfig(Section):

@@ -10,14 +10,13 @@ from simplear_rl.config.base import (
     CommandConfig,
     Count,
     Location,
-    PoolConfig,
     Positive,
     PromptText,
     Section,
 )
 from simplear_rl.config.benchmarks import EvaluationConfig
 from simplear_rl.config.data import TokenDataConfig
-from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig
+from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, ReferenceConfig
 from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
 from simplear_rl.config.rollout import RolloutConfig
 
@@ -99,7 +98,7 @@ class GrpoConfig(StageConfig):
     prompts: Location = Field(description="text file with a prompt a line, or .jsonl, .csv or .tsv")
     rollout: RolloutConfig
     reward: RewardConfig
-    reference: PoolConfig = PoolConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     guards: GuardsConfig = GuardsConfig()
     evaluation: EvaluationConfig | None = Field(None, description="benchmark scores while it trains, in the metrics")
@@ -137,6 +136,23 @@ class GrpoConfig(StageConfig):
     def colocated(self) -> tuple[str, ...]:
         """Roles whose actors of equal number share a GPU or, without GPUs, a node."""
         return ("learner.actors", "rollout.engine.actors") if self.rollout.broadcast == "ipc" else ()
+
+    def reference_step(self, step: int) -> int:
+        """After which step the policy became the reference of step `step` (from 1); 0: it is `start`."""
+        every = self.reference.refresh_every
+        return (step - 1) // every * every if every else 0
+
+    @model_validator(mode="after")
+    def _reference_is_saved(self) -> "GrpoConfig":
+        every, saved = self.reference.refresh_every, self.checkpoint_every
+        if every and every % saved:
+            raise ValueError(
+                f"reference.refresh_every ({every}) must be a multiple of checkpoint_every ({saved}): the reference is "
+                "read from a checkpoint"
+            )
+        if every and self.reference.refresh_with == "ema" and self.learner.ema is None:
+            raise ValueError("reference.refresh_with=ema: there is no average; set learner.ema, for example 0.99")
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> "GrpoConfig":

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
+from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
+from simplear_rl.learning.ema import Ema
 from simplear_rl.learning.flops import ModelSize, peak_flops
+from simplear_rl.learning.optimizer import parameter_groups, schedule, weight_decays
 from simplear_rl.policy.model import load_policy, save_policy
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
@@ -30,6 +30,13 @@ from simplear_rl.run.guards import Evidence, refusal
 from simplear_rl.weights.group import WeightGroup, meeting_place
 from simplear_rl.weights.sharing import shared
 from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets
+
+# Gradients of bfloat16 are summed over passes, and between ranks, in float32; at once, so that no two copies are kept.
+IN_BFLOAT16 = {
+    "bf16": {"enabled": True, "immediate_grad_update": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
+}
 
 
 class Computation(nn.Module):
@@ -115,7 +122,7 @@ class Learner:
         if config.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config.optimizer), lr=config.optimizer.learning_rate, betas=config.optimizer.betas
+            parameter_groups(model, config.optimizer), lr=config.optimizer.learning_rate, betas=config.optimizer.betas
         )
         self.finite = torch.tensor(True, device=device)  # the gradients of a pass, on this rank
         for parameter in model.parameters():
@@ -124,15 +131,15 @@ class Learner:
         self.engine, *_ = deepspeed.initialize(
             model=computation,
             optimizer=optimizer,
-            lr_scheduler=_schedule(optimizer, config.optimizer, steps),
+            lr_scheduler=schedule(optimizer, config.optimizer, steps),
             config={
                 "train_micro_batch_size_per_gpu": 1,  # the loss is normalised here; DeepSpeed only counts passes
                 "gradient_accumulation_steps": micro_batches,
                 "gradient_clipping": config.optimizer.gradient_clip,
                 "zero_optimization": {"stage": config.zero_stage},
                 "zero_allow_untested_optimizer": True,
-                "bf16": {"enabled": config.dtype == "bfloat16"},
                 "steps_per_print": 10**9,
+                **(IN_BFLOAT16 if config.dtype == "bfloat16" else {}),
             },
         )
         self.engine.checkpoint_engine = self.copies = HostCopies()
@@ -140,6 +147,8 @@ class Learner:
         if config.zero_stage == 3:
             # The visual rows of the head are read outside lm_head's own forward.
             deepspeed.zero.register_external_parameter(computation, model.lm_head.weight)
+        self.ema_decay = config.ema
+        self.ema = self._start_ema()
 
     @property
     def device(self) -> torch.device:
@@ -182,8 +191,19 @@ class Learner:
     def finish_step(self) -> dict[str, float]:
         """Count the step; returns the gradients' norm and the learning rate that it was taken with."""
         self.step += 1
+        if self.ema_decay is not None:
+            with self._all_buckets() as buckets:
+                if self.ema:
+                    self.ema.update(buckets)
         grad_norm = self.engine.get_global_grad_norm() or self.grad_norm
         return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
+
+    def _start_ema(self) -> Ema | None:
+        """The average on rank 0, of the weights as they are; None on the others and where none is asked for."""
+        if self.ema_decay is None:
+            return None
+        with self._all_buckets() as buckets:
+            return Ema(self.ema_decay, buckets) if self.rank == 0 else None
 
     def weights(self) -> Weights | None:
         """The whole policy on rank 0, None on the others. Every rank must call it: ZeRO-3 gathers here."""
@@ -250,23 +270,28 @@ class Learner:
     def save(self, folder: Path) -> Callable[[], None]:
         """Copy the state to host memory; every rank must call it.
 
-        What it returns writes `folder/model` (Hugging Face format) and `folder/learner` (DeepSpeed state), in any
-        thread and while further steps are taken.
+        What it returns writes `folder/model` and, of the average, `folder/ema` (Hugging Face format) and
+        `folder/learner` (DeepSpeed state), in any thread and while further steps are taken.
         """
         self.engine.save_checkpoint(str(folder / "learner"), tag="state", client_state={"learner_step": self.step})
         files, self.copies.files = self.copies.files, {}
         weights = self.weights()
+        average = {name: tensor.clone() for name, tensor in self.ema.weights.items()} if self.ema else {}
 
         def write() -> None:
             for file, content in files.items():
                 file.write_bytes(content.getbuffer())
             if weights:
                 save_policy(folder / "model", self.model, self.encode.tokenizer, weights.tensors)
+            if average:
+                save_policy(folder / "ema", self.model, self.encode.tokenizer, average)
 
         return write
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that was written so, with the learning rate and so on of the configuration.
+
+        An average that the folder does not have begins with its weights.
 
         Raises UserError if the folder is of a policy of another size.
         """
@@ -276,32 +301,18 @@ class Learner:
             raise UserError(f"{folder}: not a checkpoint of a policy like `start`: {error}") from error
         self.step = client_state["learner_step"]
         self._set_optimizer()
+        self.ema = self._start_ema()
+        if self.ema and (folder / "ema").exists():
+            average = load_policy(folder / "ema")[0]
+            self.ema.weights = {name: parameter.detach() for name, parameter in average.named_parameters()}
 
     def _set_optimizer(self) -> None:
         """Give the optimizer the values of the configuration: DeepSpeed and the scheduler have restored older ones."""
-        config, schedule, optimizer = self.optimizer, self.engine.lr_scheduler, self.engine.optimizer
-        schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
-        rate = config.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)  # of the next step
+        config, scheduler, optimizer = self.optimizer, self.engine.lr_scheduler, self.engine.optimizer
+        scheduler.base_lrs = [config.learning_rate for _ in scheduler.base_lrs]
+        rate = config.learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)  # of the next step
         values = {"lr": rate, "initial_lr": config.learning_rate, "betas": config.betas}
-        for group, weight_decay in zip(optimizer.param_groups, _weight_decays(config), strict=True):
+        for group, weight_decay in zip(optimizer.param_groups, weight_decays(config), strict=True):
             group |= values | {"weight_decay": weight_decay}
         if hasattr(optimizer, "clip_grad"):  # the sharded ones and that of bfloat16 keep their own
             optimizer.clip_grad = config.gradient_clip
-
-
-def _parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Matrices, then norms and biases: always apart, so that a run can continue with the other `decay_norms`."""
-    parts = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
-    decays = _weight_decays(config)
-    return [{"params": part, "weight_decay": decay} for part, decay in zip(parts, decays, strict=True)]
-
-
-def _weight_decays(config: OptimizerConfig) -> tuple[float, float]:
-    """Of matrices, and of norms and biases."""
-    return config.weight_decay, config.weight_decay if config.decay_norms else 0.0
-
-
-def _schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
-    if config.schedule == "cosine":
-        return get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
-    return get_constant_schedule_with_warmup(optimizer, config.warmup_steps)

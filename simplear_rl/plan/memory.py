@@ -75,19 +75,21 @@ def activations(decoder: Decoder, dtype: str, checkpointing: bool) -> float:
 def states_memory(parameters: int, learner: LearnerConfig) -> Memory:
     """Weights, gradients and AdamW of one rank under its ZeRO stage, as DeepSpeed keeps them.
 
-    Per weight the optimizer has momentum and variance and, unless it works on float32 weights themselves, a float32
-    copy; its step makes a float32 gradient and the square root of the variance.
+    Gradients are float32 throughout. Per weight the optimizer has momentum and variance and, unless it works on float32
+    weights themselves, a float32 copy; its step makes the square root of the variance and, from ZeRO 2 on and for
+    shards of float32 weights, another copy of the gradient.
     """
     e, ranks, stage = BYTES[learner.dtype], learner.actors.count, learner.zero_stage
     share = [1 if stage < s else 1 / ranks for s in range(4)]
     own_copy = learner.dtype == "float32" and stage == 0
-    buffers = BUCKET * e * (2 if stage == 3 else 1) if stage else min(BUCKET, parameters) * e * (ranks > 1)
+    in_place = own_copy or (learner.dtype == "bfloat16" and stage == 1)
+    buffers = BUCKET * 4 * (2 if stage == 3 else 1) if stage else min(BUCKET, parameters) * 4 * (ranks > 1)
     gathered = min(GATHERED, parameters) * e if stage == 3 else 0
     return {
         "weights": parameters * e * share[3],
-        "gradients": parameters * e * share[2],
+        "gradients": parameters * 4 * share[2],
         "optimizer": parameters * (8 if own_copy else 12) * share[1],
-        "optimizer step": parameters * (4 if own_copy else 8) * share[1],
+        "optimizer step": parameters * (4 if in_place else 8) * share[1],
         "buckets": buffers + gathered,
     }
 

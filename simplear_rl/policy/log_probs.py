@@ -11,6 +11,7 @@ from transformers import Qwen2ForCausalLM
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.sampling import entropy, sampling_log_probs
+from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 
 # 256 MiB in float32. All logits of 4 images of 4,096 tokens at once would take 4.2 GB, and their gradients as much.
@@ -92,10 +93,10 @@ def _of_distributions(
     head_CH = model.lm_head.weight[layout.visual_offset : layout.vocabulary_size]
 
     def of_rows(codes_N: torch.Tensor, *contexts_NH: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits_NC = (contexts_NH[0] @ head_CH.T).float()
+        logits_NC = visual_logits(contexts_NH[0], head_CH)
         if len(contexts_NH) > 1:
             with torch.set_grad_enabled(torch.is_grad_enabled() and unconditional_gradient):
-                unconditional_NC = (contexts_NH[1] @ head_CH.T).float()
+                unconditional_NC = visual_logits(contexts_NH[1], head_CH)
             logits_NC = guided_logits(logits_NC, unconditional_NC, rollout.sampling.guidance_scale)
         log_probs_NC = sampling_log_probs(logits_NC, rollout.sampling)
         del logits_NC  # `functions` need its memory

@@ -25,9 +25,15 @@ class ReferencePolicy:
     """
 
     def __init__(self, policy: Path, dtype: str, micro_batch: int | None = None):
-        self.model = load_policy(policy, getattr(torch, dtype))[0].to(default_device()).eval()
-        self.layout = ImageLayout.of(self.model.config)
-        self.micro_batch = micro_batch
+        self.dtype, self.micro_batch = getattr(torch, dtype), micro_batch
+        self.folder: Path | None = None
+        self.load(policy)
+
+    def load(self, policy: Path) -> None:
+        """Be the policy of that folder. A folder's policy never changes, so one that is loaded is not read again."""
+        if policy != self.folder:
+            self.model = load_policy(policy, self.dtype)[0].to(default_device()).eval()
+            self.layout, self.folder = ImageLayout.of(self.model.config), policy
 
     @torch.no_grad()
     def log_probs(self, rollout: Rollout) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, Qwen2ForCausalLM
 
+from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout import decode_operators
 
@@ -89,7 +90,7 @@ class DecodeStep:
             self.values[i, : len(prompts), :, :longest] = layer.values
         self.first[: len(prompts)] = first_K
         self.column.fill_(longest)
-        return functional.linear(hidden, self.head).float()
+        return visual_logits(hidden, self.head)
 
     def __call__(self, contexts: int) -> torch.Tensor:
         """Logits, float32 [K, codebook_size], after the tokens `ids` of the first `contexts` rows; goes a column on."""
@@ -106,7 +107,7 @@ class DecodeStep:
             delta_KH = functional.linear(operators.gate(gate_up_KF), down)
         hidden_KH = operators.add_norm(x_KH, delta_KH, self.model.model.norm.weight, eps)
         self.column += 1
-        return functional.linear(hidden_KH, self.head).float()
+        return visual_logits(hidden_KH, self.head)
 
 
 def _fused(projections: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:

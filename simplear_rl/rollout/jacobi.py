@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.sampling import Sampling, draw_codes, sampling_log_probs, uniform_stream
+from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 
 
@@ -147,7 +148,7 @@ def sample_codes_jacobi(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -width:]
-        logits_AWC = (hidden_KWH @ head_CH.T).float()
+        logits_AWC = visual_logits(hidden_KWH, head_CH)
         if unconditional:
             conditional_AWC, unconditional_AWC = logits_AWC.chunk(2)
             logits_AWC = guided_logits(conditional_AWC, unconditional_AWC, sampling.guidance_scale)

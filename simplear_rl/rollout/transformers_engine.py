@@ -14,6 +14,7 @@ from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
+from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
 from simplear_rl.rollout.decode_step import DecodeStep
 from simplear_rl.rollout.decoding import Decoder
@@ -151,7 +152,7 @@ def sample_codes(
             cache_position=columns,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        logits_BC = (hidden @ head.T).float()
+        logits_BC = visual_logits(hidden, head)
         if unconditional:
             logits_BC = guided_logits(logits_BC[:images], logits_BC[images:], sampling.guidance_scale)
         codes.append(draw_each(logits_BC, uniforms_BT[:, t], sampling)[0])

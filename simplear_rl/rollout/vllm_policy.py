@@ -18,6 +18,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
+from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 
 PACKED_FOR_ROWS = 32  # batch for which oneDNN chooses the layout, as in vLLM
@@ -44,7 +45,8 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
             if isinstance(module, LinearBase):
                 product = _packed_product(module.weight)
                 module.cpu_linear = lambda x, _, bias, product=product: product(x, bias)
-        self.visual_head = _packed_product(self.lm_head.weight[self.visual])
+        product = _packed_product(self.lm_head.weight[self.visual].float())
+        self.visual_head = lambda hidden_states: product(hidden_states.float())  # logits are float32, see visual_logits
 
     @property
     def visual(self) -> slice:
@@ -52,11 +54,11 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
         return slice(self.layout.visual_offset, self.layout.vocabulary_size)
 
     def _plain_visual_head(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(hidden_states, self.lm_head.weight[self.visual])
+        return visual_logits(hidden_states, self.lm_head.weight[self.visual])
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         logits = hidden_states.new_full((len(hidden_states), self.config.vocab_size), -torch.inf, dtype=torch.float32)
-        logits[:, self.visual] = self.visual_head(hidden_states).float()
+        logits[:, self.visual] = self.visual_head(hidden_states)
         return logits
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-from simplear_rl.config.stages import StageConfig
+from simplear_rl.config.stages import GrpoConfig, StageConfig
 from simplear_rl.errors import UserError, causes
 from simplear_rl.files import count_weights, sync, write_text
 
@@ -111,8 +111,15 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(partial)
 
 
+def reference_policy(config: GrpoConfig, step: int) -> Path:
+    """Policy folder of the reference of step `step`: `start`, or what a checkpoint holds."""
+    refreshed = config.reference_step(step)
+    folder = config.run / "checkpoints" / f"step-{refreshed:06d}" / config.reference.refresh_with
+    return folder if refreshed else config.start
+
+
 def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> list[Path]:
-    """The checkpoints that no rule keeps: the last k, every n-th step, the best by a metric.
+    """The checkpoints that no rule keeps: the last k, every n-th step, the best by a metric, what has a reference.
 
     `rows` are the run's metrics; a checkpoint's value is the mean over its `checkpoint_every` steps.
     """
@@ -130,6 +137,9 @@ def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> lis
             return -mean if values and best.prefer == "lowest" else mean
 
         kept.add(max(done, key=value))
+    if isinstance(config, GrpoConfig):  # what a run needs that continues from one that is kept
+        steps = {config.reference_step(step_of(folder) + 1) for folder in kept}
+        kept |= {folder for folder in done if step_of(folder) in steps}
     return [folder for folder in done if folder not in kept]
 
 

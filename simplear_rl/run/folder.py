@@ -16,7 +16,7 @@ import wandb
 import yaml
 from tqdm import tqdm
 
-from simplear_rl.config.stages import StageConfig
+from simplear_rl.config.stages import GrpoConfig, StageConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import require_writable, sync, write_text
 from simplear_rl.run.checkpoints import (
@@ -24,6 +24,7 @@ from simplear_rl.run.checkpoints import (
     checkpoints,
     expired,
     newest_intact,
+    reference_policy,
     remove,
     require_space,
     require_storage,
@@ -56,7 +57,8 @@ class Run:
 
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
-    checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`
+    checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`; with
+                         `learner.ema` also `ema`, the average as a policy folder
     final                link to the last step's model, once the run is finished (a copy, where there are no links)
     wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
@@ -90,7 +92,18 @@ class Run:
     @property
     def policies(self) -> list[Path]:
         """The policy folders that the run begins or continues from."""
-        return [self.config.start] + ([self.last_checkpoint / "model"] if self.last_checkpoint else [])
+        folders = [self.config.start] + ([self.last_checkpoint / "model"] if self.last_checkpoint else [])
+        if isinstance(self.config, GrpoConfig):
+            folders.append(reference_policy(self.config, self.step + 1))
+        return list(dict.fromkeys(folders))
+
+    def reference(self, step: int) -> Path:
+        """Policy folder of the reference of a step of GRPO, once it is written."""
+        assert isinstance(self.config, GrpoConfig)
+        folder = reference_policy(self.config, step)
+        if not folder.exists():
+            self._settle()
+        return folder
 
     def __enter__(self) -> "Run":
         return self

@@ -10,6 +10,7 @@ from simplear_rl import grpo
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig
+from tests.conftest import made_once
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,4 @@ def grpo_config(world, tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_of_each(ray_cluster, grpo_config, tmp_path_factory):
     """The folder of the run, with one actor of each role."""
-    run = tmp_path_factory.mktemp("one")
-    grpo.train(grpo_config(run))
-    return run
+    return made_once(tmp_path_factory, "one_of_each", lambda run: grpo.train(grpo_config(run)))

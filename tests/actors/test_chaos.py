@@ -77,6 +77,10 @@ def overrides(world, run, *more):
         "rollout.engine.actors.count=2",
         "learner.actors.count=2",
         "learner.zero_stage=2",
+        "learner.ema=0.9",
+        "reference.refresh_every=2",
+        "reference.refresh_with=ema",
+        "algorithm.minibatches=2",
         "faults.heartbeat_seconds=8",
         "faults.max_restarts=20",
         *more,
@@ -103,8 +107,9 @@ def undisturbed(ray_cluster, world, refilled, tmp_path_factory):
 
 def assert_same(run, undisturbed):
     """Same weights bit for bit, and every step once, with the same metrics."""
-    weights = [(folder / "final" / "model.safetensors").read_bytes() for folder in (run, undisturbed)]
-    assert weights[0] == weights[1]
+    for policy in "model", "ema":
+        last = [folder / "final" / ".." / policy / "model.safetensors" for folder in (run, undisturbed)]
+        assert last[0].read_bytes() == last[1].read_bytes()
     rows = [read_metrics(folder / "metrics.jsonl") for folder in (run, undisturbed)]
     assert [row["step"] for row in rows[0]] == list(range(1, STEPS + 1))
     for mine, theirs in zip(*rows, strict=True):

@@ -92,6 +92,38 @@ def test_the_engine_without_vllm_draws_and_trains_the_same(one_of_each, tmp_path
     assert all(row["mismatch_max"] < 1e-4 for row in other)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_bfloat16(ray_cluster, tmp_path, grpo_config, scale):
+    half = ["learner.dtype=bfloat16", "rollout.engine.dtype=bfloat16", "learner.zero_stage=1"]
+    values = [*half, "learner.activation_checkpointing=true", f"rollout.guidance_scale={scale}", *UNSCORED]
+    grpo.train(grpo_config(tmp_path, *values))
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert first["kl"] == 0.0 < second["kl"]
+    assert [row["engines_verified"] for row in (first, second)] == [1, 1]
+    for row in first, second:
+        assert 0 < row["mismatch_mean"] < 0.02 * scale
+        assert row["correction_ess"] > 0.99
+    assert load_file(tmp_path / "final" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_the_reference_is_refreshed_also_by_a_run_that_continues(ray_cluster, tmp_path, grpo_config):
+    refreshed = ["steps=3", "reference.refresh_every=1", "learner.ema=0.5", "keep_checkpoints=1", *UNSCORED]
+    grpo.train(grpo_config(tmp_path / "policy", *refreshed))
+    assert [row["kl"] for row in read_metrics(tmp_path / "policy" / "metrics.jsonl")] == [0.0, 0.0, 0.0]
+    averaged = [*refreshed, "reference.refresh_with=ema"]
+    grpo.train(grpo_config(tmp_path / "whole", *averaged))
+    grpo.train(grpo_config(tmp_path / "parts", *averaged, "steps=2"))
+    grpo.train(grpo_config(tmp_path / "parts", *averaged))
+    ends = [tmp_path / run / "final" / ".." for run in ("whole", "parts")]
+    for policy in "model", "ema":
+        files = [end / policy / "model.safetensors" for end in ends]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    kls = [row["kl"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+    assert kls[0] == 0.0 < min(kls[1:])
+
+
 def test_entropy_and_diversity_are_logged(one_of_each):
     for row in read_metrics(one_of_each / "metrics.jsonl"):
         assert 0 < row["entropy"] < np.log(read_layout(one_of_each / "final").codebook_size)

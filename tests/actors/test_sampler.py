@@ -54,7 +54,8 @@ def numbered(texts, first=0):
 )
 def test_groups_of_equal_rewards_are_replaced_so_many_times(pools, refill, further, texts, replaced):
     draw = Draw(numbered(OWN), 3, 0, 1, Sampling())
-    groups, metrics = Sampler(*pools, None, refill)(draw, iter(numbered(further, len(OWN))), 5, None)
+    sample = Sampler(*pools, None, lambda step: None, refill)
+    groups, metrics = sample(draw, iter(numbered(further, len(OWN))), 5, None)
     rollouts = ray.get([group.rollout for group in groups])
     assert [rollout.prompt.text for rollout in rollouts] == texts
     assert all(rollout.prompt.text == [*OWN, *further][rollout.prompt.index] for rollout in rollouts)

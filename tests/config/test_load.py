@@ -206,7 +206,10 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("learner.actors=/proc", r"learner.actors: expected a section, \{key: value, ...\}, found '/proc'"),
         ("steps=" + "x" * 70_000, r"steps: .*, found 'x{199}\.\.\.$"),
         ("root=a\0b", r"root: control characters in the path 'a\\x00b'"),
-        ("learner.dtype=bfloat16", r"rollout.engine.dtype \(float32\) must be learner.dtype \(bfloat16\)"),
+        ("rollout.engine.dtype=bfloat16", r"rollout.engine.dtype \(bfloat16\) must be learner.dtype \(float32\)"),
+        ("learner.dtype=bfloat16", r"found learner.zero_stage 0: set learner.zero_stage to 1"),
+        ("reference.refresh_every=70", r"reference.refresh_every \(70\) must be a multiple of checkpoint_every \(50\)"),
+        ("reference={refresh_every: 100, refresh_with: ema}", "there is no average; set learner.ema"),
         (
             "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",  # noqa: E501
             "NCCL needs a GPU of its own .* learner.actors.gpus 0, rollout.engine.actors.gpus 0.5",

@@ -173,13 +173,56 @@ def bfloat16_steps(policy, zero_stage):
     return trained, policy_gradient.update(learner, groups, AlgorithmConfig()), learner.weights()
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_bfloat16_steps_are_close_to_those_in_float32(run, policy, zero_stage):
     loss, _ = plain_supervised_step(policy)
     supervised, update, weights = run(bfloat16_steps, policy, zero_stage)
     assert supervised["loss"] == pytest.approx(loss, abs=0.02)
     assert supervised["grad_norm"] > 0 and update["grad_norm"] > 0
     assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.bfloat16}
+
+
+def many_small_gradients(policy, zero_stage):
+    """A step of 256 passes; the gradient of the first is 512 times that of each other one."""
+    learner = Learner(config(zero_stage).model_copy(update={"dtype": "bfloat16"}), policy, 1, micro_batches=256)
+    for part in range(256):
+        scale = 1.0 if part == 0 else 1 / 512
+        loss = learner.forward(lambda model, scale: scale * model.model.norm.weight.float().sum(), scale)
+        learner.backward(loss, dict)
+    return learner.finish_step()["grad_norm"], learner.model.config.hidden_size
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_gradients_of_bfloat16_are_summed_in_float32(run, policy, zero_stage):
+    found, width = run(many_small_gradients, policy, zero_stage)
+    assert found == pytest.approx(np.sqrt(width) * (1 + 255 / 512) / 256, rel=1e-5)  # in bfloat16, 1 + 1 / 512 is 1
+
+
+def averages(policy, folder, zero_stage):
+    """Weights after each of four steps, and the average that is saved; the second half continues from a checkpoint."""
+    chosen = config(zero_stage).model_copy(update={"ema": 0.75})
+    learner, seen = Learner(chosen, policy, 4, micro_batches=2), []
+    for step in range(4):
+        supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset))
+        seen.append(learner.weights().tensors)
+        learner.save(folder / str(step))()
+        if step == 1:
+            learner = Learner(chosen, policy, 4, micro_batches=2)
+            learner.load(folder / "1")
+    return seen
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_the_average_of_the_weights_is_saved_and_continued(run, policy, tmp_path, zero_stage):
+    seen = run(averages, policy, tmp_path, zero_stage)
+    expected = dict(load_policy(policy)[0].named_parameters())
+    for tensors in seen:
+        expected = {name: 0.75 * average + 0.25 * tensors[name] for name, average in expected.items()}
+    saved = dict(load_policy(tmp_path / "3" / "ema")[0].named_parameters())
+    assert saved.keys() == expected.keys()
+    for name, average in expected.items():
+        torch.testing.assert_close(saved[name], average)
+        assert not torch.equal(saved[name], seen[-1][name])
 
 
 def first_grpo_steps(policy, updates_per_batch, guidance_scale):
@@ -480,7 +523,8 @@ def rates(policy, folder, dtype, optimizers):
     """The learning rates of three steps with each of the optimizers, each resumed from the one before."""
     logged = []
     for values in optimizers:
-        chosen = config().model_copy(update={"optimizer": OptimizerConfig(**values), "dtype": dtype})
+        stage = 0 if dtype == "float32" else 1
+        chosen = config(stage).model_copy(update={"optimizer": OptimizerConfig(**values), "dtype": dtype})
         learner = Learner(chosen, policy, 12, micro_batches=1)
         if logged:
             learner.load(folder)
@@ -494,7 +538,7 @@ def rates(policy, folder, dtype, optimizers):
 def test_the_rate_that_is_logged_is_that_of_the_step(run, policy, tmp_path, dtype):
     warming = {"learning_rate": 1.0, "warmup_steps": 4}
     found = run(rates, policy, tmp_path, dtype, [warming, warming, {"learning_rate": 0.1, "warmup_steps": 20}])
-    assert found == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1, 1, 0.1 * 6 / 20, 0.1 * 7 / 20, 0.1 * 8 / 20])
+    assert found == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 0.1 * 7 / 20, 0.1 * 8 / 20, 0.1 * 9 / 20])
     found = run(rates, policy, tmp_path, dtype, [{"learning_rate": 1.0}, {"learning_rate": 1.0, "schedule": "cosine"}])
     assert found == pytest.approx([1, 1, 1, *((1 + np.cos(np.pi * step / 12)) / 2 for step in (3, 4, 5))])
 

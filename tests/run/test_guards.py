@@ -113,7 +113,7 @@ def broken_passes(policy, folder, zero_stage, dtype):
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16")]
+    ("zero_stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16")]
 )
 def test_losses_and_gradients_that_are_not_finite_stop_before_the_optimizer_step(
     run, policy, tmp_path, zero_stage, dtype
