@@ -26,17 +26,16 @@ class Group:
 class Sampler:
     """Draws groups with the engines; reward and reference actors work on each as soon as it is complete.
 
-    Without `references` nothing is compared. `frozen` says which policy folder is the reference of a step, `refill` how
-    often groups whose rewards are all equal are replaced.
+    Args:
+        engines: draw.
+        rewards: score.
+        references: compare; None: nothing is compared.
+        frozen: which policy folder is the reference of a step.
+        refill: how often groups whose rewards are all equal are replaced.
     """
 
     def __init__(
-        self,
-        engines: Pool,
-        rewards: Pool,
-        references: Pool | None,
-        frozen: Callable[[int], Path],
-        refill: int = 0,
+        self, engines: Pool, rewards: Pool, references: Pool | None, frozen: Callable[[int], Path], refill: int = 0
     ):
         self.engines, self.rewards, self.references = engines, rewards, references
         self.frozen, self.refill = frozen, refill

@@ -7,9 +7,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
@@ -21,6 +22,7 @@ from simplear_rl.config.load import Schema, load_config
 from simplear_rl.errors import UserError, causes
 
 Result = TypeVar("Result")
+MISSING = 3  # exit status of a dry run that found all well, but for inputs that are not there
 EXAMPLES = """\
   python -m simplear_rl.{name}                       the miniature world, here or on a Ray cluster
   python -m simplear_rl.{name} seed=1 root=runs/one  the same with another seed, in another folder"""
@@ -37,10 +39,16 @@ class CommandLine(Generic[Schema]):
     config: Schema
     dry_run: bool
 
-    def run(self, command: Callable[[Schema], object], dry_run: Callable[[Schema], object] | None = None) -> None:
-        """Call `command` with the configuration, or `dry_run` where --dry-run was given; see `exit_on_user_error`."""
-        chosen = dry_run if dry_run and self.dry_run else command
-        exit_on_user_error(self.name, lambda: chosen(self.config))
+    def run(self, command: Callable[[Schema], object], dry_run: Callable[[Schema], Sized] | None = None) -> None:
+        """Call `command` with the configuration, see `exit_on_user_error`.
+
+        Where --dry-run was given `dry_run` is called instead. It returns what is missing; if anything is, the process
+        ends with the status MISSING.
+        """
+        if not (dry_run and self.dry_run):
+            exit_on_user_error(self.name, lambda: command(self.config))
+        elif exit_on_user_error(self.name, lambda: dry_run(self.config)):
+            sys.exit(MISSING)
 
 
 def read_command_line(
@@ -77,7 +85,12 @@ keys: type (default where the file names no value)  description
         configuration.add_argument("--benchmark", choices=benchmarks, help=f"(default: {benchmarks[0]})")
     configuration.add_argument("--config", type=Path, help=f"YAML file (default: {default})")
     if dry_run:
-        parser.add_argument("--dry-run", action="store_true", help="check and print what the run takes, start nothing")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="check and print what the run takes, start nothing; exit status: 0, or 1 if it cannot be, or "
+            f"{MISSING} if only inputs are missing",
+        )
     parser.set_defaults(options=[])
     shorthand = partial(parser.add_argument, dest="options")
     for option, key in (options or {}).items():
@@ -104,6 +117,8 @@ def _find(file: Path) -> Path:
 def exit_on_user_error(name: str, command: Callable[[], Result]) -> Result:
     """Return what `command` does; a UserError, wherever it was raised, or Ctrl-C ends the process with one message."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if isinstance(sys.stdout, TextIOWrapper):  # paths and prompts may hold characters that the locale lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except UserError as error:

@@ -1,6 +1,6 @@
 """The errors of the project: UserError, which the user can mend; lost actors and peers; and what an error wraps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
@@ -27,3 +27,15 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = getattr(error, "cause", None)
+
+
+def all_faults(*checks: Callable[[], object]) -> None:
+    """Make every check, and raise one UserError that says what all of them found."""
+    messages = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            messages.append(str(error))
+    if messages:
+        raise UserError("\n".join(messages))

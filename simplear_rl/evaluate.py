@@ -27,6 +27,9 @@ OPTIONS = {
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
     command_line = read_command_line(EvaluateConfig, "evaluate", EXAMPLES, options=OPTIONS)
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from actors.evaluation import draw_and_judge, judge
@@ -41,14 +44,20 @@ from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
 from simplear_rl.run.lock import locked
+from simplear_rl.vision.files import require_judge
 
 
 @locked("output")
 def evaluate(config: EvaluateConfig) -> dict:
     """Draw, judge and write everything; returns what scores.json holds."""
-    require_writable(config.output, "output")
-    benchmark = BENCHMARKS[config.benchmark](config)
-    others = config.score_only
+    read, others = partial(BENCHMARKS[config.benchmark], config), config.score_only
+    drawing = [config.tokenizer, config.policy] if config.policy and not others else []
+    checks: list[Callable[[], object]] = [partial(require_writable, config.output, "output"), read]
+    judging = not os.path.exists(config.output / "scores.json")  # else all is judged, and the page is made anew
+    models = config.models if judging else []
+    checks += [partial(require_judge, config)] if judging else []
+    require(config, *drawing, *models, stages=sft.STAGES, checks=checks)
+    benchmark = read()
     checksums = require_images(benchmark, others, config.images_per_prompt, config.allow_missing) if others else None
     layout = _check(config, benchmark, config.policy) if config.policy and not others else None
     open_folder(config, benchmark)
@@ -67,7 +76,6 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageLayout:
     """The policy's layout, once policy, tokenizer and prompts are known to fit each other. Raises UserError."""
-    require(config, config.tokenizer, policy, stages=sft.STAGES)
     layout = read_layout(policy, config.tokenizer)
     require_same_tokenizer(config.tokenizer, [policy], accept=config.accept_tokenizer)
     encode = read_encoder(policy, config.engine.max_prompt_tokens)

@@ -27,20 +27,27 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.rename(path)
 
 
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Where the storage refuses what is written within (it is full, for example, or read-only): UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a file that appears only when it is complete, on the disk too; its folder is made if need be.
 
     Raises:
-        UserError: the storage refuses: it is full, for example, or read-only.
+        UserError: see `writing_to`.
     """
-    try:
+    with writing_to(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         partial.write_text(text, encoding="utf-8")
         sync(partial)  # else a crash can leave the new name on an empty file
         partial.rename(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}") from error
 
 
 def sync(path: Path) -> None:
@@ -60,14 +67,16 @@ def require_writable(folder: Path, key: str) -> None:
 
     Ray's copy of a job's working directory is none. `key` is where the user named it.
     """
-    if re.search(r"/session_\d{4}-\d\d-\d\d_[^/]*/", f"{folder.resolve()}/"):
+    real = os.path.realpath(folder)
+    if re.search(r"/session_\d{4}-\d\d-\d\d_[^/]*/", f"{real}/"):
         raise UserError(
-            f"{folder}: in a submitted job this is {folder.resolve()}, in Ray's temporary folder, where nothing stays. "
+            f"{folder}: in a submitted job this is {real}, in Ray's temporary folder, where nothing stays. "
             f"Choose an absolute path on a volume that all nodes share for `{key}`"
         )
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not existing.is_dir():
-        raise UserError(f"{folder}: {existing} is a file, not a folder; choose another `{key}`")
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        found = "a file, not a folder" if os.path.exists(existing) else "a link that leads nowhere"
+        raise UserError(f"{folder}: {existing} is {found}; choose another `{key}`")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: {existing} cannot be written to; choose another `{key}`, or change its rights")
 
@@ -99,14 +108,35 @@ def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"
     if not is_hub_id(source):
         return source
     from huggingface_hub import snapshot_download  # not above: it takes a second, and --help needs none of it
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError
 
     try:
         return Path(snapshot_download(str(source), repo_type=kind, allow_patterns=list(files)))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # ValueError: of a broken proxy setting
+    except (OSError, ValueError, HTTPError) as error:  # ValueError: no id, or a broken proxy setting
         raise UserError(
             f"{source}: no folder of that name, and the Hugging Face Hub does not give it: {error}"
         ) from error
+
+
+def require_from_hub(repository: str, *files: str) -> None:
+    """Make sure that the Hugging Face cache or the Hub has one of `files`, without fetching it.
+
+    Raises:
+        UserError: neither has, or the Hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    problem: Exception | None = None
+    for file in files:
+        try:
+            hf_hub_download(repository, file, dry_run=True)
+            return
+        except (OSError, ValueError, HTTPError) as error:
+            problem = error
+    raise UserError(
+        f"{repository}: {' or '.join(files)} is not in the Hugging Face cache, and the Hub does not give it: {problem}"
+    ) from problem
 
 
 def require_weights(folder: Path) -> None:

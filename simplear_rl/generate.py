@@ -28,6 +28,7 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
     command_line = read_command_line(GenerateConfig, "generate", EXAMPLES, options=OPTIONS, on_ray=False)
 
 import os
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -36,7 +37,7 @@ from tqdm import tqdm
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.data.prompts import KINDS, check_prompt, read_prompts
 from simplear_rl.device import default_device
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.rollouts import Draw, Prompt
@@ -45,7 +46,7 @@ from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layo
 from simplear_rl.report.grids import save_grid
 from simplear_rl.report.image_files import ImageFiles
 from simplear_rl.rollout.engine import Engine, build_engine
-from simplear_rl.tokenizers.cosmos import CosmosTokenizer
+from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry
 
 DEVICE = default_device()
 DTYPE = "bfloat16" if DEVICE == "cuda" else "float32"
@@ -61,7 +62,11 @@ def generate(config: GenerateConfig) -> None:
     Raises:
         UserError: `output` holds images with other settings or prompts; see the engines.
     """
-    require_writable(config.output, "output")
+    all_faults(
+        partial(require_writable, config.output, "output"),
+        partial(read_geometry, config.tokenizer),
+        partial(read_layout, config.policy),
+    )
     layout, encode = read_layout(config.policy, config.tokenizer), read_encoder(config.policy)
     require_weights(config.policy)
     require_same_tokenizer(config.tokenizer, [config.policy], accept=config.accept_tokenizer)

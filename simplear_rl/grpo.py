@@ -31,7 +31,7 @@ from simplear_rl.plan.dry_run import plan_grpo
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
-from simplear_rl.rewards.files import check_files
+from simplear_rl.rewards.files import check_entries, model_checks
 from simplear_rl.rewards.metrics import reward_metrics
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import Warnings
@@ -46,11 +46,11 @@ def train(config: GrpoConfig) -> None:
     if finished(config):
         return
     check_machine()
-    require(config, *config.inputs, stages=sft.STAGES)
+    require(config, *config.inputs, stages=sft.STAGES, checks=model_checks(config))
     layout = read_layout(config.start, config.tokenizer)
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_prompts(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
-    check_files(config.reward, sorted(set(prompts)))
+    check_entries(config.reward, sorted(set(prompts)))
     sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     evaluation = Evaluation(config)
     run = Run("grpo", config, evaluation.names)

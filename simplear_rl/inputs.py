@@ -1,48 +1,71 @@
 """What a command reads must be there before it starts: found, made by a stage or the miniature world, or refused."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from simplear_rl.config.base import CONFIGS, CommandConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import is_hub_id, is_there
 from simplear_rl.policy.vocabulary import read_image_tokenizer
 from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.shapes import prepare
 from simplear_rl.tokenizers.cosmos import read_identity
 
 Stages = Mapping[str, Callable[[SupervisedConfig], None]]  # by name, what runs a training stage
 
 
-def require(config: CommandConfig, *paths: Path, stages: Stages | None = None) -> None:
+def require(
+    config: CommandConfig,
+    *paths: Path,
+    stages: Stages | None = None,
+    checks: Sequence[Callable[[], object]] = (),
+) -> None:
     """Make sure that every path exists; the embedded world makes its own where they are missing.
 
     Where a stage of `stages` is missing its result, `root/<stage>/final`, it is run. A Hugging Face id is fetched by
-    what reads it.
+    what reads it. `checks` are made as well, and raise UserError.
 
     Raises:
-        UserError: a path is missing and `config.world` does not make it, or it cannot be looked at.
+        UserError: before anything is made, all faults together: a path is missing and `config.world` does not make it,
+            or it cannot be looked at; what the checks found.
     """
+    all_faults(*(partial(_maker, config, path, stages or {}) for path in paths), *checks)
     for path in paths:
-        if is_there(path) or is_hub_id(path):
-            continue
-        if config.world == "shapes":
-            from simplear_rl.shapes import prepare
+        if make := _maker(config, path, stages or {}):
+            make()
 
-            if path in prepare.products(config.root):
-                prepare.make(path, config)
-                continue
-            if stage := next((name for name in stages or () if path == config.root / name / "final"), None):
-                assert stages
-                prepare.announce(path)
-                values = [f"root={config.root}", f"seed={config.seed}"]
-                stages[stage](load_config(SupervisedConfig, CONFIGS / "shapes" / f"{stage}.yaml", values))
-                continue
-        left = path.name == "final" and checkpoints(path.parent)
-        hint = f"; the command of the run {path.parent} sets it once all its steps are done" if left else ""
-        raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it{hint}")
+
+def is_made(config: CommandConfig, path: Path) -> bool:
+    """Whether the embedded world, or a stage on it, makes what is missing at `path`."""
+    return config.world == "shapes" and (path in prepare.products(config.root) or bool(_stage(config, path)))
+
+
+def _maker(config: CommandConfig, path: Path, stages: Stages) -> Callable[[], None] | None:
+    """What makes `path`; None if it is there. Raises UserError."""
+    if is_there(path) or is_hub_id(path):
+        return None
+    if config.world == "shapes" and path in prepare.products(config.root):
+        return partial(prepare.make, path, config)
+    if config.world == "shapes" and (stage := _stage(config, path)) in stages:
+        return partial(_train, config, path, stage, stages[stage])
+    left = path.name == "final" and checkpoints(path.parent)
+    hint = f"; the command of the run {path.parent} sets it once all its steps are done" if left else ""
+    raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it{hint}")
+
+
+def _stage(config: CommandConfig, path: Path) -> str:
+    """The supervised stage whose result `path` is; "" if none."""
+    return next((stage for stage in ("pretrain", "sft") if path == config.root / stage / "final"), "")
+
+
+def _train(config: CommandConfig, path: Path, stage: str, train: Callable[[SupervisedConfig], None]) -> None:
+    prepare.announce(path)
+    values = [f"root={config.root}", f"seed={config.seed}"]
+    train(load_config(SupervisedConfig, CONFIGS / "shapes" / f"{stage}.yaml", values))
 
 
 def require_same_tokenizer(

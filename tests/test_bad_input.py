@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from actors import connection
 from actors.placement import check_fits
 from simplear_rl import create_policy, evaluate, generate, grpo, pretrain, sft
+from simplear_rl.benchmarks.dpg_questions import COLUMNS
 from simplear_rl.cli import exit_on_user_error, read_command_line
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import EvaluateConfig
@@ -47,6 +48,8 @@ def template(tmp_path_factory, policy):
     rows(root)
     (root / "prompts.txt").write_text("a red circle\ntwo cross\n")
     (root / "taken").write_text("a file")
+    table = ",".join(COLUMNS) + "\na1,a red circle,,1,0,entity,whole,entity - whole (circle),Is there a circle?\n"
+    (root / "dpg.csv").write_text(table)
     return root
 
 
@@ -109,6 +112,12 @@ def tree(root):
     """Every path below `root`, with the checksum of what is in it."""
     digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""  # noqa: E731
     return {str(path.relative_to(root)): digest(path) for path in sorted(root.rglob("*"))}
+
+
+def dpg(prefix=""):
+    """DPG-Bench's files as overrides."""
+    files = "prompts={root}/dpg.csv", "questions={root}/dpg.csv"
+    return [f"{prefix}{value}" for value in ("benchmark=dpg", "images_per_prompt=4", *files)]
 
 
 # What is broken in the folder, or None; what is added to the command line; what the message says.
@@ -191,6 +200,9 @@ CASES = [
         ["--output", "{root}/taken/new"],
         "taken is a file, not a folder; choose another `--output",
     ),
+    ("create_policy", None, ["--output", "x" * 300], "x: cannot be looked at: File name too long"),
+    ("create_policy", None, ["--tokenizer", "x" * 300], "x/encoder.jit: not found"),
+    ("create_policy", None, ["--source", "x" * 300], "x/config.json: not a readable model configuration"),
     # Visual tokenizers.
     ("grpo", lambda r: (r / "tokenizer/decoder.jit").unlink(), [], "decoder.jit: not found; a visual tokenizer is"),
     ("grpo", lambda r: cut(r / "tokenizer/decoder.jit"), [], "decoder.jit: not a readable TorchScript file"),
@@ -205,6 +217,101 @@ CASES = [
     ("grpo", lambda r: cut(r / "clip/open_clip_model.safetensors"), [], "open_clip_model.safetensors: not a readable"),
     ("grpo", None, ["reward.models=[{type: hpsv2, model: x, weights: {root}/none.pt}]"], "none.pt: not found"),
     ("grpo", None, ["reward.models=[{type: blip, model: x}]"], "reward.models.0.type: .* found 'blip'"),
+    (
+        "grpo",
+        None,
+        ["reward.models=[{type: clip, model: ViT-B-23, weights: openai}]"],
+        "clip reward ViT-B-23: open_clip knows no such model",
+    ),
+    (
+        "grpo",
+        None,
+        ["reward.models=[{type: clip, model: ViT-B/32, weights: opneai}]"],
+        "ViT-B/32: weights 'opneai' are neither a file nor known to open_clip; it knows openai,",
+    ),
+    ("grpo", None, ["reward.models=[{type: clip, model: 'hf-hub:no/one'}]"], "no/one: open_clip_config.json is not in"),
+    (
+        "grpo",
+        None,
+        ["reward.models=[{type: hpsv2, model: ViT-H-41, weights: v2.1}, {type: clip, model: 'hf-hub:no/one'}]"],
+        "hpsv2 reward ViT-H-41: open_clip knows no such model.*\nno/one: open_clip_config.json",
+    ),
+    (
+        "grpo",
+        None,
+        ["reward.models=[{type: hpsv2, model: ViT-H-14, weights: v2.1}]"],
+        "xswu/HPSv2: HPS_v2.1_compressed.pt is not in the Hugging Face cache, and the Hub does not give it: ",
+    ),
+    (
+        "grpo",
+        lambda r: (r / "entries.jsonl").write_text('{"prompt": "a cross", "tag": "x", "include": []}\n'),
+        ["reward.models=[{type: geneval, metadata: {root}/entries.jsonl, detector: {model: no/one}}]"],
+        "no/one: config.json is not in the .*\ntimm/vit_large_patch14_clip_224.openai: ",
+    ),
+    ("grpo", None, [f"reward.models=[{{type: clip, model: 'local-dir:{'x' * 300}'}}]"], "x: cannot be looked at: File"),
+    (
+        "grpo",
+        None,
+        ["reward.models=[{type: clip, model: ViT-B-32, weights: ~nobody-of-that-name/x}]"],
+        "weights '~nobody-of-that-name/x' are neither a file nor known",
+    ),
+    # What judges images.
+    (
+        "grpo",
+        None,
+        [*dpg("evaluation."), "evaluation.every=1"],
+        "^simplear_rl.grpo: Qwen/Qwen2.5-VL-7B-Instruct: config",
+    ),
+    (
+        "grpo",
+        None,
+        [*dpg("evaluation."), "evaluation.every=1", "evaluation.judge.type=mplug", "prompts={root}/none.txt"],
+        "none.txt: not found.*\njudge damo/mplug.*needs ModelScope",
+    ),
+    ("grpo", None, [*dpg("evaluation."), "evaluation.every=1", "evaluation.judge.model={root}/no"], "/no: not found"),
+    (
+        "evaluate",
+        None,
+        ["--benchmark", "dpg", *dpg()],
+        "^simplear_rl.evaluate: Qwen/Qwen2.5-VL-7B-Instruct: config.json",
+    ),
+    ("evaluate", None, ["--benchmark", "dpg", *dpg(), "judge.type=mplug"], "judge damo/mplug.* needs ModelScope .*pip"),
+    (
+        "evaluate",
+        None,
+        ["--benchmark", "dpg", *dpg(), "judge.model={root}/data"],
+        "judge .*/data: no config.json there",
+    ),
+    (
+        "evaluate",
+        lambda r: cut(r / "policy/model.safetensors"),
+        ["--benchmark", "dpg", *dpg(), "judge.model={root}/policy"],
+        "policy/model.safetensors: not a readable",
+    ),
+    (
+        "evaluate",
+        None,
+        ["--benchmark", "dpg", *dpg(), "judge.model={root}/none", "policy={root}/no", "tokenizer={root}/not"],
+        "not: not found.*\n.*/no: not found.*\n.*/none: not found",
+    ),
+    (
+        "evaluate",
+        None,
+        ["--benchmark", "geneval", "prompts={root}/x.jsonl", "detector.model={root}/none", "output={root}/taken/x"],
+        "none: not found.*\n.*taken is a file.*\n.*x.jsonl: not found; it is published at .*\ntimm/vit_large",
+    ),
+    (
+        "evaluate",
+        None,
+        ["--benchmark", "geneval", "prompts={root}/x.jsonl", "detector.clip=ViT-L", "score_only={root}/data"],
+        "x.jsonl: not found; .*\nfacebook/mask2former-swin-small-coco-instance: .*\ndetector.clip ViT-L: open_clip",
+    ),
+    (
+        "generate",
+        None,
+        ["--model", "{root}/none", "--tokenizer", "{root}/no"],
+        "/no/encoder.jit: not.*\n.*/none: no policy",
+    ),
     # What is asked of the drawing.
     ("generate", None, ["--temperature", "nan"], "temperature: .* found nan"),
     ("generate", None, ["--guidance-scale", "inf"], "guidance_scale: .* finite number, found inf"),

@@ -77,7 +77,7 @@ def test_packaged_configurations_are_found_from_any_folder(tmp_path, monkeypatch
     assert read(file) == load_config(GrpoConfig, CONFIGS.parent / file)
     own = tmp_path / file
     own.parent.mkdir(parents=True)
-    own.write_text((CONFIGS.parent / file).read_text().replace("samples_every: 25", "samples_every: 77"))
+    own.write_text((CONFIGS.parent / file).read_text().replace("samples_every: 10", "samples_every: 77"))
     assert read(file).samples_every == 77
     with pytest.raises(SystemExit, match=r"simplear_rl\.grpo: configs/nowhere\.yaml: not a readable YAML file"):
         read("configs/nowhere.yaml")

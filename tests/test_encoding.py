@@ -73,3 +73,12 @@ def test_a_configuration_is_read_and_written_in_another_locale(tmp_path):
     other = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", PROMPTS, tmp_path], env=other, check=True)
     assert (tmp_path / "written.txt").read_bytes() == prompt.encode()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_the_locale_lacks_is_printed_escaped(encoding):
+    """Of a path, a byte that is not UTF-8 as well."""
+    command = r"from simplear_rl.cli import exit_on_user_error as run; run('x', lambda: print('\u732b \udcff done'))"
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run([sys.executable, "-c", command], env=env, check=True, capture_output=True).stdout
+    assert shown.decode(encoding).strip() == ("\u732b" if encoding == "utf-8" else "\\u732b") + " \\udcff done"

@@ -25,6 +25,9 @@ from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate, report
+from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.shapes.world import crowded_images, evaluation_prompts, render, sample_scene
 from simplear_rl.vision.vqa import TransformersJudge
 from tests.visual_judge import make_model
@@ -232,6 +235,18 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path):
     file = CONFIGS / "geneval" / "evaluate.yaml"
     with pytest.raises(UserError, match=r"evaluation_metadata.jsonl: not found; it is published at https://github.com"):
         evaluate(load_config(EvaluateConfig, file, [f"root={tmp_path}"]))
+
+
+def test_storage_that_refuses_images_is_named(settings, world, tmp_path):
+    layout = read_layout(world / "policy")
+    judging = scorer.BenchmarkScorer(settings(), GenEval(ENTRIES), layout)
+    codes = np.zeros((2, layout.tokens), np.uint16)
+    values = {"log_probs": np.zeros(codes.shape, np.float32), "sampling": Sampling(), "weight_version": 0}
+    prompt = Prompt(0, ENTRIES[0]["prompt"])
+    rollout = Rollout(prompt, [1], None, codes, **values, seed=0, step=0)
+    (tmp_path / "images").write_text("a file")
+    with pytest.raises(UserError, match="images: cannot be written: Not a directory"):
+        judging.judge_rollout(rollout, tmp_path)
 
 
 FEW_PROMPTS = """

@@ -45,3 +45,11 @@ def test_the_folder_above_one_that_cannot_be_looked_at_is_asked_for(tmp_path, wi
 
 def test_a_name_too_long_for_a_file_may_be_one_of_the_hub():
     assert is_hub_id(Path("owner", "x" * 300))
+
+
+@pytest.mark.parametrize("target", ["loop", "nowhere", "missing/disk"])
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path, target, below):
+    (tmp_path / "loop").symlink_to(target)
+    with pytest.raises(UserError, match="/loop is a link that leads nowhere; choose another `run`"):
+        require_writable(Path(f"{tmp_path}/loop{below}"), "run")

@@ -157,6 +157,13 @@ def test_images_with_other_settings_are_not_replaced(world, tmp_path, drawn, arg
     assert not drawn and {file.name: file.read_bytes() for file in tmp_path.glob("0*.png")} == before
 
 
+def test_storage_that_refuses_an_image_is_named(world, tmp_path):
+    (tmp_path / "00000-01.partial").mkdir()
+    with pytest.raises(SystemExit, match="00000-01.png: cannot be written: Is a directory"):
+        run(world, tmp_path, "--prompts", "a cross", "--engine", "transformers", "--num-images", 2)
+    assert (tmp_path / "00000-00.png").exists()
+
+
 def test_images_are_not_kept_in_memory(world, tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cross\n" * 40)
@@ -244,7 +251,7 @@ def test_a_prompt_is_taken_letter_by_letter(monkeypatch, text):
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--model", "nowhere"], "nowhere: no policy there"),
         (["--tokenizer", "nowhere"], "nowhere/encoder.jit: not found"),
-        (["--engine", "transformers", "--output", "/proc/none"], "/proc/none: cannot be made: "),
+        (["--engine", "transformers", "--output", "/proc/none"], "/proc/none: cannot be written: "),
     ],
 )
 def test_bad_input_is_refused_with_what_to_change(world, tmp_path, arguments, message):

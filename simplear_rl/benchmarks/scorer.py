@@ -14,6 +14,7 @@ from simplear_rl.benchmarks.output import write_verdict
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
+from simplear_rl.files import writing_to
 from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.shapes.world import evaluation_prompts
@@ -80,10 +81,14 @@ class BenchmarkScorer:
         self.model = MODELS[config.benchmark](config, device)
 
     def judge_rollout(self, rollout: Rollout, output: Path) -> int:
-        """Write the images of a rollout below `output`, in the benchmark's layout, and judge them; see `judge`."""
+        """Write the images of a rollout below `output`, in the benchmark's layout, and judge them; see `judge`.
+
+        Raises UserError, see `writing_to`.
+        """
         assert self.tokenizer and self.layout
         images = self.tokenizer.decode(rollout.codes, self.layout.rows, self.layout.columns)
-        self.benchmark.write(output / "images", rollout.prompt.index, images)
+        with writing_to(output / "images"):
+            self.benchmark.write(output / "images", rollout.prompt.index, images)
         return self.judge(rollout.prompt.index, output / "images", output)
 
     def judge(self, index: int, folder: Path, output: Path) -> int:

@@ -15,6 +15,12 @@ JUDGES = {
 }
 
 
+def local_clip(model: str) -> list[Path]:
+    """The folder of an open_clip model, if its name says one."""
+    folder = model.removeprefix("local-dir:")
+    return [] if folder == model else [Path(folder)]
+
+
 class DetectorConfig(Section):
     """GenEval's detector: the models that find objects and name their colours."""
 
@@ -27,6 +33,11 @@ class DetectorConfig(Section):
     clip_weights: str | None = Field("openai", description="open_clip tag or file; null with hf-hub: and local-dir:")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: Count = Field(4, description="images per forward pass")
+
+    @property
+    def files(self) -> list[Path]:
+        """Folders and Hugging Face ids that it is read from."""
+        return [self.model, *local_clip(self.clip)]
 
 
 class JudgeConfig(Section):
@@ -68,6 +79,12 @@ class BenchmarkConfig(Section):
     detector: DetectorConfig = DetectorConfig()
     judge: JudgeConfig = JudgeConfig()
 
+    @property
+    def models(self) -> list[Path]:
+        """Folders and Hugging Face ids that what judges is read from."""
+        judge = [Path(self.judge.name)] if self.judge.type == "transformers" else []  # ModelScope finds its own
+        return {"shapes": [], "geneval": self.detector.files, "dpg": judge}[self.benchmark]
+
     @model_validator(mode="after")
     def _has_its_files(self) -> "BenchmarkConfig":
         if not self.prompts and self.benchmark != "shapes":
@@ -88,9 +105,7 @@ class EvaluationConfig(BenchmarkConfig):
     @property
     def files(self) -> list[Path]:
         """Files, folders and Hugging Face ids that it reads."""
-        judge = Path(self.judge.name) if self.judge.type == "transformers" else None  # ModelScope finds its own
-        model = {"shapes": None, "geneval": self.detector.model, "dpg": judge}[self.benchmark]
-        return [path for path in (self.prompts, self.questions, model) if path]
+        return [path for path in (self.prompts, self.questions, *self.models) if path]
 
 
 class EvaluateConfig(BenchmarkConfig, CommandConfig):

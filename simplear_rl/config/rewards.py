@@ -3,15 +3,16 @@
 A new type is a class here, its place in `RewardModelConfig`, and a module in simplear_rl/rewards/.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from simplear_rl.config.base import Count, Location, PoolConfig, Section
-from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.benchmarks import DetectorConfig, local_clip
 
-# Published on the Hugging Face hub in xswu/HPSv2.
+HPSV2_REPOSITORY = "xswu/HPSv2"  # on the Hugging Face hub
 HPSV2_WEIGHTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
@@ -49,13 +50,13 @@ class ImageTextRewardConfig(AnyRewardConfig):
     @field_validator("weights")
     @classmethod
     def _file_is_absolute(cls, weights: str | None) -> str | None:
-        file = Path(weights or "").expanduser()
-        return str(file.absolute()) if file.is_file() else weights
+        file = os.path.expanduser(weights or "")
+        return os.path.abspath(file) if os.path.isfile(file) else weights
 
     @property
     def files(self) -> list[Path]:
         """See AnyRewardConfig."""
-        return [Path(self.model.removeprefix("local-dir:"))] if self.model.startswith("local-dir:") else []
+        return local_clip(self.model)
 
 
 class ClipRewardConfig(ImageTextRewardConfig):
@@ -116,7 +117,7 @@ class GenEvalRewardConfig(AnyRewardConfig):
     @property
     def files(self) -> list[Path]:
         """See AnyRewardConfig."""
-        return [self.metadata] if self.metadata else []
+        return [self.metadata, *(self.detector or DetectorConfig()).files] if self.metadata else []
 
 
 RewardModelConfig = Annotated[ClipRewardConfig | HpsV2RewardConfig | GenEvalRewardConfig, Field(discriminator="type")]

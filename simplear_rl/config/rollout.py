@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from simplear_rl.config.base import Count, NonNegative, PoolConfig, Positive, Section
 
@@ -20,6 +20,15 @@ class EngineConfig(Section):
     max_concurrent: Count = Field(64, description="contexts that one engine decodes at a time; a guided image has two")
     kv_cache_gib: Positive = Field(0.25, description="vllm: memory of one engine's key-value cache, GiB")
     max_prompt_tokens: Count = Field(64, description="longest prompt, special tokens included")
+    batch_invariant: bool = Field(
+        False, description="vllm on GPUs: kernels that round alike in every batch (VLLM_BATCH_INVARIANT); slower"
+    )
+
+    @model_validator(mode="after")
+    def _has_such_kernels(self) -> "EngineConfig":
+        if self.batch_invariant and self.type != "vllm":
+            raise ValueError(f"batch_invariant: the engine {self.type} has no such kernels; set type to vllm")
+        return self
 
 
 class RolloutConfig(Section):

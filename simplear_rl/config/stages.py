@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from simplear_rl.config.base import (
     ActorsConfig,
@@ -19,6 +19,16 @@ from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, ReferenceConfig
 from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
 from simplear_rl.config.rollout import RolloutConfig
+from simplear_rl.gpus import GPUS
+
+
+def _known_gpu(name: str) -> str:
+    if name not in GPUS:
+        raise ValueError(f"expected one of {', '.join(GPUS)}, found {name}; see simplear_rl/gpus.py")
+    return name
+
+
+GpuName = Annotated[str, AfterValidator(_known_gpu)]
 
 
 class PlanConfig(Section):
@@ -28,6 +38,10 @@ class PlanConfig(Section):
     gpus_per_node: Count
     cpus_per_node: Count
     gpu_memory_gib: Positive
+    gpu: GpuName | None = Field(None, description="its name, for the plan of time")
+    measured: Location | None = Field(
+        None, description="file of `timings.step --output` whose figures replace what the plan of time assumes"
+    )
     policy: Literal["simplear-0.5b", "simplear-1.5b"] = Field(description="sizes of `start`")
     resolution: Annotated[int, Field(ge=16, multiple_of=16)] = Field(description="pixels along each side of an image")
 

@@ -1,6 +1,7 @@
 """Samples as they lie on disk: one reader for each kind of data."""
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -237,7 +238,7 @@ def texts_beside(image: Path, columns: Columns) -> dict[str, Path]:
     """By ending the files that lie beside an image and may hold its captions."""
     endings = {"txt", "json", columns.caption, columns.short_caption} - {None}
     paths = {str(ending): Path(f"{image.parent}/{image.stem}.{ending}") for ending in endings}
-    return {ending: path for ending, path in sorted(paths.items()) if path.is_file()}
+    return {ending: path for ending, path in sorted(paths.items()) if os.path.isfile(path)}
 
 
 def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSample:

@@ -6,15 +6,7 @@ import numpy as np
 from torch import nn
 from transformers import Qwen2ForCausalLM
 
-# Dense bfloat16, floating-point operations per second (NVIDIA's data sheets); the first name that fits counts.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-}
+from simplear_rl.gpus import GPUS, gpu_name
 
 
 @dataclass(frozen=True)
@@ -46,8 +38,9 @@ def training_flops(size: ModelSize, lengths: np.ndarray) -> float:
 
 
 def peak_flops(device: str) -> float | None:
-    """Peak of a device by its name, such as "NVIDIA H100 80GB HBM3"; None if it is not in the table."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
+    """Dense bfloat16 operations per second of a device, by its name; None if it is not in the table of GPUs."""
+    name = gpu_name(device)
+    return GPUS[name].bfloat16 if name else None
 
 
 def throughput(size: ModelSize, lengths: np.ndarray, seconds: float, peak: float | None) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 Hardware: the Ray cluster of RAY_ADDRESS; without that variable what `plan` in the configuration describes, or else this
 machine. Policy: the folder `start`; while it is not there, what `plan` describes, or what the embedded world makes.
-An input that is not there is listed as missing and is no error: the plan is often made on another machine.
+An input that is not there is listed as missing and is no error: the plan is often made on another machine. The plans
+return what is missing, which the exit status tells.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig
@@ -22,14 +24,25 @@ from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.data.prompts import read_prompts
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError
-from simplear_rl.files import is_hub_id
-from simplear_rl.inputs import require_same_tokenizer
+from simplear_rl.files import is_hub_id, is_there
+from simplear_rl.inputs import is_made, require_same_tokenizer
 from simplear_rl.plan import memory
+from simplear_rl.plan.hours import print_hours
 from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
 from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
 from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
+
+# What to change where an actor of GRPO does not fit.
+KEYS = {
+    "learner.actors": "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
+    "learner.zero_stage",
+    "rollout.engine.actors": "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
+    "reward.actors": "reward.models.batch_size, or set reward.models.dtype",
+    "reference": "learner.micro_batch or rollout.samples_per_prompt",
+    "evaluation.scorer": "the size of its model (evaluation.detector, evaluation.judge)",
+}
 
 
 @dataclass(frozen=True)
@@ -41,13 +54,13 @@ class Role:
     keys: str  # what to change where it does not fit
 
 
-def plan_supervised(config: SupervisedConfig) -> None:
-    """Print the plan of pretraining or SFT. Raises UserError if something does not fit."""
+def plan_supervised(config: SupervisedConfig) -> list[Path]:
+    """Print the plan of pretraining or SFT; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     data, learner = config.data, config.learner
-    if config.start.exists():
+    if is_there(config.start):
         layout = read_layout(config.start)
-        _check_tokenizer(config, [TokenShards(folder, layout) for folder in data.folders if folder.exists()])
+        _check_tokenizer(config, [TokenShards(folder, layout) for folder in data.folders if is_there(folder)])
     needed = memory.supervised_memory(decoder, learner, data.micro_batch, data.max_prompt_tokens)
     keys = "data.micro_batch, data.max_prompt_tokens, or set learner.activation_checkpointing and learner.zero_stage"
     images = data.batch_size
@@ -57,43 +70,26 @@ def plan_supervised(config: SupervisedConfig) -> None:
         f"{images * decoder.tokens:,} visual tokens and up to {images * data.max_prompt_tokens:,} of prompts,",
         f"         in {config.passes} x {data.micro_batch} images on each of {learner.actors.count} ranks",
     ]
-    _report(config, lines, {"learner.actors": Role(learner.actors, needed, keys)})
+    return _report(config, decoder, lines, {"learner.actors": Role(learner.actors, needed, keys)})
 
 
-def plan_grpo(config: GrpoConfig) -> None:
-    """Print the plan of GRPO. Raises UserError if something does not fit."""
+def plan_grpo(config: GrpoConfig) -> list[Path]:
+    """Print the plan of GRPO; returns what is missing. Raises UserError if something does not fit."""
     decoder, policy = _policy(config)
     rollout, learner, engine = config.rollout, config.learner, config.rollout.engine
-    if config.start.exists() and config.prompts.exists():
+    if is_there(config.start) and is_there(config.prompts):
         read_prompts(config.prompts, read_encoder(config.start, engine.max_prompt_tokens))
-    if config.start.exists():
+    if is_there(config.start):
         _check_tokenizer(config)
     evaluation = config.evaluation
-    if evaluation and all(path.exists() or is_hub_id(path) for path in (config.start, *evaluation.files)):
+    if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config)
-    guided = rollout.guidance_scale != 1
-    images_of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
-    prompt, images = engine.max_prompt_tokens, rollout.prompts_per_step * rollout.samples_per_prompt
+    guided, prompt = rollout.guidance_scale != 1, engine.max_prompt_tokens
+    images = rollout.prompts_per_step * rollout.samples_per_prompt
     at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
     scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
-    rewards, unknown = memory.reward_memory(config.reward.models)
-    needed = {
-        "learner.actors": (
-            memory.grpo_memory(decoder, learner, *images_of_pass, config.algorithm.entropy_bonus > 0),
-            "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
-            "learner.zero_stage",
-        ),
-        "rollout.engine.actors": (
-            memory.engine_memory(decoder, engine),
-            "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
-        ),
-        "reward.actors": (rewards, "reward.models.batch_size, or set reward.models.dtype"),
-        "reference": (
-            memory.reference_memory(decoder, learner.dtype, *images_of_pass),
-            "learner.micro_batch or rollout.samples_per_prompt",
-        ),
-        "evaluation.scorer": (scorer, "the size of its model (evaluation.detector, evaluation.judge)"),
-    }
+    unknown = memory.reward_memory(config.reward.models)[1]
+    needed = memory.grpo_roles(config, decoder) | {"evaluation.scorer": scorer}
     lines = [
         policy,
         f"steps    {config.steps:,} of {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} = {images} "
@@ -106,11 +102,12 @@ def plan_grpo(config: GrpoConfig) -> None:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
-    _report(config, lines, {role: Role(actors, *needed[role]) for role, actors in config.roles.items()})
+    roles = {role: Role(actors, needed[role], KEYS[role]) for role, actors in config.roles.items()}
+    return _report(config, decoder, lines, roles)
 
 
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
-    if config.tokenizer.exists():
+    if is_there(config.tokenizer):
         require_same_tokenizer(config.tokenizer, [config.start], shards, config.accept_tokenizer)
 
 
@@ -124,8 +121,8 @@ def _in_words(evaluation: EvaluationConfig) -> str:
 
 def _policy(config: StageConfig) -> tuple[Decoder, str]:
     """The policy's sizes, and a line that says where they are from."""
-    if config.start.exists():
-        layout = read_layout(config.start, config.tokenizer if config.tokenizer.exists() else None)
+    if is_there(config.start):
+        layout = read_layout(config.start, config.tokenizer if is_there(config.tokenizer) else None)
         decoder = Decoder.of(AutoConfig.from_pretrained(config.start), layout.codebook_size, layout.tokens)
         source = f"{config.start}"
     elif config.plan:
@@ -166,8 +163,13 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
     return [Node(os.cpu_count() or 1, gpus, smallest)], "this machine"
 
 
-def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict[str, Role]) -> None:
-    """Print everything. Raises UserError if an actor has no place, or the actors of a GPU not enough memory."""
+def _report(
+    config: SupervisedConfig | GrpoConfig, decoder: Decoder, lines: list[str], roles: dict[str, Role]
+) -> list[Path]:
+    """Print everything; returns the inputs that are missing.
+
+    Raises UserError if an actor has no place, or the actors of a GPU not enough memory.
+    """
     nodes, source = _hardware(config)
     print(*lines, sep="\n")
     for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():
@@ -182,12 +184,18 @@ def _report(config: SupervisedConfig | GrpoConfig, lines: list[str], roles: dict
     print("memory of each actor, GiB")
     for role, part in roles.items():
         print(f"  {role}: {_sum(part)}")
+    print_hours(config, decoder, places, nodes)
+    missing = []
     for path in config.inputs:
         if is_hub_id(path):
             print(f"fetched  {path} from the Hugging Face Hub, when the run starts")
-        elif not path.exists():
+        elif not is_there(path) and is_made(config, path):
+            print(f"made     {path} by the embedded world, when the run starts")
+        elif not is_there(path):
             print(f"missing: {path}")
+            missing.append(path)
     _check_memory(places, nodes, roles)
+    return missing
 
 
 def _sum(part: Role) -> str:

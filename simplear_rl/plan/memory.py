@@ -8,18 +8,31 @@ took 9.2 and 14.8 GiB where the plan, without `process`, said 10.7 and 18.2 (doc
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from simplear_rl.config.benchmarks import BenchmarkConfig
 from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
 from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
 from simplear_rl.policy.sizes import BYTES, Decoder
 from simplear_rl.rollout.capacity import GIB, engine_cache
 from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
 
 Memory = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sizes of a CLIP; all but the parameters are those of its image tower."""
+
+    parameters: int
+    tokens: int  # of one image
+    width: int
+    layers: int
+
 
 # Share of a GPU's memory that a plan may fill: the allocator fragments, and drivers keep a part.
 USABLE = 0.9
@@ -40,8 +53,13 @@ PREFILL = 16_384  # tokens of one prefill step of vLLM
 DRAWING = 40
 # Cosmos: its two networks in bfloat16, and its feature maps per pixel of a pass. Allowances, not derived.
 COSMOS_WEIGHTS, COSMOS_PER_PIXEL = 0.5 * GIB, 1024
-# Parameters of reward networks, and tokens times width of one image's features.
-CLIP = {"ViT-H-14": (986_109_441, 257 * 1280)}
+
+# Reward networks of open_clip.
+CLIP = {
+    "ViT-B-32": Clip(151_277_313, 50, 768, 12),
+    "ViT-L-14": Clip(427_616_513, 257, 1024, 24),
+    "ViT-H-14": Clip(986_109_441, 257, 1280, 32),
+}
 # Parameters of the models that judge a benchmark's images by default.
 SCORERS = {
     "facebook/mask2former-swin-small-coco-instance": 68_741_083,
@@ -156,11 +174,25 @@ def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
 def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str]]:
     """A reward actor: visual tokenizer and reward networks, and the names of those whose size is not known."""
     known = [model for model in models if isinstance(model, ImageTextRewardConfig) and model.model in CLIP]
-    passes = [BYTES[m.dtype] * m.batch_size * 12 * CLIP[m.model][1] for m in known]  # one layer's MLP and attention
-    memory = {model.name: float(BYTES[model.dtype] * CLIP[model.model][0]) for model in known} | {
+    clips = [(model, CLIP[model.model]) for model in known]
+    # One layer's MLP and attention.
+    passes = [BYTES[model.dtype] * model.batch_size * 12 * clip.tokens * clip.width for model, clip in clips]
+    memory = {model.name: float(BYTES[model.dtype] * clip.parameters) for model, clip in clips} | {
         "features": float(max(passes, default=0)),
     }
     return memory | tokenizer_memory(), [model.name for model in models if model not in known]
+
+
+def grpo_roles(config: GrpoConfig, decoder: Decoder) -> dict[str, Memory]:
+    """An actor of each role of GRPO, by configuration key, evaluations aside."""
+    engine, guided = config.rollout.engine, config.rollout.guidance_scale != 1
+    of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
+    return {
+        "learner.actors": grpo_memory(decoder, config.learner, *of_pass, config.algorithm.entropy_bonus > 0),
+        "rollout.engine.actors": engine_memory(decoder, engine),
+        "reward.actors": reward_memory(config.reward.models)[0],
+        "reference": reference_memory(decoder, config.learner.dtype, *of_pass) if config.algorithm.kl.beta else {},
+    }
 
 
 def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from simplear_rl.errors import UserError
-from simplear_rl.files import new_folder, require_writable, resolve
+from simplear_rl.files import is_there, new_folder, require_writable, resolve
 from simplear_rl.policy.model import save_policy
 from simplear_rl.policy.prompt_prefixes import DEFAULT_PREFIX
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, read_layout, read_tokenizer
@@ -77,7 +77,7 @@ def convert(
             `source` has no safetensors, is no Qwen2 model with a tied head (the message names the tensors), has
             another codebook or other special tokens.
     """
-    if output.exists():
+    if is_there(output):
         raise UserError(f"{output}: exists already; a policy is written to a new folder")
     require_writable(output.parent, "--output")
     if resolution < 1 or resolution % geometry.patch:

@@ -8,6 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from simplear_rl.config.generate import GenerateConfig
 from simplear_rl.errors import UserError
+from simplear_rl.files import writing_to
 from simplear_rl.policy.rollouts import Prompt
 
 PNG_END = b"IEND\xaeB`\x82"
@@ -21,11 +22,9 @@ class ImageFiles:
         self.config = config
 
     def make_folder(self) -> None:
-        """Make the folder that they are in. Raises UserError if the storage refuses."""
-        try:
+        """Make the folder that they are in. Raises UserError, see `writing_to`."""
+        with writing_to(self.config.output):
             self.config.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.config.output}: cannot be made: {error.strerror}") from error
 
     def of(self, prompt: Prompt) -> list[Path]:
         """A prompt's files."""
@@ -53,14 +52,15 @@ class ImageFiles:
         return True
 
     def write(self, prompt: Prompt, images_GHW3: np.ndarray) -> None:
-        """Write a prompt's images; each file appears only when it is complete."""
+        """Write a prompt's images; each file appears only when it is complete. Raises UserError, see `writing_to`."""
         entries = PngInfo()
         for name, value in self._about(prompt).items():
             entries.add_text(name, value)
         for file, image in zip(self.of(prompt), images_GHW3, strict=True):
             partial = file.with_suffix(".partial")
-            Image.fromarray(image).save(partial, "PNG", pnginfo=entries)
-            partial.rename(file)
+            with writing_to(file):
+                Image.fromarray(image).save(partial, "PNG", pnginfo=entries)
+                partial.rename(file)
 
     def small(self, prompt: Prompt, side: int) -> np.ndarray:
         """A prompt's images for a contact sheet, uint8 [G, H, W, 3], of at most `side` pixels."""

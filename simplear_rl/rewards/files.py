@@ -1,40 +1,52 @@
-"""Local files of reward models, looked at before any actor starts."""
+"""Files of the models that reward or score GRPO's samples, looked at before any actor starts."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from simplear_rl.benchmarks.geneval_metadata import read_entries
-from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
+from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.rewards import (
+    HPSV2_REPOSITORY,
+    HPSV2_WEIGHTS,
+    ClipRewardConfig,
+    GenEvalRewardConfig,
+    HpsV2RewardConfig,
+    RewardConfig,
+    RewardModelConfig,
+)
+from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import require_weights
+from simplear_rl.files import require_from_hub
 from simplear_rl.shapes.world import metadata
+from simplear_rl.vision.files import require_clip, require_detector, require_judge, require_network
 
 
-def check_files(config: RewardConfig, prompts: Sequence[str]) -> None:
-    """Raise UserError if a local file of a reward model is missing or damaged, as far as that shows without loading.
+def model_checks(config: GrpoConfig) -> list[Callable[[], None]]:
+    """Checks of the reward models and of what judges evaluations, see `require`: whether each is there and whole."""
+    checks = [partial(_check_model, model) for model in config.reward.models]
+    return [*checks, *([partial(require_judge, config.evaluation)] if config.evaluation else [])]
 
-    Or if GenEval's metadata has no entry for one of the prompts.
-    """
+
+def check_entries(config: RewardConfig, prompts: Sequence[str]) -> None:
+    """Raise UserError if GenEval's metadata has no entry for one of the prompts."""
     for model in config.models:
         if isinstance(model, GenEvalRewardConfig):
             require_entries(read_requirements(model), model, prompts)
-        else:
-            for path in model.files:
-                _check_network(path)
 
 
-def _check_network(path: Path) -> None:
-    if path.is_dir():
-        settings = path / "open_clip_config.json"
-        try:
-            json.loads(settings.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{settings}: expected the configuration of an open_clip model: {error}") from error
-        if not any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
-            require_weights(path)
-    elif not path.stat().st_size:
-        raise UserError(f"{path}: empty, expected the weights of a reward model")
+def _check_model(model: RewardModelConfig) -> None:
+    match model:
+        case ClipRewardConfig():
+            require_clip("clip reward", model.model, model.weights)
+        case HpsV2RewardConfig():
+            require_network("hpsv2 reward", model.model)
+            if model.weights in HPSV2_WEIGHTS:
+                require_from_hub(HPSV2_REPOSITORY, HPSV2_WEIGHTS[model.weights])
+            elif os.path.exists(model.weights) and not os.path.getsize(model.weights):
+                raise UserError(f"{model.weights}: empty, expected the weights of a reward model")
+        case GenEvalRewardConfig() if model.metadata:
+            require_detector(model.detector or DetectorConfig())
 
 
 def read_requirements(config: GenEvalRewardConfig) -> dict[str, dict]:

@@ -7,12 +7,10 @@ import open_clip
 import torch
 from huggingface_hub import hf_hub_download
 
-from simplear_rl.config.rewards import HPSV2_WEIGHTS
+from simplear_rl.config.rewards import HPSV2_REPOSITORY, HPSV2_WEIGHTS
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.vision.clip import PRECISION
-
-REPOSITORY = "xswu/HPSv2"
 
 
 class HpsV2Reward(ClipReward):
@@ -41,9 +39,9 @@ class HpsV2Reward(ClipReward):
 def _fetch(version: str) -> str:
     """File of a published version, from the Hugging Face cache or hub."""
     try:
-        return hf_hub_download(REPOSITORY, HPSV2_WEIGHTS[version])
+        return hf_hub_download(HPSV2_REPOSITORY, HPSV2_WEIGHTS[version])
     except OSError as error:
         raise UserError(
-            f"{HPSV2_WEIGHTS[version]} is not in the Hugging Face cache and cannot be fetched from {REPOSITORY}; "
+            f"{HPSV2_WEIGHTS[version]} is not in the Hugging Face cache and cannot be fetched from {HPSV2_REPOSITORY}; "
             f"the path of the file may stand as `weights` instead: {error}"
         ) from error

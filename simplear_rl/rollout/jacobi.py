@@ -107,6 +107,9 @@ def sample_codes_jacobi(
     Passes per image on a trained policy (T 64, window 16, guidance 3, 288 images): 21.1; drawing later drafts anew
     from p: 22.0; leaving them as they are: 35.4. Entering drafts from the last position's p: 21.4; uniform: 26.2.
 
+    Not done: proactive drafting (SJD-PAC, arXiv 2603.18599), several drafts for the first position, each with a row of
+    its own. See docs/decisions.md.
+
     Args:
         model: the policy.
         prompts: prompt ids, of any lengths.

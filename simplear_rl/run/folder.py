@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from simplear_rl.config.stages import GrpoConfig, StageConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import require_writable, sync, write_text
+from simplear_rl.files import require_writable, sync, write_text, writing_to
 from simplear_rl.run.checkpoints import (
     begin_checkpoint,
     checkpoints,
@@ -186,8 +186,9 @@ class Run:
         best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
         if best and best.metric not in names:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
+        file = self.folder / "metrics.jsonl"
+        with writing_to(file), file.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps({"step": step} | metrics) + "\n")
         if self.wandb:
             with self._wandb_may_be_gone():
                 self.wandb.log(metrics, step=step)

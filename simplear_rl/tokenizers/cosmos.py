@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -49,7 +50,7 @@ def read_geometry(source: Path) -> TokenizerGeometry:
     """
     folder = resolve(source, FILES)
     for name in "encoder.jit", "decoder.jit":
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise UserError(
                 f"{folder / name}: not found; a visual tokenizer is a folder with encoder.jit and decoder.jit"
             )

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from simplear_rl.config.benchmarks import JUDGES
 from simplear_rl.errors import UserError
 from simplear_rl.files import resolve
+from simplear_rl.vision.files import NEEDS_MODELSCOPE
 
 JUDGES_DIFFER = "Scores from different judges do not compare; DPG-Bench's published scores are mPLUG-large's."
 DEFAULT_MODEL, MPLUG_MODEL = JUDGES["transformers"], JUDGES["mplug"]
@@ -134,10 +135,7 @@ class MplugJudge:
             from modelscope.pipelines import pipeline
             from modelscope.utils.constant import Tasks
         except ImportError as error:
-            raise UserError(
-                f"judge {model} needs ModelScope with its multi-modal requirements, best in an environment of its own: "
-                f"pip install 'modelscope[multi-modal]' ({error})"
-            ) from error
+            raise UserError(f"judge {model} {NEEDS_MODELSCOPE} ({error})") from error
         self.name = model
         self.pipeline = pipeline(Tasks.visual_question_answering, model=model, device=device)
 

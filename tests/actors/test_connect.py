@@ -1,6 +1,7 @@
 """Clusters that cannot be joined or started, each of which is one message, and what starts although little is there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_actors_start_from_a_path_with_spaces_without_a_home(tmp_path):
     values = environment(RAY_ADDRESS="local", HOME=None, RAY_USAGE_STATS_ENABLED="0")
     done = subprocess.run([python, "-c", STAGE], env=values, capture_output=True, text=True)
     assert f"actor: {python}" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_actors_start_for_a_nameless_user_on_a_host_that_does_not_resolve(tmp_path):
+    tmp_path.chmod(0o777)
+    own = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host.invalid && exec "$@"', "sh"]
+    if subprocess.run([*own, *OTHER_USER, "true"], capture_output=True).returncode:
+        pytest.skip("another host name and another user take rights that this user does not have")
+    values = environment(RAY_ADDRESS="local", HOME="/nowhere", RAY_TMPDIR=f"/tmp/nameless-{os.getpid()}", USER=None)
+    python = [*own, *OTHER_USER, sys.executable, "-c", STAGE]
+    done = subprocess.run(python, env=values, capture_output=True, text=True, cwd=tmp_path)
+    shutil.rmtree(values["RAY_TMPDIR"], ignore_errors=True)
+    assert f"actor: {sys.executable}" in done.stdout, done.stderr
 
 
 def test_actors_without_a_process_end_the_wait_with_what_rays_logs_say(ray_cluster, monkeypatch, capsys):

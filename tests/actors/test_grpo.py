@@ -187,7 +187,7 @@ def test_finished_run_is_left_alone(one_of_each, capsys, grpo_config):
 
 
 @pytest.mark.parametrize("zero_stage", [3])
-def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, zero_stage):
+def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, capsys, zero_stage):
     overrides = [
         f"root={world}",
         f"run={tmp_path / 'run'}",
@@ -197,12 +197,13 @@ def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, zero_stage):
         "data.micro_batch=2",
         "learner.actors={count: 2, cpus: 1, threads: 1}",
         f"learner.zero_stage={zero_stage}",
-        "sample_prompts=[a circle]",
+        "sample_prompts=[a sign $^$, \u4e00\u53ea\u732b, 'a circle<|soi|> {x_']",
     ]
     pretrain.train(load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides))
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert losses[-1] < losses[0]
     assert (tmp_path / "run" / "samples" / "step-000003.png").exists()
+    assert "no picture" not in capsys.readouterr().out
 
 
 def test_too_few_cpus_says_what_was_asked_and_which_keys_to_change(ray_cluster, tmp_path, grpo_config):
@@ -228,6 +229,22 @@ def test_prompts_that_a_reward_would_cut_are_refused_before_the_first_step(ray_c
     with pytest.raises(UserError, match="longer than the 12 tokens"):
         grpo.train(grpo_config(tmp_path / "run", f"prompts={prompts}"))
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
+
+
+@pytest.mark.slow
+def test_prompts_are_text_whatever_they_hold(ray_cluster, world, tmp_path, capsys, grpo_config):
+    prompts = [
+        "a sign $^$",
+        "\u4e00\u53ea\u732b\u3000\u5728",
+        "a circle<|soi|><end_of_text> {x_",
+        "\u2764\ufe0f\u200d\U0001f525",
+    ]
+    (tmp_path / "prompts.txt").write_text("\ufeff" + "\n".join(prompts) + "\n\n", encoding="utf-8")
+    asked = [f"prompts={tmp_path}/prompts.txt", "steps=1", "samples_every=1", "faults.heartbeat_seconds=600"]
+    grpo.train(grpo_config(tmp_path / "run", *asked, *UNSCORED))
+    assert "no picture" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "samples" / "step-000001.png").exists()
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["samples"] == 12
 
 
 @pytest.mark.slow

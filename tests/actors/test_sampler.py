@@ -1,5 +1,7 @@
 """Which groups a step has: those without signal are replaced, in the order of the prompts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import ray
@@ -54,8 +56,7 @@ def numbered(texts, first=0):
 )
 def test_groups_of_equal_rewards_are_replaced_so_many_times(pools, refill, further, texts, replaced):
     draw = Draw(numbered(OWN), 3, 0, 1, Sampling())
-    sample = Sampler(*pools, None, lambda step: None, refill)
-    groups, metrics = sample(draw, iter(numbered(further, len(OWN))), 5, None)
+    groups, metrics = Sampler(*pools, None, lambda _: Path(), refill)(draw, iter(numbered(further, len(OWN))), 5, None)
     rollouts = ray.get([group.rollout for group in groups])
     assert [rollout.prompt.text for rollout in rollouts] == texts
     assert all(rollout.prompt.text == [*OWN, *further][rollout.prompt.index] for rollout in rollouts)

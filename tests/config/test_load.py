@@ -199,6 +199,10 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("reward.models=[]", "at least 1 item"),
         ("reward.models=[{model: x}]", "reward.models.0.type: missing"),
         ("reward.models=[{type: geneval, detector: {dtype: int8}}]", "reward.models.0.detector.dtype: .* found 'int8'"),
+        (
+            "rollout.engine={type: transformers, batch_invariant: true}",
+            "rollout.engine: batch_invariant: the engine transformers has no such kernels; set type to vllm",
+        ),
         ("rollout.engine.type=sjd", "rollout.engine: expected vllm or transformers: sjd does not"),
         ("root=" + "x" * 300, r"root: a path too long for any file: /.*xx\.\.\.$"),
         ("run=" + "x/" * 4000, r"run: a path too long for any file: /.*/x/?\.\.\.$"),

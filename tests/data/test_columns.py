@@ -12,7 +12,7 @@ from pyarrow import parquet
 from simplear_rl.data.columns import Columns
 from simplear_rl.data.images import to_square
 from simplear_rl.data.listing import find_files
-from simplear_rl.data.readers import records
+from simplear_rl.data.readers import records, texts_beside
 from simplear_rl.data.sources import divide, most_samples, read_batches
 from simplear_rl.data.trial import try_first
 from simplear_rl.errors import UserError
@@ -251,6 +251,7 @@ def test_images_with_texts_beside_them_are_listed_where_a_text_is_missing(tmp_pa
     assert bad["3.jpg"] == "no caption" and bad["2.jpg"].startswith("json: not JSON")
     (tmp_path / "3.alt").write_text("three")
     assert read(tmp_path, caption="alt")[0] == {".:3.jpg": ("three", None)}
+    assert list(texts_beside(tmp_path / "3.jpg", Columns(caption="x" * 300, short_caption="alt"))) == ["alt"]
 
 
 def test_parquet_with_paths(tmp_path):

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from simplear_rl.data.images import BadSampleError, to_square
 from simplear_rl.data.metadata import PNG_START, without_metadata
@@ -60,6 +60,12 @@ ODD_PNG = {
     "an empty rendering intent": png_with(chunk(b"sRGB", b"")),
     "short EXIF": png_with(chunk(b"eXIf", b"II")),
     "EXIF with a wrong checksum": png_with(chunk(b"eXIf", exif(TURNED), checksum=1)),
+    "provenance with a wrong checksum": png_with(chunk(b"caBX", b"x" * 40, checksum=1)),
+    "a private chunk behind the pixels with a wrong checksum": png_with(chunk(b"prVt", b"x", checksum=1), late=True),
+    "bytes behind the end": PNG + b"x" * 300,
+    "no end": PNG[:-12],
+    "half an end": PNG[:-7],
+    "no end, and odd metadata": png_with(chunk(b"zTXt", b"Comment\0\0" + LONG_TEXT))[:-12],
 }
 
 
@@ -78,12 +84,33 @@ ODD_JPEG = {
     "EXIF of another kind": jpeg_with(segment(0xE1, b"Exif\0\0" + b"\xff" * 40)),
     "odd XMP": jpeg_with(segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0tiff:Orientation="\xff')),
     "an empty comment": jpeg_with(segment(0xFE, b"")),
+    "provenance": jpeg_with(segment(0xEB, b"JP\0\x01" + b"\xff" * 40)),
+    "a short JFIF segment": jpeg_with(segment(0xE0, b"JFIF\0")),
+    "a short Adobe segment": jpeg_with(segment(0xEE, b"Adobe")),
+    "bytes behind the end": JPEG + b"x" * 300,
+    "a preview behind the end": JPEG + encoded(picture(2, 60, 40), "JPEG"),
+    "no end": JPEG[:-2],
+    "another resolution": encoded(PICTURE, "JPEG", dpi=(0, 72)),
+}
+COLOURS = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+ODD_OF_ANY = {
+    "a profile of another space": {"icc_profile": COLOURS},
+    "a profile that is none": {"icc_profile": b"\xff" * 600},
+    "EXIF that is none": {"exif": b"Exif\0\0\xff\xff"},
 }
 
 
 @pytest.mark.parametrize("oddity", ODD_JPEG)
 def test_odd_jpeg_metadata_leaves_the_pixels(oddity):
     assert np.array_equal(to_square(ODD_JPEG[oddity], 32), to_square(JPEG, 32))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("oddity", ODD_OF_ANY)
+def test_profiles_and_exif_leave_the_pixels(form, oddity):
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(PICTURE, form, **lossless, **ODD_OF_ANY[oddity])
+    assert np.array_equal(to_square(data, 32), to_square(MARKED[form], 32))
 
 
 NOT_A_NUMBER = struct.pack("<f", float("nan"))
@@ -178,3 +205,5 @@ def test_versions_without_metadata_keep_the_colours():
     assert [len(with_profile) - len(version) for version in versions] == [21, 57]
     assert versions[1] == cmyk
     assert list(without_metadata(cmyk)) == list(without_metadata(PNG)) == list(without_metadata(b"GIF89a")) == []
+    adobe = encoded(Image.new("CMYK", (40, 40), (9, 99, 199, 50)), "JPEG")
+    assert b"Adobe" in adobe and list(without_metadata(adobe)) == []  # what says how colours are coded stays

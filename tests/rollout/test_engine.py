@@ -12,6 +12,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.rollout.engine import build_engine
 from simplear_rl.rollout.transformers_engine import sample_codes
 from simplear_rl.rollout.vllm_engine import VllmEngine
 from simplear_rl.weights.snapshot import Weights, checksum
@@ -158,3 +159,8 @@ def test_bad_prompts_are_refused_before_anything_is_drawn(engine, text, message)
     with pytest.raises(UserError, match=message):
         list(engine.generate(Draw([*PROMPTS, Prompt(5, text)], 2, 0, 0, PLAIN)))
     assert len(list(engine.generate(Draw(PROMPTS[:2], 2, 0, 0, PLAIN)))) == 2
+
+
+def test_kernels_for_gpus_are_refused_on_a_cpu(policy, engine_config):
+    with pytest.raises(UserError, match="batch_invariant: vLLM has such kernels for GPUs alone"):
+        build_engine(policy, engine_config.model_copy(update={"batch_invariant": True}))

@@ -51,6 +51,15 @@ def test_continues_after_the_last_checkpoint_without_repeating_rows(config):
     assert finished(config)
 
 
+def test_a_disk_that_refuses_metrics_is_named(config):
+    message = "metrics.jsonl: cannot be written: No space left on device"
+    with pytest.raises(UserError, match=message), Run("pretrain", config) as run:
+        for step in run.steps():
+            (run.folder / "metrics.jsonl").unlink()
+            (run.folder / "metrics.jsonl").symlink_to("/dev/full")
+            run.log(step, {"loss": 1.0}, show=("loss",))
+
+
 def test_keeps_the_newest_checkpoints_and_links_the_last(config):
     work(config, until=99)
     assert [path.name for path in checkpoints(config.run)] == ["step-000004", "step-000006"]

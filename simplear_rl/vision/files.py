@@ -1,0 +1,98 @@
+"""Looks for the models that judge images before any actor starts, as far as that is told without loading them.
+
+A folder that is not there at all is none of its faults: it is among the `files` or `models` of the configuration.
+"""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import open_clip
+
+from simplear_rl.config.benchmarks import BenchmarkConfig, DetectorConfig
+from simplear_rl.errors import UserError, all_faults
+from simplear_rl.files import is_hub_id, require_from_hub, require_weights
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # of a model of Transformers
+BRING_WEIGHTS = ("local-dir:", "hf-hub:")
+CLIP_SETTINGS = "open_clip_config.json"
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+NEEDS_MODELSCOPE = (
+    "needs ModelScope with its multi-modal requirements, best in an environment of its own: "
+    "pip install 'modelscope[multi-modal]'"
+)
+
+
+def require_judge(config: BenchmarkConfig) -> None:
+    """Raise UserError unless what judges the images of a benchmark is there."""
+    if config.benchmark == "geneval":
+        require_detector(config.detector)
+    elif config.benchmark == "dpg" and config.judge.type == "mplug":
+        if find_spec("modelscope") is None:
+            raise UserError(f"judge {config.judge.name} {NEEDS_MODELSCOPE}")
+    elif config.benchmark == "dpg":
+        _require_model("judge", Path(config.judge.name))
+
+
+def require_detector(config: DetectorConfig) -> None:
+    """Raise UserError unless the models of GenEval's detector are there."""
+    all_faults(
+        lambda: _require_model("detector", config.model),
+        lambda: require_clip("detector.clip", config.clip, config.clip_weights),
+    )
+
+
+def require_clip(what: str, model: str, weights: str | None) -> None:
+    """Raise UserError unless a model of open_clip is there. `what` it is; `model` and `weights`: see `load_clip`."""
+    require_network(what, model)
+    if not model.startswith(BRING_WEIGHTS) and not os.path.isfile(weights or ""):
+        _require_tag(what, model, weights or "")
+
+
+def require_network(what: str, model: str) -> None:
+    """Raise UserError unless open_clip finds a network that is called `model`."""
+    kind, _, place = model.partition(":")
+    if kind == "local-dir":
+        _require_clip_folder(Path(place))
+    elif kind == "hf-hub":
+        require_from_hub(place, CLIP_SETTINGS)
+        require_from_hub(place, *CLIP_WEIGHTS)
+    elif model.replace("/", "-") not in open_clip.list_models():
+        raise UserError(f"{what} {model}: open_clip knows no such model, see open_clip.list_models()")
+
+
+def _require_tag(what: str, model: str, tag: str) -> None:
+    """Raise UserError unless open_clip knows weights of that name, and they are there."""
+    network = model.replace("/", "-")
+    if not open_clip.is_pretrained_cfg(network, tag):
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(network)) or "none"
+        raise UserError(f"{what} {model}: weights {tag!r} are neither a file nor known to open_clip; it knows {known}")
+    repository, _, file = open_clip.get_pretrained_cfg(network, tag).get("hf_hub", "").rpartition("/")
+    if repository and file:
+        require_from_hub(repository, str(Path(file).with_suffix(".safetensors")), file)
+    elif repository:
+        require_from_hub(repository, *CLIP_WEIGHTS)
+
+
+def _require_clip_folder(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        return
+    settings = folder / CLIP_SETTINGS
+    try:
+        json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{settings}: expected the configuration of an open_clip model: {error}") from error
+    if not any(folder.glob("*.bin")) or any(folder.glob("*.safetensors")):
+        require_weights(folder)
+
+
+def _require_model(what: str, model: Path) -> None:
+    """Raise UserError unless a model of Transformers is in its folder, or in the cache or on the Hub."""
+    if is_hub_id(model):
+        require_from_hub(str(model), "config.json")
+        require_from_hub(str(model), *WEIGHTS)
+    elif os.path.exists(model):
+        if not (model / "config.json").is_file():
+            raise UserError(f"{what} {model}: no config.json there; expected the folder of a model")
+        require_weights(model)
