@@ -169,15 +169,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def often_equal(world: Path) -> list[str]:
     """Overrides of GRPO on `world` after which the rewards of about every second group are all equal.
 
-    Images of an untrained policy meet half of what a count asks: not too many. Beside 65,536 float32 keeps a CLIP score
-    in steps of 1/128.
+    Images of an untrained policy meet half of what a count asks: not too many. Beside 131,072 float32 keeps a CLIP
+    score in steps of 1/64.
     """
     prompts = world / "counts.txt"
     shapes = "circles", "squares", "triangles", "crosses"
     lines = [f"{number} {shape}" for number in ("two", "three", "four") for shape in shapes]
     prompts.write_text("\n".join(lines), encoding="utf-8")
     clip = f"{{type: clip, model: 'local-dir:{world / 'clip'}'}}"
-    return [f"prompts={prompts}", f"reward.models=[{clip}, {{type: geneval, credit: partial, weight: 131072}}]"]
+    return [f"prompts={prompts}", f"reward.models=[{clip}, {{type: geneval, credit: partial, weight: 262144}}]"]
 
 
 @pytest.fixture(scope="session")
