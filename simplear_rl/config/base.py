@@ -31,7 +31,7 @@ def absolute(path: Path) -> Path:
 Location = Annotated[Path, AfterValidator(absolute)]
 LocationOrHubId = Annotated[Path, AfterValidator(lambda path: path if is_hub_id(path) else absolute(path))]
 PromptText = Annotated[str, AfterValidator(tidy_prompt)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

@@ -138,7 +138,7 @@ def test_geneval_as_a_reward_needs_metadata_outside_the_miniature_world(tmp_path
         load_config(GrpoConfig, GRPO, [*values, "world=null"])
     values[1] = "reward.models=[{type: geneval, metadata: '${root}/m.jsonl', detector: {dtype: float16}}]"
     config = load_config(GrpoConfig, GRPO, [*values, "world=null"])
-    assert config.reward.files == [tmp_path / "m.jsonl"]
+    assert config.reward.files == [tmp_path / "m.jsonl", Path("facebook/mask2former-swin-small-coco-instance")]
     # A run's config.yaml, where every key stands, is a configuration again.
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(GrpoConfig, tmp_path / "config.yaml") == config
@@ -204,6 +204,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
             "rollout.engine: batch_invariant: the engine transformers has no such kernels; set type to vllm",
         ),
         ("rollout.engine.type=sjd", "rollout.engine: expected vllm or transformers: sjd does not"),
+        ("steps=99999999999999999999999", "steps: .* less than 2147483648"),
         ("root=" + "x" * 300, r"root: a path too long for any file: /.*xx\.\.\.$"),
         ("run=" + "x/" * 4000, r"run: a path too long for any file: /.*/x/?\.\.\.$"),
         ("tokenizer=" + "x" * 300, "tokenizer: a path too long for any file"),
