@@ -142,6 +142,7 @@ def _bundle(config: ActorsConfig) -> dict[str, float]:
 
 def check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> None:
     """Raise UserError, naming the keys to change, if the roles ask for more CPUs or GPUs than there are."""
+    faults = []
     for resource, key in ("CPU", "cpus"), ("GPU", "gpus"):
         asked = {role: config.count * getattr(config, key) for role, config in roles.items()}
         if sum(asked.values()) > available.get(resource, 0):
@@ -149,7 +150,9 @@ def check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> N
                 f"{role} {config.count} x {getattr(config, key):g}" for role, config in roles.items() if asked[role]
             )
             keys = ", ".join(f"{role}.count and {role}.{key}" for role in roles if asked[role])
-            raise UserError(
+            faults.append(
                 f"the actors ask for {sum(asked.values()):g} {resource}s ({shares}), the cluster has "
                 f"{available.get(resource, 0):g}: lower {keys}, or add nodes"
             )
+    if faults:
+        raise UserError("\n".join(faults))
