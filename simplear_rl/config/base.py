@@ -28,10 +28,17 @@ def absolute(path: Path) -> Path:
     return path
 
 
+def countable(number: int) -> int:
+    """The number. Raises ValueError if nothing can be counted so far."""
+    if number >= 2**31:
+        raise ValueError(f"expected a number less than {2**31}")
+    return number
+
+
 Location = Annotated[Path, AfterValidator(absolute)]
 LocationOrHubId = Annotated[Path, AfterValidator(lambda path: path if is_hub_id(path) else absolute(path))]
 PromptText = Annotated[str, AfterValidator(tidy_prompt)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
+Count = Annotated[int, Field(ge=1), AfterValidator(countable)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

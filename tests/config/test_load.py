@@ -204,7 +204,7 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
             "rollout.engine: batch_invariant: the engine transformers has no such kernels; set type to vllm",
         ),
         ("rollout.engine.type=sjd", "rollout.engine: expected vllm or transformers: sjd does not"),
-        ("steps=99999999999999999999999", "steps: .* less than 2147483648"),
+        ("steps=99999999999999999999999", "steps: .*less than 2147483648"),
         ("root=" + "x" * 300, r"root: a path too long for any file: /.*xx\.\.\.$"),
         ("run=" + "x/" * 4000, r"run: a path too long for any file: /.*/x/?\.\.\.$"),
         ("tokenizer=" + "x" * 300, "tokenizer: a path too long for any file"),
