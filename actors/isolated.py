@@ -81,8 +81,8 @@ class IsolatedReward(WholeText):
 
 def build_reward(config: RewardModelConfig, device: str) -> RewardModel:
     """The reward model of a configuration, in this process or in one of its own. Raises UserError."""
-    from simplear_rl.rewards.scorer import build_reward
+    from simplear_rl.rewards import scorer  # it loads open_clip, which the drivers do without
 
     if isinstance(config, PythonRewardConfig) and config.pip:
         return IsolatedReward(config, device)
-    return build_reward(config, device)
+    return scorer.build_reward(config, device)

@@ -14,7 +14,7 @@ from actors.connection import connect, require_workers
 from actors.pool import Pool
 from actors.supervision import Heartbeat, lost_actor
 from simplear_rl.config.base import ActorsConfig, FaultsConfig, PoolConfig
-from simplear_rl.errors import ActorLostError, UserError
+from simplear_rl.errors import ActorLostError, UserError, all_faults
 
 
 def cluster_nodes() -> list[tuple[float, int]]:
@@ -142,17 +142,17 @@ def _bundle(config: ActorsConfig) -> dict[str, float]:
 
 def check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> None:
     """Raise UserError, naming the keys to change, if the roles ask for more CPUs or GPUs than there are."""
-    faults = []
-    for resource, key in ("CPU", "cpus"), ("GPU", "gpus"):
+
+    def check(resource: str, key: str) -> None:
         asked = {role: config.count * getattr(config, key) for role, config in roles.items()}
         if sum(asked.values()) > available.get(resource, 0):
             shares = ", ".join(
                 f"{role} {config.count} x {getattr(config, key):g}" for role, config in roles.items() if asked[role]
             )
             keys = ", ".join(f"{role}.count and {role}.{key}" for role in roles if asked[role])
-            faults.append(
+            raise UserError(
                 f"the actors ask for {sum(asked.values()):g} {resource}s ({shares}), the cluster has "
                 f"{available.get(resource, 0):g}: lower {keys}, or add nodes"
             )
-    if faults:
-        raise UserError("\n".join(faults))
+
+    all_faults(partial(check, "CPU", "cpus"), partial(check, "GPU", "gpus"))

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
 
 
@@ -19,6 +18,6 @@ def group_advantages(rewards_G: torch.Tensor, normalize: Literal["std", "mean"])
     return centred_G / (rewards_G.std() + 1e-4) if normalize == "std" else centred_G
 
 
-def no_signal(rewards_G: torch.Tensor | np.ndarray) -> bool:
+def no_signal(rewards_G: torch.Tensor) -> bool:
     """Whether the rewards of a group are all equal."""
     return bool((rewards_G == rewards_G[0]).all())

@@ -70,13 +70,19 @@ class Benchmark(Protocol):
         """Of a row: whether all is well, the verdict in a word, what is missing, and what was found where."""
 
 
-def read_image(file: Path) -> np.ndarray:
-    """Pixels uint8 [H, W, 3] of an RGB image file. Raises UserError."""
+def open_image(file: Path) -> Image.Image:
+    """An image file, read whole. Raises UserError."""
     try:
         with Image.open(file) as image:
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{file}: not a readable image: {error}") from error
+    return image
+
+
+def read_image(file: Path) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] of an RGB image file. Raises UserError."""
+    image = open_image(file)
     if image.mode != "RGB":
         raise UserError(f"{file}: expected an RGB image, found mode {image.mode}")
     return np.asarray(image)

@@ -34,6 +34,10 @@ class PromptRow:
     columns: dict[str, Any] = field(default_factory=dict)  # all but the prompt and the weight; None where it lacks one
     weight: float = 1.0  # how often it is drawn, in proportion to the others
 
+    def prompt(self, index: int) -> Prompt:
+        """The row as prompt `index` of a step."""
+        return Prompt(index, self.text, self.columns)
+
 
 Entry = Mapping[str, Any] | ValueError  # what a line holds, by column, or what is wrong with it
 
@@ -223,11 +227,11 @@ def prompts_of_step(prompts: list[PromptRow], step: int, per_step: int, seed: in
     """The prompts of training step `step` (from 1)."""
     weights = [row.weight for row in prompts]
     items = items_of_step(step - 1, per_step, weights, seed)
-    return [Prompt(i, prompts[item].text, prompts[item].columns) for i, item in enumerate(items)]
+    return [prompts[item].prompt(i) for i, item in enumerate(items)]
 
 
 def further_prompts(prompts: list[PromptRow], draw: Draw) -> Iterator[Prompt]:
     """The prompts that refill the groups of a step: all but its own, each once; they are counted on from those."""
     weights = [row.weight for row in prompts]
     for i, item in enumerate(other_items(draw.step - 1, len(draw.prompts), weights, draw.seed)):
-        yield Prompt(len(draw.prompts) + i, prompts[item].text, prompts[item].columns)
+        yield prompts[item].prompt(len(draw.prompts) + i)

@@ -171,9 +171,14 @@ def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
     }
 
 
+def known_rewards(models: Sequence[RewardModelConfig]) -> list[ImageTextRewardConfig]:
+    """The rewards whose networks are in the table."""
+    return [model for model in models if isinstance(model, ImageTextRewardConfig) and model.model in CLIP]
+
+
 def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str]]:
     """A reward actor: visual tokenizer and reward networks, and the names of those whose size is not known."""
-    known = [model for model in models if isinstance(model, ImageTextRewardConfig) and model.model in CLIP]
+    known = known_rewards(models)
     clips = [(model, CLIP[model.model]) for model in known]
     # One layer's MLP and attention.
     passes = [BYTES[model.dtype] * model.batch_size * 12 * clip.tokens * clip.width for model, clip in clips]

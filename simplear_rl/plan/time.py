@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
-from simplear_rl.plan import work
+from simplear_rl.plan import memory, work
 from simplear_rl.plan.speed import Speed
 from simplear_rl.policy.sizes import BYTES, Decoder
 from simplear_rl.rollout.capacity import images_at_once
@@ -80,7 +80,7 @@ def grpo_step(config: GrpoConfig, decoder: Decoder, speeds: Speeds, crowding: Cr
     if config.world != "shapes":
         pictures = work.picturing(PIXELS * decoder.tokens * samples) * (groups * crowd(REWARD))
         phases["pictures"] = speed.parts("pictures", pictures, "bfloat16" if speed.gpu else "float32")
-    for model in work.known(config.reward.models):
+    for model in memory.known_rewards(config.reward.models):
         scored = work.featuring(model, samples) * (groups * crowd(REWARD))
         phases["reward"] = _added(phases.get("reward", {}), speed.parts("reward", scored, model.dtype))
 

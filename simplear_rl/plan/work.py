@@ -5,11 +5,10 @@ Operations are counted as in PaLM's appendix B (arXiv 2204.02311): a token of a 
 layers are recomputed).
 """
 
-from collections.abc import Sequence
 from math import ceil
 
 from simplear_rl.config.learner import AlgorithmConfig, LearnerConfig
-from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
+from simplear_rl.config.rewards import ImageTextRewardConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.plan.memory import CLIP, DRAWING, layer_activations
 from simplear_rl.plan.speed import Speed, Work
@@ -114,11 +113,6 @@ def featuring(model: ImageTextRewardConfig, images: int) -> Work:
         bytes=TOUCHES * tokens * kept + times * weights * e,
         flops=tokens * (2 * weights + attention),
     )
-
-
-def known(models: Sequence[RewardModelConfig]) -> list[ImageTextRewardConfig]:
-    """The rewards whose networks are in the table."""
-    return [model for model in models if isinstance(model, ImageTextRewardConfig) and model.model in CLIP]
 
 
 def picturing(pixels: float) -> Work:

@@ -71,10 +71,14 @@ class Scores:
     error: str | None = None  # why the group is left out
 
     @property
+    def learned(self) -> np.ndarray:
+        """What the policy learns from, [G]."""
+        return self.total if self.normalised is None else self.normalised
+
+    @property
     def has_signal(self) -> bool:
         """Whether the policy can learn from the group: it is not left out, and its rewards are not all equal."""
-        learned = self.total if self.normalised is None else self.normalised
-        return self.error is None and bool((learned != learned[0]).any())
+        return self.error is None and bool((self.learned != self.learned[0]).any())
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -31,9 +32,7 @@ from simplear_rl.rewards.reward import (
     UnscoredError,
     WholeText,
     as_scores,
-    blank_images,
-    by_name,
-    unscored,
+    try_on_blank_images,
 )
 
 log = logging.getLogger(__name__)
@@ -68,15 +67,10 @@ class HttpReward(WholeText):
 
         Raises UserError, see `score`; an image that cannot be scored is no fault with `on_error: skip_group`.
         """
-        columns = list(columns) or [{} for _ in texts]
-        body = self._body(blank_images(2), (texts * 2)[:2], (columns * 2)[:2])
+        columns = columns or [{} for _ in texts]
         for address in self.config.addresses:
-            try:
-                if fault := unscored(by_name(self._ask([address], body, 2))):
-                    raise UnscoredError(f"{self.about}: {address}: of two black images {fault}")
-            except UnscoredError:
-                if not self.config.skips:
-                    raise
+            about = f"{self.about}: {address}"
+            try_on_blank_images(partial(self._ask, [address]), about, self.config.skips, texts, columns)
         return []
 
     def score(
@@ -89,14 +83,14 @@ class HttpReward(WholeText):
             UserError: no server gave an answer as it should be, however often it was asked; names all of them and what
                 was wrong with the last answer. Or one refused the request.
         """
-        columns = list(columns) or [{} for _ in texts]
+        columns = columns or [{} for _ in texts]
         parts: list[Any] = []
         for start in range(0, len(images), self.config.batch_size):
             part = slice(start, start + self.config.batch_size)
             self.turn += 1
             first = self.turn % len(self.config.addresses)
             in_turn = self.config.addresses[first:] + self.config.addresses[:first]
-            parts.append(self._ask(in_turn, self._body(images[part], texts[part], columns[part]), len(images[part])))
+            parts.append(self._ask(in_turn, images[part], texts[part], columns[part]))
         if not isinstance(parts[0], Mapping):
             return np.concatenate(parts)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -117,16 +111,18 @@ class HttpReward(WholeText):
         Image.fromarray(image).save(file, self.config.image_format, **quality)
         return base64.b64encode(file.getvalue()).decode()
 
-    def _ask(self, addresses: list[str], body: bytes, number: int) -> np.ndarray | dict[str, np.ndarray]:
+    def _ask(
+        self, addresses: list[str], images: np.ndarray, texts: list[str], columns: Columns
+    ) -> np.ndarray | dict[str, np.ndarray]:
         """The scores of one request, from the first of the addresses that gives them."""
-        config = self.config
+        config, body = self.config, self._body(images, texts, columns)
         retry = urllib3.Retry(
             config.retries, backoff_factor=config.backoff_seconds / 2, backoff_max=LONGEST_WAIT, allowed_methods=None
         )
         for i in range(config.retries + 1):
             address = addresses[i % len(addresses)]
             try:
-                return self._answer(address, body, number)
+                return self._answer(address, body, len(images))
             except (HTTPError, ValueError) as error:
                 if isinstance(error, UserError):
                     raise

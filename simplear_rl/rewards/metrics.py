@@ -20,7 +20,7 @@ def learned_rewards(scores: Sequence[Scores]) -> list[np.ndarray]:
     scored = [group for group in scores if group.error is None]
     if scores and not scored:
         raise UserError(f"no group of the step could be scored, all {len(scores)} are left out: {scores[0].error}")
-    learned = [group.total if group.normalised is None else group.normalised for group in scored]
+    learned = [group.learned for group in scored]
     if scored and scored[0].normalised is not None:
         learned = batch_normalised(learned)
     values = iter(learned)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simplear_rl.benchmarks.benchmark import open_image
 from simplear_rl.config.score import ScoreConfig
 from simplear_rl.data.columns import IMAGE_ENDINGS
 from simplear_rl.data.order import Piece
@@ -31,11 +32,7 @@ class Source:
 
     def pixels(self) -> np.ndarray:
         """uint8 [H, W, 3]. Raises UserError if the file is no image."""
-        try:
-            with Image.open(self.file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{self.file}: not a readable image: {error}") from error
+        return np.asarray(open_image(self.file).convert("RGB"))
 
 
 def find_sources(config: ScoreConfig) -> list[Source]:
@@ -81,7 +78,7 @@ def _prompt_of(file: Path) -> str:
     try:
         with Image.open(file) as image:
             return image.info["prompt"]
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, Image.DecompressionBombError):
         raise ValueError("not a readable image") from None
     except KeyError:
         raise ValueError(

@@ -40,9 +40,7 @@ from simplear_rl.rewards.reward import (
     UnscoredError,
     WholeText,
     as_scores,
-    blank_images,
-    by_name,
-    unscored,
+    try_on_blank_images,
 )
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -163,15 +161,9 @@ class PythonReward(UserCode, WholeText):
             UserError: it asks for a column that is not there, or does not return what it should; an image that cannot
                 be scored is no fault with `on_error: skip_group`.
         """
-        columns = list(columns) or [{} for _ in texts]
+        columns = columns or [{} for _ in texts]
         self.check_columns(columns)
-        try:
-            scores = self.score(blank_images(2), (texts * 2)[:2], (columns * 2)[:2])
-            if fault := unscored(by_name(scores)):
-                raise UnscoredError(f"{self.about}: of two black images {fault}")
-        except UnscoredError:
-            if not self.config.skips:
-                raise
+        try_on_blank_images(self.score, self.about, self.config.skips, texts, columns)
         return []
 
     def score(

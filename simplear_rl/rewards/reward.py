@@ -1,7 +1,7 @@
 """What a reward model must offer, and the scores of those that the user brings."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,26 @@ class UnscoredError(UserError):
 def blank_images(number: int) -> np.ndarray:
     """What a reward is tried on before a run begins: black, uint8 [number, 256, 256, 3]."""
     return np.zeros((number, 256, 256, 3), np.uint8)
+
+
+def try_on_blank_images(
+    score: Callable[[np.ndarray, list[str], Columns], np.ndarray | Mapping[str, np.ndarray]],
+    about: str,
+    skips: bool,
+    texts: list[str],
+    columns: Columns,
+) -> None:
+    """Let `score` give two black images scores for the first two texts, and their columns.
+
+    Raises UnscoredError, as `score` does, if it cannot, unless it `skips` such images.
+    """
+    two = slice(0, 2)
+    try:
+        if fault := unscored(by_name(score(blank_images(2), (texts * 2)[two], ([*columns] * 2)[two]))):
+            raise UnscoredError(f"{about}: of two black images {fault}")
+    except UnscoredError:
+        if not skips:
+            raise
 
 
 def as_scores(answer: Any, number: int) -> np.ndarray | dict[str, np.ndarray]:

@@ -10,10 +10,11 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from simplear_rl.config.rewards import PythonRewardConfig, RewardConfig
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, all_faults
 from simplear_rl.rewards.python import PythonReward, UserCode
 
 if TYPE_CHECKING:  # it brings Transformers, which the process of a function does without
@@ -28,20 +29,16 @@ def try_functions(config: RewardConfig, rows: Sequence["PromptRow"]) -> None:
     One whose file is not there is passed over: whoever needs it says so. `rows` are those of the prompts file; none: it
     is not there yet, and functions that ask for columns are not called.
     """
-    faults = [
-        fault
-        for model in config.models
-        if isinstance(model, PythonRewardConfig)
-        and not model.pip
-        and all(file.exists() for file in model.files)
-        and (fault := _try(model, rows))
-    ]
-    if faults:
-        raise UserError("\n".join(faults))
+    all_faults(
+        *(
+            partial(_try, model, rows)
+            for model in config.models
+            if isinstance(model, PythonRewardConfig) and not model.pip and all(file.exists() for file in model.files)
+        )
+    )
 
 
-def _try(config: PythonRewardConfig, rows: Sequence["PromptRow"]) -> str:
-    """What is wrong with it, if anything."""
+def _try(config: PythonRewardConfig, rows: Sequence["PromptRow"]) -> None:
     about = f"reward {config.name} ({config.function})"
     texts, columns = [row.text for row in rows[:2]], [row.columns for row in rows[:2]]
     request = pickle.dumps((sys.path, config, texts, columns))
@@ -50,11 +47,12 @@ def _try(config: PythonRewardConfig, rows: Sequence["PromptRow"]) -> str:
             [sys.executable, "-m", __name__], input=request, stdout=subprocess.PIPE, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"{about}: did not score two black images within {SECONDS} s"
+        raise UserError(f"{about}: did not score two black images within {SECONDS} s") from None
     if done.returncode:
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        return f"{about}: its process ended with {ended} when it was to score two black images"
-    return done.stdout.decode()
+        raise UserError(f"{about}: its process ended with {ended} when it was to score two black images")
+    if done.stdout:
+        raise UserError(done.stdout.decode())
 
 
 def main() -> None:

@@ -15,6 +15,21 @@ from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
 
 
+def two_cross(encode, codes: torch.Tensor, scale: float) -> Rollout:
+    """Images with these codes [G, T], as if they had been drawn at temperature 0.7."""
+    return Rollout(
+        prompt=Prompt(0, "two cross"),
+        prompt_ids=encode("two cross"),
+        unconditional_ids=encode.null if scale != 1 else None,
+        codes=codes.numpy().astype(np.uint16),
+        log_probs=np.zeros(codes.shape, np.float32),
+        sampling=Sampling(temperature=0.7, guidance_scale=scale),
+        weight_version=0,
+        seed=0,
+        step=1,
+    )
+
+
 def test_folder_is_loaded_by_plain_transformers(policy):
     model, encode = load_policy(policy)
     plain = AutoModelForCausalLM.from_pretrained(policy)
@@ -37,17 +52,7 @@ def test_log_probs_are_those_of_the_full_logits_restricted_to_visual_ids(policy,
     unconditional = full_logits(model, encode.null, codes, layout)
     logits = (unconditional + scale * (conditional - unconditional)) / 0.7
     expected = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
-    rollout = Rollout(
-        prompt=Prompt(0, "two cross"),
-        prompt_ids=encode("two cross"),
-        unconditional_ids=encode.null if scale != 1 else None,
-        codes=codes.numpy().astype(np.uint16),
-        log_probs=np.zeros((3, 16), np.float32),
-        sampling=Sampling(temperature=0.7, guidance_scale=scale),
-        weight_version=0,
-        seed=0,
-        step=1,
-    )
+    rollout = two_cross(encode, codes, scale)
     torch.testing.assert_close(rollout_log_probs(model, rollout, layout), expected)
 
 
@@ -152,17 +157,7 @@ def test_entropy_is_that_of_the_tempered_and_guided_distribution(policy, monkeyp
     expected = torch.distributions.Categorical(logits=logits).entropy()
     (gradient,) = torch.autograd.grad(expected.sum(), weight)
     monkeypatch.setattr(log_probs, "LOGITS_PER_CHUNK", logits_per_chunk)
-    rollout = Rollout(
-        prompt=Prompt(0, "two cross"),
-        prompt_ids=encode("two cross"),
-        unconditional_ids=encode.null if scale != 1 else None,
-        codes=codes.numpy().astype(np.uint16),
-        log_probs=np.zeros((2, 16), np.float32),
-        sampling=Sampling(temperature=0.7, guidance_scale=scale),
-        weight_version=0,
-        seed=0,
-        step=1,
-    )
+    rollout = two_cross(encode, codes, scale)
     _, found = rollout_log_probs_and_entropy(model, rollout, layout, entropy_gradient=True)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], gradient, atol=1e-5, rtol=1e-4)
