@@ -31,6 +31,10 @@ class LearnerActor(Monitored, WeightMember):
     def __init__(self, name: str, rank: int):
         super().__init__(name, ("train", "broadcast", "sample", "save"))
         self.rank = rank
+        # Here, and not for the arguments of `start`: while Ray reads those, the actor owes its heartbeat.
+        from simplear_rl.learning.learner import Learner
+
+        self.build = Learner
 
     def rendezvous(self) -> str:
         """An address on this actor's node where the ranks of a group meet, of which this actor becomes rank 0."""
@@ -49,10 +53,8 @@ class LearnerActor(Monitored, WeightMember):
         tokenizer: str | None,
     ) -> None:
         """Load the policy and join the other ranks."""
-        from simplear_rl.learning.learner import Learner
-
         self.ranks = config.actors.count
-        self.learner = Learner(
+        self.learner = self.build(
             config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run, tokenizer
         )
         self.objective = objective(self.learner)
