@@ -45,7 +45,7 @@ def draw_and_judge(
     prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
     draw = Draw(prompts, config.images_per_prompt, config.seed, STEP, sampling)
-    drawn = stream(engines, draw, version, weights)
+    drawn = stream(engines, draw, config.engine.max_concurrent, version, weights)
     free = cycle(scorers)
     pending: list[ray.ObjectRef] = []
     for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt", leave=None):

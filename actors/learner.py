@@ -93,10 +93,14 @@ class LearnerActor(Monitored, WeightMember):
         with self.phase("sample", self.learner.step, images=len(captions) * images):
             return self.learner.sample(captions, images, seed)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, behind: Weights | None) -> None:
         """Copy this rank's part of a checkpoint to host memory."""
         with self.phase("save", self.learner.step, images=0):
-            self.write = self.learner.save(folder)
+            self.write = self.learner.save(folder, behind)
+
+    def read_weights(self, folder: Path, version: int) -> Weights:
+        """The weights of a policy folder in a checkpoint."""
+        return self.learner.read_weights(folder, version)
 
     @ray.method(concurrency_group="checkpoint")
     def write_saved(self) -> None:
@@ -158,10 +162,17 @@ class LearnerGroup:
         """Draw `images` per caption from the current weights; codes [captions, images, T]."""
         return self._all("sample", captions, images, seed)[0]
 
-    def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread."""
-        self._all("save", folder)
+    def save(self, folder: Path, behind: ray.ObjectRef | None = None) -> Callable[[], None]:
+        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread.
+
+        `behind`: Weights that rank 0 adds, see Learner.save.
+        """
+        _together([actor.save.remote(folder, None if i else behind) for i, actor in enumerate(self.ranks)])
         return self._write_saved
+
+    def read_weights(self, folder: Path, version: int) -> ray.ObjectRef:
+        """Reference to the Weights of a policy folder in a checkpoint, see Learner.read_weights."""
+        return self.ranks[0].read_weights.remote(folder, version)
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""

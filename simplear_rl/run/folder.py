@@ -58,7 +58,8 @@ class Run:
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`; with
-                         `learner.ema` also `ema`, the average as a policy folder
+                         `learner.ema` also `ema`, the average as a policy folder, and with `rollout.ahead` `behind`,
+                         the policy before the last step
     final                link to the last step's model, once the run is finished (a copy, where there are no links)
     wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
@@ -87,7 +88,7 @@ class Run:
         self._say_missing_rows()
         require_same_learner(self.before, config)
         require_replaceable(self.folder, self.last_checkpoint)
-        require_space(self.folder, config.start)
+        require_space(config)
 
     @property
     def policies(self) -> list[Path]:
@@ -220,7 +221,7 @@ class Run:
             UserError: the disk is full or cannot be written to; the checkpoints before are untouched.
         """
         self._settle()
-        require_space(self.folder, self.config.start)
+        require_space(self.config)
         folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
         self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
 
@@ -233,7 +234,7 @@ class Run:
         if self.saved == self.config.steps:
             set_final(self.folder, folder)
         else:
-            require_space(self.folder, self.config.start)  # now, while little would be lost
+            require_space(self.config)  # now, while little would be lost
 
     def _settle(self, wait: bool = True) -> None:
         """Wait for the checkpoint under way, unless told not to, and raise the error that it ended with."""
