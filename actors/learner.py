@@ -98,10 +98,6 @@ class LearnerActor(Monitored, WeightMember):
         with self.phase("save", self.learner.step, images=0):
             self.write = self.learner.save(folder, behind)
 
-    def read_weights(self, folder: Path, version: int) -> Weights:
-        """The weights of a policy folder in a checkpoint."""
-        return self.learner.read_weights(folder, version)
-
     @ray.method(concurrency_group="checkpoint")
     def write_saved(self) -> None:
         """Write the copy, while this rank does other things."""
@@ -169,10 +165,6 @@ class LearnerGroup:
         """
         _together([actor.save.remote(folder, None if i else behind) for i, actor in enumerate(self.ranks)])
         return self._write_saved
-
-    def read_weights(self, folder: Path, version: int) -> ray.ObjectRef:
-        """Reference to the Weights of a policy folder in a checkpoint, see Learner.read_weights."""
-        return self.ranks[0].read_weights.remote(folder, version)
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""

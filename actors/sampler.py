@@ -47,7 +47,12 @@ class Sampler:
         self.contexts, self.refill = contexts, refill
 
     def draw(
-        self, draw: Draw, further: Iterator[Prompt], frozen: Path, version: int, weights: Callable[[], ray.ObjectRef]
+        self,
+        draw: Draw,
+        further: Iterator[Prompt],
+        frozen: Path,
+        version: int,
+        weights: Callable[[], ray.ObjectRef] | None = None,
     ) -> tuple[list[Drawn], dict[str, float]]:
         """The groups, in the order of the prompts, how long it took to draw them, and how many were replaced.
 
@@ -80,7 +85,9 @@ class Sampler:
         parts = zip([group.rollout for group in drawn], rewards, log_probs, strict=True)
         return [Group(*part) for part in parts], {"scoring_seconds": monotonic() - start}
 
-    def _groups(self, draw: Draw, frozen: Path, version: int, weights: Callable[[], ray.ObjectRef]) -> list[Drawn]:
+    def _groups(
+        self, draw: Draw, frozen: Path, version: int, weights: Callable[[], ray.ObjectRef] | None
+    ) -> list[Drawn]:
         drawn: dict[int, Drawn] = {}
         for index, rollout in stream(self.engines, draw, self.contexts, version, weights):
             comparing = self.references.call("log_probs", rollout, frozen) if self.references else None

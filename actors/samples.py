@@ -15,6 +15,7 @@ from simplear_rl.data.prompts import PromptRow, further_prompts, prompts_of_step
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.run.checkpoints import BEHIND, step_of
+from simplear_rl.weights.snapshot import read_weights
 
 
 class Samples:
@@ -59,7 +60,8 @@ class Samples:
             self.learner.load(checkpoint)
             if self.ahead and (checkpoint / BEHIND).exists():
                 step = step_of(checkpoint)
-                self.held = self.learner.read_weights(checkpoint / BEHIND, step - 1)
+                read = ray.remote(num_cpus=0)(read_weights).remote
+                self.held = read(checkpoint / BEHIND, step - 1, self.config.learner.dtype)
                 self.version = int(self.broadcast.restore(self.held)["weight_version"])
                 self.next = self._start(step + 1)
         self.renew()

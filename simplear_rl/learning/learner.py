@@ -112,8 +112,7 @@ class Learner:
             rank=rank,
             world_size=ranks,
         )
-        self.dtype = getattr(torch, config.dtype)
-        model, self.encode = load_policy(start, self.dtype)
+        model, self.encode = load_policy(start, getattr(torch, config.dtype))
         self.layout = ImageLayout.of(model.config)
         if tokenizer:
             model.config.image_tokenizer = tokenizer
@@ -292,12 +291,6 @@ class Learner:
                 save_policy(folder / name, self.model, self.encode.tokenizer, tensors)
 
         return write
-
-    def read_weights(self, folder: Path, version: int) -> Weights:
-        """The weights of a policy folder in a checkpoint."""
-        policy = load_policy(folder, self.dtype)[0]
-        tensors = {name: parameter.detach() for name, parameter in policy.named_parameters()}
-        return Weights(version, tensors, checksum(tensors.items()))
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that was written so, with the learning rate and so on of the configuration.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import wandb
@@ -165,6 +166,7 @@ class Run:
             self.stopping = True
 
         self._begin()
+        self.logged = monotonic()  # when the step before was recorded
         before = signal.signal(signal.SIGTERM, stop)
         try:
             with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
@@ -183,7 +185,12 @@ class Run:
             sys.exit(128 + signal.SIGTERM)
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
-        """Record the metrics of a finished step; `show` names those that the progress bar displays."""
+        """Record the metrics of a finished step; `show` names those that the progress bar displays.
+
+        `step_seconds` is the time since the step before was recorded, with its checkpoint and what else followed it.
+        """
+        metrics = metrics | {"step_seconds": monotonic() - self.logged}
+        self.logged = monotonic()
         best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
         if best and best.metric not in names:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
