@@ -187,8 +187,8 @@ def test_finished_run_is_left_alone(one_of_each, capsys, grpo_config):
     assert (one_of_each / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("zero_stage", [3])
-def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, capsys, zero_stage):
+@pytest.mark.slow
+def test_pretraining_on_two_ranks_with_zero_3(ray_cluster, world, tmp_path, capsys):
     overrides = [
         f"root={world}",
         f"run={tmp_path / 'run'}",
@@ -197,7 +197,7 @@ def test_pretraining_on_two_ranks(ray_cluster, world, tmp_path, capsys, zero_sta
         "data.batch_size=8",
         "data.micro_batch=2",
         "learner.actors={count: 2, cpus: 1, threads: 1}",
-        f"learner.zero_stage={zero_stage}",
+        "learner.zero_stage=3",
         "sample_prompts=[a sign $^$, \u4e00\u53ea\u732b, 'a circle<|soi|> {x_']",
     ]
     pretrain.train(load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides))

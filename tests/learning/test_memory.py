@@ -28,7 +28,7 @@ def states(policy, config, rank=0, rendezvous=None):
 
 @pytest.mark.parametrize(
     ("stage", "dtype", "ranks"),
-    [(0, "float32", 1), (1, "bfloat16", 2), pytest.param(3, "bfloat16", 2, marks=pytest.mark.slow)],
+    [(0, "float32", 1), *(pytest.param(stage, "bfloat16", 2, marks=pytest.mark.slow) for stage in (1, 3))],
 )
 def test_a_rank_holds_what_the_plan_says(policy, run, run_two_ranks, stage, dtype, ranks):
     """Up to 2 %, since DeepSpeed pads the parts of small tensors."""
