@@ -146,7 +146,7 @@ CASES = [
         "grpo",
         None,
         ["learner.micro_batch=3"],
-        r"learner.micro_batch \(3\) must divide rollout.samples_per_prompt \(8\), or be a multiple",
+        r"learner.micro_batch \(3\) must divide .*samples_per_prompt \(8\)",
     ),
     ("sft", None, ["learner.micro_batch=1"], "learner.micro_batch is for GRPO: set data.micro_batch"),
     ("grpo", None, ["algorithm.minibatches=3"], r"algorithm.minibatches \(3\) must divide the 2 prompts"),
