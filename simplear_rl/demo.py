@@ -24,7 +24,8 @@ from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate
 from simplear_rl.inputs import require
-from simplear_rl.report.html import summary, write_report
+from simplear_rl.report.evaluations import table
+from simplear_rl.report.page import write_report
 from simplear_rl.run.checkpoints import checkpoints
 from simplear_rl.run.lock import clear, locked
 
@@ -62,8 +63,7 @@ def demo(config: DemoConfig) -> None:
         _evaluate(policy, output.with_name(f"{stage}-guided"), [*overrides, f"guidance_scale={GUIDANCE_SCALE}"])
     for checkpoint in checkpoints(last.run)[:-1]:  # the way to the last, for the curve of scores
         _evaluate(checkpoint / "model", config.root / "evaluation" / f"grpo-{checkpoint.name}", overrides)
-    report = write_report(config.root, list(STAGES), GUIDANCE_SCALE)
-    print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
+    print(f"\n{table(config.root, list(STAGES))}\n\nreport: {write_report([config.root])}")
 
 
 def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:

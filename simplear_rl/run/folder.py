@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import wandb
@@ -30,6 +31,7 @@ from simplear_rl.run.checkpoints import (
     require_storage,
     step_of,
 )
+from simplear_rl.run.events import kept, note
 from simplear_rl.run.final import remove_copy, require_replaceable, set_final
 from simplear_rl.run.history import read_config, read_metrics, require_same_learner
 
@@ -63,9 +65,11 @@ class Run:
     wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
     evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
+    events.jsonl         starts, lost actors and warnings, see run/events.py
     failed-step-N/       what a step was refused for, if one was
 
-    `sometimes` names metrics that not every step logs.
+    `sometimes` names metrics that not every step logs. What is in `after_step` is called with every step once the
+    driver has done all that belongs to it.
 
     Raises:
         UserError: there is no room for a checkpoint, a file of the folder is damaged, or the learner's settings exclude
@@ -78,11 +82,14 @@ class Run:
         self.samples = self.folder / "samples"
         self.last_checkpoint = newest_intact(self.folder)
         self.step = self.saved = step_of(self.last_checkpoint) if self.last_checkpoint else 0
-        self.stopping = False
+        self.stopping, self.logged = False, monotonic()
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.wandb: Any = None
-        self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
+        rows = read_metrics(self.folder / "metrics.jsonl")
+        self.rows = [row for row in rows if row["step"] <= self.step]
+        self.again = [row["step"] for row in rows if row["step"] > self.step]
+        self.events, self.after_step = kept(self.folder, lambda: self.step), list[Callable[[int], object]]()
         self.before = read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
         self._say_missing_rows()
         require_same_learner(self.before, config)
@@ -106,6 +113,7 @@ class Run:
         return folder
 
     def __enter__(self) -> "Run":
+        self.events.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -117,6 +125,7 @@ class Run:
                 raise
             print(f"{self.folder}: the last checkpoint was not finished: {failure}", flush=True)
         finally:
+            self.events.__exit__(None, None, None)
             self._end_wandb()
 
     def _begin_wandb(self, values: dict[str, Any]) -> Any:
@@ -174,6 +183,8 @@ class Run:
                         break
                     yield self.step + 1
                     self.bar.update()
+                    for follow in self.after_step:
+                        follow(self.step)
                 self._settle()
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -182,10 +193,15 @@ class Run:
             sys.exit(128 + signal.SIGTERM)
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
-        """Record the metrics of a finished step; `show` names those that the progress bar displays."""
+        """Record the metrics of a finished step; `show` names those that the progress bar displays.
+
+        `step_seconds` is added: the time since the step before was recorded, or the first one began.
+        """
         best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
         if best and best.metric not in names:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
+        metrics = metrics | {"step_seconds": monotonic() - self.logged}
+        self.logged = monotonic()
         file = self.folder / "metrics.jsonl"
         with writing_to(file), file.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps({"step": step} | metrics) + "\n")
@@ -254,6 +270,9 @@ class Run:
                 shutil.rmtree(evaluation)
         self._write_config(values)
         self._write_metrics()
+        again = f"; steps {self.again[0]} to {self.again[-1]} are done again" if self.again else ""
+        note(f"continued after step {self.step}{again}" if self.last_checkpoint or again else "started")
+        self.logged = monotonic()
         self.wandb = self._begin_wandb(values)
 
     def _say_missing_rows(self) -> None:
