@@ -17,7 +17,7 @@ class Scores:
     """Several evaluations: their names, a table of scores with intervals, data of a chart, and pictures."""
 
     names: list[str]
-    table: dict[str, list[tuple[float, tuple[float, float]] | None]]  # by score, of each evaluation
+    table: dict[str, list[tuple[float, tuple[float, float] | None] | None]]  # by score, of each evaluation
     data: dict[str, Any]
     pictures: dict[str, list[tuple[str, bool | None] | None]]  # by prompt: image, and whether it is correct
     shown: list[str]  # evaluations that the pictures are of
@@ -32,8 +32,8 @@ def scores_of(evaluations: Sequence[Evaluated], runs: Sequence[str]) -> Scores:
 
     ordered = sorted(evaluations, key=order)
     names = list(dict.fromkeys(name for evaluation in ordered for name in evaluation.scores))
-    table: dict[str, list[tuple[float, tuple[float, float]] | None]] = {
-        name: [(e.scores[name], e.intervals.get(name, (math.nan,) * 2)) if name in e.scores else None for e in ordered]
+    table: dict[str, list[tuple[float, tuple[float, float] | None] | None]] = {
+        name: [(e.scores[name], e.intervals.get(name)) if name in e.scores else None for e in ordered]
         for name in names
     }
     shown = [evaluation for evaluation in ordered if evaluation.name in runs] or ordered[:4]

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
+from simplear_rl.benchmarks.geneval2 import REWARD_IS_METRIC
 from simplear_rl.files import write_text
 from simplear_rl.report.evaluations import gains, scores_of
 from simplear_rl.report.pictures import GRID_WIDTH, SMALL, inline, inline_file
@@ -169,7 +169,8 @@ def _duration(seconds: float) -> str:
 
 def _warnings(runs: Sequence[RunRead]) -> list[str]:
     found = [f"{run.name}: {warning}" for run in runs if (warning := narrowed(run.rows))]
-    return found + [f"{run.name}: {REWARD_IS_METRIC}" for run in runs if "geneval" in _rewards(run)]
+    types = [(run.name, kind) for run in runs for kind in _rewards(run)]
+    return found + [f"{name}: {REWARD_IS_METRIC[kind]}" for name, kind in types if kind in REWARD_IS_METRIC]
 
 
 def _rewards(run: RunRead) -> list[str]:
