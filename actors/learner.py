@@ -138,10 +138,13 @@ class LearnerGroup:
         self._all("start", rendezvous, config, start, steps, micro_batches, run, objective, tokenizer)
 
     def step(self, step: int, groups: Sequence[Group] = ()) -> dict[str, float]:
-        """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
+        """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn.
+
+        `update_seconds` is without `validation_seconds`, if the step has some.
+        """
         start = monotonic()
-        shares = [actor.step.remote(step, groups) for actor in self.ranks]
-        return combined(_together(shares)) | {"update_seconds": monotonic() - start}
+        metrics = combined(_together([actor.step.remote(step, groups) for actor in self.ranks]))
+        return metrics | {"update_seconds": monotonic() - start - metrics.get("validation_seconds", 0)}
 
     def weights(self) -> ray.ObjectRef:
         """Reference to the current Weights, held in the object store.

@@ -41,7 +41,7 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
     shards = [TokenShards(folder, layout) for folder in config.data.folders]  # refuses what the footers give away
-    run = Run(name, config)
+    run = Run(name, config, config.data.validation.names if config.data.validation else ())
     identity = require_same_tokenizer(config.tokenizer, run.policies, shards, config.accept_tokenizer)
     with Stage(name, config.roles, config.faults) as stage, reporting(run), run:
         objective = partial(Supervised, config=config.data, seed=config.seed)

@@ -33,8 +33,7 @@ def scores_of(evaluations: Sequence[Evaluated], runs: Sequence[str]) -> Scores:
     ordered = sorted(evaluations, key=order)
     names = list(dict.fromkeys(name for evaluation in ordered for name in evaluation.scores))
     table: dict[str, list[tuple[float, tuple[float, float] | None] | None]] = {
-        name: [(e.scores[name], e.intervals.get(name)) if name in e.scores else None for e in ordered]
-        for name in names
+        name: [(e.scores[name], e.intervals.get(name)) if name in e.scores else None for e in ordered] for name in names
     }
     shown = [evaluation for evaluation in ordered if evaluation.name in runs] or ordered[:4]
     data = {"names": names, "series": [{"name": e.name, "scores": e.scores, "intervals": e.intervals} for e in ordered]}

@@ -45,7 +45,8 @@ def test_a_collapsed_policy_is_found_where_the_score_stays(tmp_path, detector_co
     _, _, varied = evaluate(tmp_path / "varied", detector_config.clip, different=True)
     config, benchmark, collapsed = evaluate(tmp_path / "collapsed", detector_config.clip, different=False)
     assert varied["scores"]["overall"] == collapsed["scores"]["overall"] == 1
-    assert collapsed["scores"]["diversity"] == pytest.approx(0, abs=1e-6) < varied["scores"]["diversity"] / 10
+    assert collapsed["scores"]["diversity"] == pytest.approx(0, abs=1e-6)
+    assert varied["scores"]["diversity"] > 1e-4  # of a CLIP with random weights
     assert 1 < collapsed["scores"]["vendi"] < varied["scores"]["vendi"] < 48
     low, high = varied["confidence_intervals"]["diversity"]
     assert low < varied["scores"]["diversity"] < high
