@@ -34,6 +34,7 @@ from simplear_rl.run.checkpoints import (
 from simplear_rl.run.events import kept, note
 from simplear_rl.run.final import remove_copy, require_replaceable, set_final
 from simplear_rl.run.history import read_config, read_metrics, require_same_learner
+from simplear_rl.run.media import media
 
 # A server that does not answer is waited for so long; at the end, what is not uploaded then stays in the folder.
 WANDB_START, WANDB_FINISH = 30.0, 60.0  # seconds
@@ -183,6 +184,7 @@ class Run:
                         break
                     yield self.step + 1
                     self.bar.update()
+                    self._log_media()
                     for follow in self.after_step:
                         follow(self.step)
                 self._settle()
@@ -210,6 +212,12 @@ class Run:
                 self.wandb.log(metrics, step=step)
         self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics))
         self.step = step
+
+    def _log_media(self) -> None:
+        """Show what the step at hand has left in the folder, with its metrics."""
+        if self.wandb and (found := media(self.folder, self.step)):
+            with self._wandb_may_be_gone():
+                self.wandb.log(found, step=self.step)
 
     @contextmanager
     def _wandb_may_be_gone(self) -> Iterator[None]:
