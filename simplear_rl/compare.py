@@ -14,9 +14,7 @@ EXAMPLES = """\
 OPTIONS = {"--prompts": "prompts", "--output": "output", "--engine": "engine"}
 
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
-    command_line = read_command_line(
-        CompareConfig, "compare", EXAMPLES, options=OPTIONS, on_ray=False, words=("a", "b")
-    )
+    command_line = read_command_line(CompareConfig, "compare", EXAMPLES, False, OPTIONS, False, ("a", "b"))
 
 from pathlib import Path
 
@@ -28,19 +26,8 @@ from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import require_writable
 from simplear_rl.generate import generate
+from simplear_rl.rewards import pairs as paired
 from simplear_rl.rewards.files import check_rewards, reward_checks
-from simplear_rl.rewards.pairs import (
-    EVALUATION,
-    POLICY,
-    Scored,
-    comparisons,
-    kind_of,
-    of_evaluation,
-    of_images,
-    pair_up,
-    write_page,
-    write_table,
-)
 from simplear_rl.rewards.pictures import images_of
 from simplear_rl.rewards.scorer import RewardModels
 from simplear_rl.rewards.scoring import score_all
@@ -55,22 +42,22 @@ def compare(config: CompareConfig) -> None:
         UserError: the sides are not of one kind, or their images do not pair; see `generate`, check_rewards.
     """
     require_writable(config.output, "output")
-    kinds = [kind_of(path) for path in config.sides.values()]
+    kinds = [paired.kind_of(path) for path in config.sides.values()]
     if kinds[0] != kinds[1]:
         raise UserError(f"{config.a} is {kinds[0]}, {config.b} is {kinds[1]}: expected two of a kind")
-    if kinds[0] == EVALUATION:
-        sides = [of_evaluation(path) for path in config.sides.values()]
+    if kinds[0] == paired.EVALUATION:
+        sides = [paired.of_evaluation(path) for path in config.sides.values()]
     else:
         all_faults(*reward_checks(config.reward))
         folders = dict(config.sides)
-        if kinds[0] == POLICY:
+        if kinds[0] == paired.POLICY:
             folders = {side: _draw(config, side, policy) for side, policy in folders.items()}
         sides = _scored(config, list(folders.values()))
-    pairs = pair_up(*sides)
-    found = comparisons(pairs)
+    pairs = paired.pair_up(*sides)
+    found = paired.comparisons(pairs)
     config.output.mkdir(parents=True, exist_ok=True)
-    write_table(config.output / "pairs.csv", pairs)
-    write_page(config.output / "index.html", pairs, found, [str(config.a), str(config.b)])
+    paired.write_table(config.output / "pairs.csv", pairs)
+    paired.write_page(config.output / "index.html", pairs, found, [str(config.a), str(config.b)])
     for name, (result, _) in found.items():
         print(f"{name:24s} {result}")
     print(f"{len(pairs)} pairs: {config.output / 'index.html'}")
@@ -87,18 +74,16 @@ def _draw(config: CompareConfig, side: str, policy: Path) -> Path:
     return output
 
 
-def _scored(config: CompareConfig, folders: list[Path]) -> list[dict[str, Scored]]:
+def _scored(config: CompareConfig, folders: list[Path]) -> list[dict[str, paired.Scored]]:
     sources = [images_of(folder) for folder in folders]
     rows = [PromptRow(source.prompt, source.columns) for side in sources for source in side]
     check_rewards(config.reward, rows)
     models = RewardModels(config.reward, build_reward, skip=True)
     for line in models.check(rows):
         print(line)
-    bars = [
-        tqdm(side, desc=f"score {folder.name}", unit="image") for folder, side in zip(folders, sources, strict=True)
-    ]
+    bars = [tqdm(side, desc="score", unit="image") for side in sources]
     scored = [list(score_all(bar, models.score, config.batch_size)) for bar in bars]
-    return [of_images(folder, side) for folder, side in zip(folders, scored, strict=True)]
+    return [paired.of_images(folder, side) for folder, side in zip(folders, scored, strict=True)]
 
 
 if __name__ == "__main__":

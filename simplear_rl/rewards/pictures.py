@@ -58,7 +58,7 @@ def _of_table(folder: Path, prompts: Path) -> list[Source]:
 
 
 def images_of(folder: Path) -> list[Source]:
-    """The images below a folder, with the prompts that stand in or beside them. Raises UserError, see `find_sources`."""
+    """The images below a folder, with the prompts in or beside them. Raises UserError, see `find_sources`."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS]
     sources, bad = [], []
     for file in files:
