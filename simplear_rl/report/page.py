@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page of one run or several side by side, made from what they have written."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -98,6 +99,7 @@ def render(folders: Sequence[Path]) -> str:
         tiles=[_tiles(run) for run in runs],
         gains=[gains(run) for run in runs],
         scores=scores,
+        timings=_timings(root / "timings.jsonl") if root else {},
         differences=_differences(runs),
         configs=[yaml.safe_dump(run.config, sort_keys=False) for run in runs],
         problems=list(dict.fromkeys([problem for run in runs for problem in run.problems] + problems)),
@@ -233,6 +235,15 @@ def _tiles(run: RunRead) -> dict[str, list[dict[str, Any]]]:
             tile = {"source": source, "prompt": samples.prompts[r], "reward": reward, "step": samples.step}
             tiles.setdefault(title, []).append(tile)
     return tiles
+
+
+def _timings(file: Path) -> dict[str, float]:
+    """Seconds of the phases of a demo, summed over restarts; none without the file."""
+    seconds: dict[str, float] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        entry = json.loads(line)
+        seconds[entry["phase"]] = seconds.get(entry["phase"], 0) + entry["seconds"]
+    return seconds
 
 
 def _differences(runs: Sequence[RunRead]) -> dict[str, list[str]]:

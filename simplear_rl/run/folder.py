@@ -61,7 +61,8 @@ class Run:
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`; with
-                         `learner.ema` also `ema`, the average as a policy folder
+                         `learner.ema` also `ema`, the average as a policy folder, and with `rollout.ahead` `behind`,
+                         the policy before the last step
     final                link to the last step's model, once the run is finished (a copy, where there are no links)
     wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
@@ -83,7 +84,7 @@ class Run:
         self.samples = self.folder / "samples"
         self.last_checkpoint = newest_intact(self.folder)
         self.step = self.saved = step_of(self.last_checkpoint) if self.last_checkpoint else 0
-        self.stopping, self.logged = False, monotonic()
+        self.stopping = False
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.wandb: Any = None
@@ -95,7 +96,7 @@ class Run:
         self._say_missing_rows()
         require_same_learner(self.before, config)
         require_replaceable(self.folder, self.last_checkpoint)
-        require_space(self.folder, config.start)
+        require_space(config)
 
     @property
     def policies(self) -> list[Path]:
@@ -174,6 +175,7 @@ class Run:
             self.stopping = True
 
         self._begin()
+        self.logged = monotonic()  # when the step before was recorded
         before = signal.signal(signal.SIGTERM, stop)
         try:
             with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
@@ -197,13 +199,13 @@ class Run:
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
         """Record the metrics of a finished step; `show` names those that the progress bar displays.
 
-        `step_seconds` is added: the time since the step before was recorded, or the first one began.
+        `step_seconds` is the time since the step before was recorded, with its checkpoint and what else followed it.
         """
+        metrics = metrics | {"step_seconds": monotonic() - self.logged}
+        self.logged = monotonic()
         best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
         if best and best.metric not in names:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
-        metrics = metrics | {"step_seconds": monotonic() - self.logged}
-        self.logged = monotonic()
         file = self.folder / "metrics.jsonl"
         with writing_to(file), file.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps({"step": step} | metrics) + "\n")
@@ -244,7 +246,7 @@ class Run:
             UserError: the disk is full or cannot be written to; the checkpoints before are untouched.
         """
         self._settle()
-        require_space(self.folder, self.config.start)
+        require_space(self.config)
         folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
         self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
 
@@ -257,7 +259,7 @@ class Run:
         if self.saved == self.config.steps:
             set_final(self.folder, folder)
         else:
-            require_space(self.folder, self.config.start)  # now, while little would be lost
+            require_space(self.config)  # now, while little would be lost
 
     def _settle(self, wait: bool = True) -> None:
         """Wait for the checkpoint under way, unless told not to, and raise the error that it ended with."""
@@ -280,7 +282,6 @@ class Run:
         self._write_metrics()
         again = f"; steps {self.again[0]} to {self.again[-1]} are done again" if self.again else ""
         note(f"continued after step {self.step}{again}" if self.last_checkpoint or again else "started")
-        self.logged = monotonic()
         self.wandb = self._begin_wandb(values)
 
     def _say_missing_rows(self) -> None:

@@ -84,6 +84,9 @@ def test_page_of_a_root_holds_scores_curves_and_pictures_and_fetches_nothing(roo
         "images": [8, 16, 24, 32, 40],
         "seconds": [2, 4, 6, 8, 10],
     }
+    parts = [{"phase": "grpo", "seconds": seconds} for seconds in (2.0, 3.0)]
+    (root / "timings.jsonl").write_text("".join(json.dumps(part) + "\n" for part in parts), encoding="utf-8")
+    assert "<td>grpo</td><td>5 s</td>" in render([root])  # both parts of an interrupted phase
     lines = table(root, STAGES).splitlines()
     assert lines[0].split() == STAGES and lines[-1].split() == ["overall", "0.250", "0.500", "0.750"]
 
