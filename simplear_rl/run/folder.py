@@ -216,10 +216,13 @@ class Run:
         self.step = step
 
     def _log_media(self) -> None:
-        """Show what the step at hand has left in the folder, with its metrics."""
-        if self.wandb and (found := media(self.folder, self.step)):
-            with self._wandb_may_be_gone():
-                self.wandb.log(found, step=self.step)
+        """Show what the step at hand has left in the folder, with its metrics. What fails is said and stops nothing."""
+        with self._wandb_may_be_gone():
+            try:
+                if self.wandb and (found := media(self.folder, self.step)):
+                    self.wandb.log(found, step=self.step)
+            except (OSError, ValueError, TypeError) as error:  # of a file that is damaged, or cannot be copied
+                print(f"{self.folder}: not shown on Weights & Biases: {error}", flush=True)
 
     @contextmanager
     def _wandb_may_be_gone(self) -> Iterator[None]:
