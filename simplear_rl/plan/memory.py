@@ -210,6 +210,8 @@ def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:
         "geneval2": {config.judge_name: judge.dtype},
         "dpg": {config.judge_name: judge.dtype},
     }[config.benchmark]
+    if config.diversity:
+        models |= {config.diversity.model: config.diversity.dtype}
     memory = {Path(name).name: float(BYTES[dtype] * SCORERS[name]) for name, dtype in models.items() if name in SCORERS}
     return memory | tokenizer_memory(), [name for name in models if name not in SCORERS]
 

@@ -16,7 +16,7 @@ def inline(image: Image.Image, width: int) -> str:
     if image.width > width:
         image = image.resize((width, max(1, image.height * width // image.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=85)
+    image.save(buffer, "WEBP", quality=85, method=1)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

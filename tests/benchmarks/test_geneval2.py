@@ -7,14 +7,21 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import gmean
 
-from simplear_rl.benchmarks.benchmark import Sample, inspect
+from simplear_rl.benchmarks.benchmark import Sample, inspect, require_images
 from simplear_rl.benchmarks.geneval2 import NUMBERS, SKILLS, accepted, confidence_intervals, scores
 from simplear_rl.benchmarks.geneval2_files import GenEval2, read_entries
+from simplear_rl.benchmarks.output import open_folder, write_results
+from simplear_rl.benchmarks.scorer import BENCHMARKS, BenchmarkScorer
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.config.rewards import GenEval2RewardConfig
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.geneval2 import GenEval2Reward
+from simplear_rl.vision.files import require_judge
 from simplear_rl.vision.vqa import TransformersJudge
 from tests.visual_judge import WORDS, make_model
 
@@ -174,3 +181,47 @@ def test_the_reward_is_the_score_of_the_benchmark(judge_folder, tmp_path, pictur
     assert found == pytest.approx([row[mean] for row in rows], rel=1e-5) and 0 < found.min() <= found.max() <= 2
     with pytest.raises(UserError, match="has no questions for 'else', nor for 0 more of 1 prompts"):
         reward.check(["else"])
+
+
+def test_an_evaluation_with_a_small_judge(judge_folder, tmp_path, pictures):
+    """Images of others, in the published layout: scores, intervals and a page."""
+    write(tmp_path / "data.jsonl")
+    (tmp_path / "images").mkdir()
+    named = {line["prompt"]: f"their-{i}.png" for i, line in enumerate(LINES)}
+    (tmp_path / "images" / "images.json").write_text(json.dumps(named), encoding="utf-8")
+    for i in range(2):
+        Image.fromarray(pictures[i]).save(tmp_path / "images" / f"their-{i}.png")
+    judge = {"model": str(judge_folder), "dtype": "float32", "batch_size": 2}
+    values = [f"root={tmp_path}", f"prompts={tmp_path}/data.jsonl", f"judge={json.dumps(judge)}", "policy=null"]
+    values += [f"score_only={tmp_path}/images", f"output={tmp_path}/out"]
+    config = load_config(EvaluateConfig, CONFIGS / "geneval2" / "evaluate.yaml", values)
+    assert config.models == [judge_folder]
+    require_judge(config)
+    benchmark = BENCHMARKS["geneval2"](config)
+    assert require_images(benchmark, config.images, 1, allow_missing=False).keys() == {0, 1}
+    open_folder(config, benchmark)
+    scorer = BenchmarkScorer(config, benchmark, None)
+    for i in range(2):
+        scorer.judge(i, config.images, config.output)
+    summary = write_results(config, benchmark)
+    assert (
+        list(summary["scores"])
+        == benchmark.score_names()
+        == [
+            *("soft_tifa_gm", "soft_tifa_am", "atoms_3", "atoms_4"),
+            *("object", "attribute", "count", "position"),
+        ]
+    )
+    assert summary["judge"] == str(judge_folder) and summary["images"] == 2
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "required: How many circles are there two; is there a red circle Yes" in page and "4 atoms" in page
+    assert re.findall(r'<img src="([^"]+)"', page) == ["../images/their-0.png", "../images/their-1.png"]
+
+
+def test_the_default_judge_and_what_cannot_judge(tmp_path):
+    file, values = CONFIGS / "geneval2" / "evaluate.yaml", [f"root={tmp_path}"]
+    assert load_config(EvaluateConfig, file, values).judge_name == "Qwen/Qwen3-VL-8B-Instruct"
+    with pytest.raises(UserError, match="judge.type: geneval2 needs probabilities, which mplug does not give"):
+        load_config(EvaluateConfig, file, [*values, "judge.type=mplug"])
+    with pytest.raises(UserError, match="`prompts` is needed: the file of geneval2's prompts"):
+        load_config(EvaluateConfig, file, [*values, "prompts=null"])
