@@ -18,7 +18,7 @@ def diversity(features_GD: torch.Tensor) -> float:
         raise ValueError(f"expected features of at least two images, found {number}")
     # The square of the sum has every cosine twice, and a 1 of every image with itself.
     squared = normalize(features_GD.double(), dim=-1).sum(0).square().sum()
-    return 1 - float((squared - number) / (number * (number - 1)))
+    return max(0.0, 1 - float((squared - number) / (number * (number - 1))))  # rounding goes below
 
 
 def vendi_score(features_ND: torch.Tensor) -> float:
