@@ -11,7 +11,7 @@ from simplear_rl.cli import exit_on_user_error
 
 EXAMPLES = """examples:
   python -m simplear_rl.report runs/grpo
-  python -m simplear_rl.report runs/grpo runs/other --output both.html
+  python -m simplear_rl.report runs/grpo runs/other --output runs/both.html
   python -m simplear_rl.report runs/demo --serve        a live view on http://127.0.0.1:8700"""
 
 
