@@ -17,6 +17,7 @@ from actors.scorer import ScorerActor
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
+from simplear_rl.benchmarks.spread import spread_names
 from simplear_rl.config.base import CommandConfig, PoolConfig
 from simplear_rl.config.benchmarks import BenchmarkConfig, EvaluateConfig, EvaluationConfig
 from simplear_rl.config.stages import GrpoConfig
@@ -93,7 +94,8 @@ class Evaluation:
         if self.evaluation:
             self.config = _evaluate_config(config, self.evaluation)
             self.benchmark = BENCHMARKS[self.config.benchmark](self.config)
-            self.names = [f"evaluation_{name}" for name in self.benchmark.score_names()]
+            spread = spread_names(self.config.images_per_prompt) if self.config.diversity else []
+            self.names = [f"evaluation_{name}" for name in [*self.benchmark.score_names(), *spread]]
             encode = read_encoder(config.start, config.rollout.engine.max_prompt_tokens)
             for text in self.benchmark.texts:
                 encode(text)

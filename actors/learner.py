@@ -169,11 +169,15 @@ class LearnerGroup:
         self._all("start", rendezvous, config, start, steps, micro_batches, run, objective, tokenizer)
 
     def step(self, step: int, groups: Sequence[Group] = ()) -> dict[str, float]:
-        """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
+        """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn.
+
+        `update_seconds` is without those of scoring and validation.
+        """
         start = monotonic()
         shares = [actor.step.remote(step, groups) for actor in self.ranks]
         metrics = combined(_together(shares))
-        return metrics | {"update_seconds": monotonic() - start - metrics.get("scoring_seconds", 0.0)}
+        others = sum(metrics.get(f"{phase}_seconds", 0.0) for phase in ("scoring", "validation"))
+        return metrics | {"update_seconds": monotonic() - start - others}
 
     def weights(self) -> ray.ObjectRef:
         """Reference to the current Weights, held in the object store.

@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError
 
 from simplear_rl.errors import causes
+from simplear_rl.run.events import say
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Pool:
                         raise
                 else:
                     extra.joined = True
-                    print(f"{extra.name} has joined", flush=True)
+                    say(f"{extra.name} has joined")
         return self.fixed + [extra.actor for extra in self.extra if extra.joined]
 
     def is_extra(self, actor: ActorHandle) -> bool:
@@ -80,7 +81,7 @@ class Pool:
         lost = {cause.actor_id for cause in causes(error) if isinstance(cause, RayActorError)}
         for i, extra in enumerate(self.extra):
             if (identifier := extra.actor._actor_id.hex()) in lost:
-                print(f"{extra.name} is gone, others do its work: {error}", flush=True)
+                say(f"{extra.name} is gone, others do its work: {error}")
                 self.gone.add(identifier)
                 ray.kill(extra.actor)  # if it is out of reach only
                 self.extra[i] = self._ask_for(extra.name)

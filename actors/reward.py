@@ -12,9 +12,11 @@ from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.sampler import Group
 from simplear_rl.config.rewards import RewardConfig
 from simplear_rl.data.prompts import PromptRow
+from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.report import grids
+from simplear_rl.report.samples import save_samples
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
@@ -42,10 +44,19 @@ class RewardActor(Monitored):
         return self.scorer.decode(rollout)
 
 
-def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[Group]) -> None:
-    """Draw the samples of some groups with the reward above each; a reward actor decodes them."""
-    images = ray.get([scorer.decode.remote(group.rollout) for group in groups])
-    captions = [rollout.prompt.text for rollout in ray.get([group.rollout for group in groups])]
+def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[Group], shown: int = 8) -> None:
+    """Draw the samples of the first groups with the reward above each, and keep the rewards of all of them.
+
+    A reward actor decodes the images. What fails is said in one line: a picture never ends a run.
+    """
+    first = groups[:shown]
+    images = ray.get([scorer.decode.remote(group.rollout) for group in first])
+    prompts = [rollout.prompt.text for rollout in ray.get([group.rollout for group in groups])]
     rewards = ray.get([group.rewards for group in groups])
-    titles = [["left out" if group.error else f"{value:.2f}" for value in group.total] for group in rewards]
-    grids.save_grid(file, list(zip(captions, images, strict=True)), titles)
+    titles = [["left out" if group.error else f"{value:.2f}" for value in group.total] for group in rewards[:shown]]
+    grids.save_grid(file, list(zip(prompts, images, strict=False)), titles)
+    try:
+        totals = [np.full_like(group.total, np.nan) if group.error else group.total for group in rewards]
+        save_samples(file.with_suffix(""), prompts, totals, images)
+    except (OSError, UserError) as error:
+        print(f"{file}: no samples: {error}", flush=True)

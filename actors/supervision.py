@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from simplear_rl.errors import PeerLostError, causes
+from simplear_rl.run.events import say
 
 GRACE = 10.0  # seconds in which what explains another actor's error comes to light
 TIMEOUT = 300.0  # seconds of a weight broadcast; less than the process group's own, so that who is late is named
@@ -72,7 +73,7 @@ class Heartbeat(Thread):
             for beat in list(self.beats.values()):
                 beat.age += passed
                 if beat.built and beat.age > self.seconds:
-                    print(f"{self.place(beat.name)}: no heartbeat for {self.seconds:g} s, killing it", flush=True)
+                    say(f"{self.place(beat.name)}: no heartbeat for {self.seconds:g} s, killing it")
                     beat.built = False
                     ray.kill(beat.actor, no_restart=False)
 
@@ -82,7 +83,7 @@ class Heartbeat(Thread):
         except ActorDiedError:
             return  # for good: whoever calls it learns that too
         except RayActorError:
-            print(f"{self.place(beat.name)} died; Ray restarts it", flush=True)
+            say(f"{self.place(beat.name)} died; Ray restarts it")
             self._ask(Beat(beat.actor, beat.name))
         else:
             self._ask(Beat(beat.actor, beat.name, built=True))

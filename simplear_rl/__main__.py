@@ -10,6 +10,8 @@ COMMANDS = {
     "grpo": "reinforcement learning with image rewards",
     "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
     "score": "scores of your own images, to try a reward before training on it",
+    "compare": "two policies on the same prompts and seeds, pictures in pairs",
+    "report": "a page of one run, or of several side by side",
     "generate": "images for your own prompts",
     "demo": "the whole pipeline on the miniature world, with a report",
 }

@@ -7,7 +7,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
@@ -58,12 +58,14 @@ def read_command_line(
     dry_run: bool = False,
     options: Mapping[str, str] | None = None,
     on_ray: bool = True,
+    words: Sequence[str] = (),
 ) -> CommandLine[Schema]:
     """Parse the command line and load the configuration; --help and user errors end the process with their message.
 
     Where the schema has a `benchmark`, each has a configuration of its own and --benchmark chooses. `dry_run` offers
     --dry-run. `options` are shorthands: of {"--model": "policy"} the option --model X is `policy=X`, of
     {"--allow-missing": "allow_missing=true"} --allow-missing is that. `on_ray` adds the example of a Ray job.
+    Words that are no key=value are the values of the keys `words`, in this order.
     """
     field = schema.model_fields.get("benchmark")
     benchmarks = get_args(field.annotation) if field else ("shapes",)
@@ -99,11 +101,14 @@ keys: type (default where the file names no value)  description
         else:
             value = f"{key}={{}}".format
             shorthand(option, action="append", type=value, metavar="VALUE", help=f"short for {key}=VALUE")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
+    metavar = "key=value" if not words else f"{'|'.join(word.upper() for word in words)}|key=value"
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help="values that replace the file's")
     arguments = vars(parser.parse_intermixed_args())
     packaged = CONFIGS / (arguments.get("benchmark") or benchmarks[0]) / f"{name}.yaml"
     file = _find(arguments["config"]) if arguments["config"] else packaged
-    overrides = [*arguments["options"], *arguments["overrides"]]
+    keys = iter(words)
+    given = [part if "=" in part else f"{next(keys, '')}={part}" for part in arguments["overrides"]] if words else []
+    overrides = [*arguments["options"], *(given or arguments["overrides"])]
     config = exit_on_user_error(name, lambda: load_config(schema, file, overrides))
     return CommandLine(name, config, arguments.get("dry_run", False))
 

@@ -21,7 +21,8 @@ from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
 from simplear_rl.evaluate import evaluate_policies
 from simplear_rl.inputs import require
-from simplear_rl.report.html import summary, write_report
+from simplear_rl.report.evaluations import table
+from simplear_rl.report.page import write_report
 from simplear_rl.run.checkpoints import checkpoints
 from simplear_rl.run.lock import clear, locked
 from simplear_rl.run.phases import timed
@@ -73,8 +74,7 @@ def demo(config: DemoConfig) -> None:
     if evaluations:
         with timed(config.root, "evaluations"):
             evaluate_policies(evaluations)
-    report = write_report(config.root, list(STAGES), GUIDANCE_SCALE)
-    print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
+    print(f"\n{table(config.root, list(STAGES))}\n\nreport: {write_report([config.root])}")
 
 
 def _same_seed(file: Path, seed: int) -> None:

@@ -14,8 +14,9 @@ EXAMPLES = """\
       prompts=evaluation_metadata.jsonl
   python -m simplear_rl.evaluate --benchmark geneval --score-only their_images --output theirs \\
       prompts=evaluation_metadata.jsonl
-  python -m simplear_rl.evaluate --benchmark dpg --model policies/published --output dpg \\
-      --engine transformers prompts=dpg_prompts.jsonl questions=dpg_bench.csv"""
+  python -m simplear_rl.evaluate --benchmark geneval2 --model policies/published --output geneval2 \\
+      prompts=geneval2_data.jsonl
+  python -m simplear_rl.evaluate --benchmark dpg --model policies/published --output dpg questions=dpg_bench.csv"""
 OPTIONS = {
     "--model": "policy",
     "--engine": "engine.type",
@@ -71,8 +72,9 @@ def evaluate_policies(configs: Sequence[EvaluateConfig]) -> list[dict]:
 def report(config: EvaluateConfig) -> None:
     """Evaluate and print the table."""
     summary = evaluate(config)
-    for name, (low, high) in summary["confidence_intervals"].items():
-        print(f"{name:24s} {summary['scores'][name]:7.3f}  [{low:.3f}, {high:.3f}]")
+    for name, score in summary["scores"].items():
+        bounds = summary["confidence_intervals"].get(name)
+        print(f"{name:24s} {score:7.3f}" + (f"  [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""))
     print(f"{summary['images']} images, {summary['left_out']} left out; {config.output / 'index.html'}")
 
 

@@ -30,8 +30,10 @@ from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.report.live import reporting
 from simplear_rl.rewards.files import check_rewards, model_checks
 from simplear_rl.rewards.metrics import reward_metrics
+from simplear_rl.run.events import say
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import Warnings
 from simplear_rl.run.lock import locked
@@ -53,7 +55,7 @@ def train(config: GrpoConfig) -> None:
     evaluation = Evaluation(config)
     run = Run("grpo", config, evaluation.names)
     identity = require_same_tokenizer(config.tokenizer, run.policies, accept=config.accept_tokenizer)
-    with Stage("grpo", config.roles, config.faults, config.colocated) as stage, run:
+    with Stage("grpo", config.roles, config.faults, config.colocated) as stage, reporting(run), run:
         engines = stage.pool("rollout.engine.actors", RolloutActor, config.start, rollout.engine)
         rewards = stage.pool("reward.actors", RewardActor, config.reward, config.tokenizer, layout, config.run)
         compared = "reference" in config.roles
@@ -66,8 +68,7 @@ def train(config: GrpoConfig) -> None:
             stage, config.learner, config.start, updates, config.passes, config.run, objective, identity
         )
         stage.ready()
-        for warning in ray.get(rewards.fixed[0].check.remote(prompts)):
-            print(warning)
+        say(*ray.get(rewards.fixed[0].check.remote(prompts)))
         broadcast = Broadcast(rollout.broadcast, learner, engines)
         contexts, passes = rollout.engine.max_concurrent, Passes(config.learner.actors.count, config.groups_per_pass)
         sampler = Sampler(engines, rewards, references, contexts, rollout.refill, passes)
@@ -83,12 +84,11 @@ def train(config: GrpoConfig) -> None:
             if evaluation.due(step):
                 metrics |= evaluation(step, engines, learner.weights)
             run.log(step, metrics, show=("reward", "kl"))
-            for warning in warnings.check(step, metrics):
-                print(warning)
+            say(*warnings.check(step, metrics))
             if run.checkpoint_due:
                 run.checkpoint(partial(learner.save, behind=samples.behind))
             if step % config.samples_every == 0:
-                save_grid(run.samples / f"step-{step:06d}.png", rewards.fixed[0], groups[:8])
+                save_grid(run.samples / f"step-{step:06d}.png", rewards.fixed[0], groups)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from simplear_rl.learning.supervised import Supervised
 from simplear_rl.plan.dry_run import plan_supervised
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.report.grids import save_grid
+from simplear_rl.report.live import reporting
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.lock import locked
 from simplear_rl.run.restart import restarting
@@ -40,9 +41,9 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
     shards = [TokenShards(folder, layout) for folder in config.data.folders]  # refuses what the footers give away
-    run = Run(name, config)
+    run = Run(name, config, config.data.validation.names if config.data.validation else ())
     identity = require_same_tokenizer(config.tokenizer, run.policies, shards, config.accept_tokenizer)
-    with Stage(name, config.roles, config.faults) as stage, run:
+    with Stage(name, config.roles, config.faults) as stage, reporting(run), run:
         objective = partial(Supervised, config=config.data, seed=config.seed)
         learner = LearnerGroup(
             stage, config.learner, config.start, config.steps, config.passes, config.run, objective, identity

@@ -10,6 +10,7 @@ os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("WANDB_PROJECT", None)
 os.environ.pop("WANDB_ENTITY", None)
 os.environ.pop("WANDB_RUN_ID", None)
+os.environ.pop("WANDB_RUN_GROUP", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
 

@@ -34,6 +34,8 @@ HELP = {
     "evaluate": ("python -m simplear_rl.evaluate --bench", r"policy +path or null \(null\)  policy folder to evaluate"),
     "score": ("python -m simplear_rl.score --images", r"batch_size +integer >= 1 \(32\)  images scored together"),
     "generate": ("python -m simplear_rl.generate --prompts", r"temperature +number >= 0 \(1\.0\)  0 is greedy"),
+    "report": ("python -m simplear_rl.report runs/grpo", r"--output OUTPUT +file \(default: report.html"),
+    "compare": ("python -m simplear_rl.compare runs", r"images_per_prompt +integer >= 1 \(1\)  of policies"),
     "demo": ("python -m simplear_rl.demo seed=1", r"fresh +true \| false \(false\)  delete `root` first"),
     "create_policy": ("python -m simplear_rl.create_policy --source", "--output OUTPUT +new folder"),
 }
@@ -59,7 +61,7 @@ def test_commands_are_listed():
         assert shown.returncode == 0
         assert re.findall(r"^  (\w+)  +\S", shown.stdout.partition("commands")[2], re.M) == list(COMMANDS)
     commands = {file.stem for file in (REPOSITORY / "simplear_rl").glob("*.py") if "if __name__ ==" in file.read_text()}
-    assert set(COMMANDS) == set(HELP) == commands - {"__main__"}
+    assert set(COMMANDS) == set(HELP) == commands - {"__main__"} | {"report"}
 
 
 def test_every_benchmark_can_be_chosen():

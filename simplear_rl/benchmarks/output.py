@@ -2,6 +2,7 @@
 
 config.yaml          what it was made with
 images/              the images, in the benchmark's own layout
+features/NNNNN.npy   features of a prompt's images, where their diversity is measured
 verdicts/NNNNN.json  the rows of a prompt, written when all its images are judged: what an interrupted evaluation keeps
 results.jsonl        all rows, in the order of the prompts
 scores.json          scores and their 95 % confidence intervals
@@ -18,6 +19,7 @@ import yaml
 
 from simplear_rl.benchmarks.benchmark import READERS, Benchmark
 from simplear_rl.benchmarks.page import write_page
+from simplear_rl.benchmarks.spread import spread
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
@@ -104,6 +106,10 @@ def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
         summary = {"images": len(rows), "left_out": left_out} | benchmark.summary(rows)
     except ValueError as error:
         raise UserError(f"{config.images}: no score: {error}") from error
+    if config.diversity:
+        scores, intervals = spread(config.output, sorted({row["index"] for row in rows}))
+        summary["scores"] |= scores
+        summary["confidence_intervals"] |= intervals
     write_text(config.output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_page(config, benchmark, rows, summary)
     write_text(config.output / "scores.json", json.dumps(summary, indent=1))  # last: it says that all is there

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.dpg_files import DpgBench
 from simplear_rl.benchmarks.dpg_questions import read_dpg_prompts, read_questions
+from simplear_rl.benchmarks.geneval2_files import GenEval2, read_entries
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.geneval_metadata import read_metadata
 from simplear_rl.benchmarks.output import write_verdict
+from simplear_rl.benchmarks.spread import write_features
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
@@ -20,6 +22,7 @@ from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.shapes.world import evaluation_prompts
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 from simplear_rl.vision.coco_detector import CocoDetector
+from simplear_rl.vision.features import ImageFeatures
 from simplear_rl.vision.shapes_detector import ShapesDetector
 from simplear_rl.vision.vqa import MplugJudge, TransformersJudge, VisualJudge
 
@@ -35,13 +38,18 @@ def _geneval(config: EvaluateConfig) -> Benchmark:
     return GenEval(_subset(read_metadata(config.prompts), config.prompt_count))
 
 
+def _geneval2(config: EvaluateConfig) -> Benchmark:
+    assert config.prompts, "the schema asks for it"
+    return GenEval2(_subset(read_entries(config.prompts), config.prompt_count), config.judge_name)
+
+
 def _dpg(config: EvaluateConfig) -> Benchmark:
-    assert config.prompts and config.questions, "the schema asks for them"
-    prompts = read_dpg_prompts(config.prompts)
+    assert config.questions, "the schema asks for it"
+    prompts = read_dpg_prompts(config.prompts or config.questions)
     questions = read_questions(config.questions, prompts, config.rules)
     prompts = dict(_subset(list(prompts.items()), config.prompt_count))
     questions = {item: questions[item] for item in prompts}
-    return DpgBench(prompts, questions, config.rules, config.judge.name, config.image_size)
+    return DpgBench(prompts, questions, config.rules, config.judge_name, config.image_size)
 
 
 def _subset(prompts: list[Entry], count: int | None) -> list[Entry]:
@@ -55,30 +63,33 @@ def _subset(prompts: list[Entry], count: int | None) -> list[Entry]:
 
 def _judge(config: EvaluateConfig, device: str) -> VisualJudge:
     if config.judge.type == "mplug":
-        return MplugJudge(config.judge.name, device)
-    return TransformersJudge(Path(config.judge.name), config.judge.batch_size, config.judge.dtype, device)
+        return MplugJudge(config.judge_name, device)
+    return TransformersJudge(Path(config.judge_name), config.judge.batch_size, config.judge.dtype, device)
 
 
 BENCHMARKS: dict[str, Callable[[EvaluateConfig], Benchmark]] = {
     "shapes": _shapes,
     "geneval": _geneval,
+    "geneval2": _geneval2,
     "dpg": _dpg,
 }
 MODELS: dict[str, Callable[[EvaluateConfig, str], Any]] = {
     "shapes": lambda config, device: ShapesDetector(),
     "geneval": lambda config, device: CocoDetector(config.detector, device),
+    "geneval2": _judge,
     "dpg": _judge,
 }
 
 
 class BenchmarkScorer:
-    """The visual tokenizer, where images come as codes of `layout`, and the benchmark's model."""
+    """The visual tokenizer, where images come as codes of `layout`, the benchmark's model, and that of diversity."""
 
     def __init__(self, config: EvaluateConfig, benchmark: Benchmark, layout: ImageLayout | None):
         self.config, self.benchmark, self.layout = config, benchmark, layout
         device = default_device()
         self.tokenizer = CosmosTokenizer(config.tokenizer, device) if layout else None
         self.model = MODELS[config.benchmark](config, device)
+        self.features = ImageFeatures(config.diversity, device) if config.diversity else None
 
     def judge_rollout(self, rollout: Rollout, output: Path) -> int:
         """Write the images of a rollout below `output`, in the benchmark's layout, and judge them; see `judge`.
@@ -104,5 +115,7 @@ class BenchmarkScorer:
             height, width, _ = sample.pixels.shape
             row["filename"] = os.path.relpath(folder / sample.name, output)
             row |= {"index": index, "width": width, "height": height, "checksum": sample.checksum}
-        write_verdict(output, index, rows)
+        if self.features and samples:
+            write_features(output, index, self.features([sample.pixels for sample in samples]))
+        write_verdict(output, index, rows)  # last: it says that all is there
         return len(rows)

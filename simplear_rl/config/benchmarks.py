@@ -13,6 +13,7 @@ JUDGES = {
     "transformers": "Qwen/Qwen2.5-VL-7B-Instruct",
     "mplug": "damo/mplug_visual-question-answering_coco_large_en",
 }
+GENEVAL2_JUDGE = Path("Qwen/Qwen3-VL-8B-Instruct")
 
 
 def local_clip(model: str) -> list[Path]:
@@ -41,31 +42,37 @@ class DetectorConfig(Section):
 
 
 class JudgeConfig(Section):
-    """DPG-Bench's visual judge. Scores of different judges do not compare."""
+    """The visual judge of DPG-Bench or GenEval 2. Scores of different judges do not compare."""
 
     type: Literal["transformers", "mplug"] = Field(
-        "transformers", description="mplug: the judge of the published scores, through ModelScope"
+        "transformers", description="mplug: the judge of DPG-Bench's published scores, through ModelScope"
     )
     model: LocationOrHubId | None = Field(
-        None, description="folder or id; null: Qwen/Qwen2.5-VL-7B-Instruct, or mPLUG large"
+        None,
+        description="folder or id; null: Qwen/Qwen2.5-VL-7B-Instruct or mPLUG large, and for geneval2 "
+        "Qwen/Qwen3-VL-8B-Instruct",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of a Transformers judge")
     batch_size: Count = Field(16, description="questions per forward pass of a Transformers judge")
 
-    @property
-    def name(self) -> str:
-        """The model's folder or id."""
-        return str(self.model or JUDGES[self.type])
+
+class FeaturesConfig(Section):
+    """The CLIP in whose image features diversity is measured: better not the one that is the reward."""
+
+    model: str = Field("ViT-L-14-quickgelu", description="open_clip name, hf-hub:NAME or local-dir:FOLDER")
+    weights: str | None = Field("openai", description="open_clip tag or file; null with hf-hub: and local-dir:")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: Count = Field(16, description="images per forward pass")
 
 
 class BenchmarkConfig(Section):
     """A benchmark: its prompts, how images for them are drawn, and what judges them."""
 
-    benchmark: Literal["shapes", "geneval", "dpg"] = "shapes"
+    benchmark: Literal["shapes", "geneval", "geneval2", "dpg"] = "shapes"
     prompts: Location | None = Field(
         None,
-        description="geneval: its evaluation_metadata.jsonl; dpg: its folder of prompts, its dpg_bench.csv, "
-        "or JSON Lines of item_id, text",
+        description="geneval: its evaluation_metadata.jsonl; geneval2: its geneval2_data.jsonl; dpg: its folder of "
+        "prompts, JSON Lines of item_id, text, or null: those in `questions`",
     )
     questions: Location | None = Field(None, description="dpg: its dpg_bench.csv")
     rules: Literal["corrected", "official"] = Field("corrected", description="dpg: official has the script's quirks")
@@ -78,17 +85,29 @@ class BenchmarkConfig(Section):
     scorer: ActorsConfig = ActorsConfig()
     detector: DetectorConfig = DetectorConfig()
     judge: JudgeConfig = JudgeConfig()
+    diversity: FeaturesConfig | None = Field(
+        None, description="measures how different the images are, beside the scores; {} takes the defaults"
+    )
 
     @property
     def models(self) -> list[Path]:
         """Folders and Hugging Face ids that what judges is read from."""
-        judge = [Path(self.judge.name)] if self.judge.type == "transformers" else []  # ModelScope finds its own
-        return {"shapes": [], "geneval": self.detector.files, "dpg": judge}[self.benchmark]
+        judge = [Path(self.judge_name)] if self.judge.type == "transformers" else []  # ModelScope finds its own
+        judges = {"shapes": [], "geneval": self.detector.files, "geneval2": judge, "dpg": judge}[self.benchmark]
+        return judges + (local_clip(self.diversity.model) if self.diversity else [])
+
+    @property
+    def judge_name(self) -> str:
+        """Folder or id of the visual judge."""
+        default = str(GENEVAL2_JUDGE) if self.benchmark == "geneval2" else JUDGES[self.judge.type]
+        return str(self.judge.model or default)
 
     @model_validator(mode="after")
     def _has_its_files(self) -> "BenchmarkConfig":
-        if not self.prompts and self.benchmark != "shapes":
+        if not self.prompts and self.benchmark in ("geneval", "geneval2"):
             raise ValueError(f"`prompts` is needed: the file of {self.benchmark}'s prompts")
+        if self.benchmark == "geneval2" and self.judge.type != "transformers":
+            raise ValueError(f"judge.type: geneval2 needs probabilities, which {self.judge.type} does not give")
         if self.benchmark == "dpg":
             if not self.questions:
                 raise ValueError("`questions` is needed: the file of dpg's questions")

@@ -24,6 +24,21 @@ class TokenSourceConfig(Section):
     weight: Positive = Field(1.0, description="share of the images, relative to the other sources' weights")
 
 
+class ValidationConfig(Section):
+    """The loss on token shards that are held out from training, with whole captions."""
+
+    sources: Annotated[dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Location], Field(min_length=1)] = Field(
+        description="folders of token shards by name: {name: folder}; `validation_loss_NAME` is the loss on one"
+    )
+    every: Count = Field(description="steps between validations")
+    images: Count = Field(256, description="of each source, always the same ones; all, if it has fewer")
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics that it adds."""
+        return ["validation_loss", *(f"validation_loss_{name}" for name in self.sources), "validation_seconds"]
+
+
 class TokenDataConfig(Section):
     """Token shards for pretraining and SFT."""
 
@@ -36,10 +51,20 @@ class TokenDataConfig(Section):
     long_caption: Literal["refuse", "truncate"] = Field("refuse", description="what happens to a longer one")
     shuffle_rows: Count = Field(65_536, description="images of a source that are in memory and shuffled at a time")
 
+    validation: ValidationConfig | None = Field(None, description="the loss on held-out shards, while it trains")
+
     @property
     def folders(self) -> list[Path]:
-        """Where the shards are."""
-        return [source.shards for source in self.sources]
+        """Where the shards are, those that are held out included."""
+        held_out = list(self.validation.sources.values()) if self.validation else []
+        return [source.shards for source in self.sources] + held_out
+
+    @model_validator(mode="after")
+    def _validation_is_held_out(self) -> "TokenDataConfig":
+        trained = {source.shards for source in self.sources}
+        if self.validation and (both := [str(f) for f in self.validation.sources.values() if f in trained]):
+            raise ValueError(f"validation.sources: these are trained on, so they are not held out: {', '.join(both)}")
+        return self
 
 
 class TokenizeConfig(CommandConfig):

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from simplear_rl.config.base import Count, Location, PoolConfig, Positive, Section, absolute
-from simplear_rl.config.benchmarks import DetectorConfig, local_clip
+from simplear_rl.config.base import Count, Location, LocationOrHubId, PoolConfig, Positive, Section, absolute
+from simplear_rl.config.benchmarks import GENEVAL2_JUDGE, DetectorConfig, local_clip
 
 HPSV2_REPOSITORY = "xswu/HPSv2"  # on the Hugging Face hub
 HPSV2_WEIGHTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -135,6 +135,24 @@ class GenEvalRewardConfig(AnyRewardConfig):
         return [self.metadata, *(self.detector or DetectorConfig()).files] if self.metadata else []
 
 
+class GenEval2RewardConfig(AnyRewardConfig):
+    """GenEval 2's Soft-TIFA as a reward. Its scores then no longer measure independently."""
+
+    type: Literal["geneval2"] = "geneval2"
+    questions: Location = Field(description="file like GenEval 2's geneval2_data.jsonl, with every training prompt")
+    judge: LocationOrHubId = Field(GENEVAL2_JUDGE, description="vision-language model: folder or Hugging Face id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of the judge")
+    batch_size: Count = Field(16, description="questions per forward pass")
+    mean: Literal["geometric", "arithmetic"] = Field(
+        "geometric", description="of the probabilities of an image's answers, from 0 to 1"
+    )
+
+    @property
+    def files(self) -> list[Path]:
+        """See AnyRewardConfig."""
+        return [self.questions, self.judge]
+
+
 class UserRewardConfig(AnyRewardConfig):
     """What rewards of the user's have."""
 
@@ -199,7 +217,12 @@ class HttpRewardConfig(UserRewardConfig):
 
 
 RewardModelConfig = Annotated[
-    ClipRewardConfig | HpsV2RewardConfig | GenEvalRewardConfig | PythonRewardConfig | HttpRewardConfig,
+    ClipRewardConfig
+    | HpsV2RewardConfig
+    | GenEvalRewardConfig
+    | GenEval2RewardConfig
+    | PythonRewardConfig
+    | HttpRewardConfig,
     Field(discriminator="type"),
 ]
 

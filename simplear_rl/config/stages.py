@@ -66,6 +66,9 @@ class StageConfig(CommandConfig):
     wandb: bool = Field(
         True, description="log to Weights & Biases, as WANDB_MODE says; without it: offline unless WANDB_API_KEY is set"
     )
+    report_every: Count | None = Field(
+        100, description="steps between writings of run/report.html, besides the last step; null: none is written"
+    )
     learner: LearnerConfig
     plan: PlanConfig | None = Field(None, description="hardware and policy that --dry-run assumes where there are none")
 

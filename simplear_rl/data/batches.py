@@ -1,6 +1,6 @@
 """Batches of token sequences."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class TokenBatch:
         by_length = np.argsort(self.target_lengths, kind="stable")
         return [np.sort(rows) for rows in np.array_split(by_length, number)]
 
-    def padded(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def padded(self, rows: Iterable[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids [B, L] and labels [B, L] of the chosen rows, padded on the right (labels with -100)."""
         chosen = [torch.from_numpy(self.ids[row]) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import Qwen2ForCausalLM
 
 from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.data.batches import Prefetcher, TokenBatch, TokenDataset
+from simplear_rl.learning.cross_entropy import summed_cross_entropy
 from simplear_rl.learning.flops import throughput
-from simplear_rl.policy.log_probs import in_chunks
+from simplear_rl.learning.validation import Validation
 from simplear_rl.policy.rollouts import ScoredRollout
 from simplear_rl.run.guards import Evidence
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
 
 
 class Supervised:
-    """The objective of both stages: reads the rank's share of each batch and trains on it.
+    """The objective of both stages: reads the rank's share of each batch and trains on it; validates now and then.
 
     Raises:
         UserError: a row of the token shards is bad; names it.
@@ -32,6 +31,7 @@ class Supervised:
         self.learner, self.batch_size = learner, config.batch_size
         data = TokenDataset(config, learner.encode, learner.layout, seed, learner.rank, learner.ranks)
         self.batch = Prefetcher(data.batch)
+        self.validation = Validation(learner, config, config.validation) if config.validation else None
 
     def images(self, groups: Sequence[ScoredRollout]) -> int:
         """See Objective."""
@@ -44,6 +44,8 @@ class Supervised:
         metrics = train(self.learner, batch)
         speed = throughput(self.learner.size, batch.target_lengths, monotonic() - start, self.learner.peak_flops)
         speed["tokens_per_second"] *= ranks
+        if self.validation and self.validation.due(step):
+            metrics |= self.validation()
         return metrics | speed | {"truncated": float(batch.truncated * ranks)}
 
 
@@ -65,18 +67,6 @@ def train(learner: "Learner", batch: TokenBatch) -> dict[str, float]:
         learner.backward(summed * scale, partial(_evidence, learner, batch, rows))
         loss += summed.item() / total
     return {"loss": loss * learner.ranks, **learner.finish_step()}
-
-
-def summed_cross_entropy(model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
-    """Sum of next-token cross-entropies over the full vocabulary; label -100 is not counted."""
-    # Right padding needs no mask: attention is causal, and padded positions have no label.
-    hidden_BLH = model.model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
-
-    def of_rows(hidden_NH: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model.lm_head(hidden_NH).float(), labels_N, reduction="sum")
-
-    parts = in_chunks(of_rows, model.config.vocab_size, hidden_BLH.flatten(0, 1), labels_BL[:, 1:].flatten())
-    return torch.stack(parts).sum()
 
 
 def _evidence(learner: "Learner", batch: TokenBatch, rows: np.ndarray) -> Evidence:

@@ -65,6 +65,7 @@ SCORERS = {
     "facebook/mask2former-swin-small-coco-instance": 68_741_083,
     "ViT-L-14-quickgelu": 427_616_513,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
 }
 
 
@@ -206,8 +207,11 @@ def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:
     models = {
         "shapes": {},
         "geneval": {str(detector.model): detector.dtype, detector.clip: detector.dtype},
-        "dpg": {judge.name: judge.dtype},
+        "geneval2": {config.judge_name: judge.dtype},
+        "dpg": {config.judge_name: judge.dtype},
     }[config.benchmark]
+    if config.diversity:
+        models |= {config.diversity.model: config.diversity.dtype}
     memory = {Path(name).name: float(BYTES[dtype] * SCORERS[name]) for name, dtype in models.items() if name in SCORERS}
     return memory | tokenizer_memory(), [name for name in models if name not in SCORERS]
 

@@ -1,15 +1,18 @@
 """Reward models and judges, looked at before any actor starts: their files, functions and servers."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from simplear_rl.benchmarks.geneval2_files import Entry
+from simplear_rl.benchmarks.geneval2_files import read_entries as read_geneval2
 from simplear_rl.benchmarks.geneval_metadata import read_entries
 from simplear_rl.config.benchmarks import DetectorConfig
 from simplear_rl.config.rewards import (
     HPSV2_REPOSITORY,
     HPSV2_WEIGHTS,
     ClipRewardConfig,
+    GenEval2RewardConfig,
     GenEvalRewardConfig,
     HpsV2RewardConfig,
     HttpRewardConfig,
@@ -23,7 +26,7 @@ from simplear_rl.files import require_from_hub
 from simplear_rl.rewards.http import HttpReward
 from simplear_rl.rewards.trial import try_functions
 from simplear_rl.shapes.world import metadata
-from simplear_rl.vision.files import require_clip, require_detector, require_judge, require_network
+from simplear_rl.vision.files import require_clip, require_detector, require_judge, require_model, require_network
 
 
 def model_checks(config: GrpoConfig) -> list[Callable[[], None]]:
@@ -46,6 +49,8 @@ def check_rewards(config: RewardConfig, rows: Sequence[PromptRow]) -> None:
     for model in config.models:
         if isinstance(model, GenEvalRewardConfig):
             require_entries(read_requirements(model), model, sorted({row.text for row in rows}))
+        if isinstance(model, GenEval2RewardConfig):
+            require_questions(read_questions(model), model, sorted({row.text for row in rows}))
     try_functions(config, rows)
     for model in config.models:
         if isinstance(model, HttpRewardConfig):
@@ -64,6 +69,8 @@ def _check_model(model: RewardModelConfig) -> None:
                 raise UserError(f"{model.weights}: empty, expected the weights of a reward model")
         case GenEvalRewardConfig() if model.metadata:
             require_detector(model.detector or DetectorConfig())
+        case GenEval2RewardConfig():
+            require_model("geneval2 reward", model.judge)
 
 
 def read_requirements(config: GenEvalRewardConfig) -> dict[str, dict]:
@@ -86,4 +93,18 @@ def require_entries(entries: dict[str, dict], config: GenEvalRewardConfig, promp
         raise UserError(
             f"reward geneval: {source} does not say what images of {missing[0]!r} must show, nor of "
             f"{len(missing) - 1} more of {len(prompts)} prompts"
+        )
+
+
+def read_questions(config: GenEval2RewardConfig) -> dict[str, Entry]:
+    """GenEval 2's entries by prompt. Raises UserError, see geneval2_files.read_entries."""
+    return {entry.prompt: entry for entry in read_geneval2(config.questions)}
+
+
+def require_questions(entries: Mapping[str, Entry], config: GenEval2RewardConfig, prompts: Sequence[str]) -> None:
+    """Raise UserError unless there are questions for every prompt."""
+    if missing := [prompt for prompt in prompts if prompt not in entries]:
+        raise UserError(
+            f"reward geneval2: {config.questions} has no questions for {missing[0]!r}, nor for {len(missing) - 1} more "
+            f"of {len(prompts)} prompts"
         )

@@ -44,9 +44,7 @@ def find_sources(config: ScoreConfig) -> list[Source]:
     if config.codes:
         return list(_of_shards(config))
     assert config.images
-    sources = _of_table(config.images, config.prompts) if config.prompts else _of_folder(config.images)
-    if not sources:
-        raise UserError(f"{config.images}: no image files there ({', '.join(IMAGE_ENDINGS)})")
+    sources = _of_table(config.images, config.prompts) if config.prompts else images_of(config.images)
     return sources[: config.limit]
 
 
@@ -59,7 +57,8 @@ def _of_table(folder: Path, prompts: Path) -> list[Source]:
     return sources
 
 
-def _of_folder(folder: Path) -> list[Source]:
+def images_of(folder: Path) -> list[Source]:
+    """The images below a folder, with the prompts in or beside them. Raises UserError, see `find_sources`."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS]
     sources, bad = [], []
     for file in files:
@@ -68,6 +67,8 @@ def _of_folder(folder: Path) -> list[Source]:
         except ValueError as error:
             bad.append(f"{file}: {error}")
     _refuse(bad)
+    if not sources:
+        raise UserError(f"{folder}: no image files there ({', '.join(IMAGE_ENDINGS)})")
     return sources
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from simplear_rl.algorithms.combining import normalised_sum
 from simplear_rl.algorithms.diversity import diversity
-from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC
+from simplear_rl.benchmarks.geneval2 import REWARD_IS_METRIC
 from simplear_rl.config.rewards import RewardConfig, RewardModelConfig
 from simplear_rl.data.prompts import PromptRow
 from simplear_rl.device import default_device
@@ -19,6 +19,7 @@ from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.geneval import GenEvalReward
+from simplear_rl.rewards.geneval2 import GenEval2Reward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rewards.http import HttpReward
 from simplear_rl.rewards.python import PythonReward
@@ -32,6 +33,7 @@ REWARDS: dict[str, Callable[[Any, str], RewardModel]] = {
     "clip": ClipReward,
     "hpsv2": HpsV2Reward,
     "geneval": GenEvalReward,
+    "geneval2": GenEval2Reward,
     "python": PythonReward,
     "http": HttpReward,
 }
@@ -149,8 +151,8 @@ class RewardScorer:
 
     def check(self, rows: Sequence[PromptRow]) -> list[str]:
         """See RewardModels.check; and a line if a metric is a reward."""
-        is_metric = any(model.type == "geneval" for model in self.config.models)
-        return self.models.check(rows) + ([REWARD_IS_METRIC] if is_metric else [])
+        types = [model.type for model in self.config.models]
+        return self.models.check(rows) + [line for kind, line in REWARD_IS_METRIC.items() if kind in types]
 
     def decode(self, rollout: Rollout) -> np.ndarray:
         """The group's images, uint8 [G, H, W, 3]."""

@@ -31,8 +31,10 @@ from simplear_rl.run.checkpoints import (
     require_storage,
     step_of,
 )
+from simplear_rl.run.events import kept, note
 from simplear_rl.run.final import remove_copy, require_replaceable, set_final
 from simplear_rl.run.history import read_config, read_metrics, require_same_learner
+from simplear_rl.run.media import media
 
 # A server that does not answer is waited for so long; at the end, what is not uploaded then stays in the folder.
 WANDB_START, WANDB_FINISH = 30.0, 60.0  # seconds
@@ -65,9 +67,11 @@ class Run:
     wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
     evaluations/step-N/  benchmark scores of that step's weights, see benchmarks/output.py
+    events.jsonl         starts, lost actors and warnings, see run/events.py
     failed-step-N/       what a step was refused for, if one was
 
-    `sometimes` names metrics that not every step logs.
+    `sometimes` names metrics that not every step logs. What is in `after_step` is called with every step once the
+    driver has done all that belongs to it.
 
     Raises:
         UserError: there is no room for a checkpoint, a file of the folder is damaged, or the learner's settings exclude
@@ -84,7 +88,10 @@ class Run:
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.wandb: Any = None
-        self.rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= self.step]
+        rows = read_metrics(self.folder / "metrics.jsonl")
+        self.rows = [row for row in rows if row["step"] <= self.step]
+        self.again = [row["step"] for row in rows if row["step"] > self.step]
+        self.events, self.after_step = kept(self.folder, lambda: self.step), list[Callable[[int], object]]()
         self.before = read_config(self.folder / "config.yaml") if self.last_checkpoint else {}
         self._say_missing_rows()
         require_same_learner(self.before, config)
@@ -108,6 +115,7 @@ class Run:
         return folder
 
     def __enter__(self) -> "Run":
+        self.events.__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -119,6 +127,7 @@ class Run:
                 raise
             print(f"{self.folder}: the last checkpoint was not finished: {failure}", flush=True)
         finally:
+            self.events.__exit__(None, None, None)
             self._end_wandb()
 
     def _begin_wandb(self, values: dict[str, Any]) -> Any:
@@ -177,6 +186,9 @@ class Run:
                         break
                     yield self.step + 1
                     self.bar.update()
+                    self._log_media()
+                    for follow in self.after_step:
+                        follow(self.step)
                 self._settle()
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -202,6 +214,15 @@ class Run:
                 self.wandb.log(metrics, step=step)
         self.bar.set_postfix_str(", ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics))
         self.step = step
+
+    def _log_media(self) -> None:
+        """Show what the step at hand has left in the folder, with its metrics. What fails is said and stops nothing."""
+        with self._wandb_may_be_gone():
+            try:
+                if self.wandb and (found := media(self.folder, self.step)):
+                    self.wandb.log(found, step=self.step)
+            except (OSError, ValueError, TypeError) as error:  # of a file that is damaged, or cannot be copied
+                print(f"{self.folder}: not shown on Weights & Biases: {error}", flush=True)
 
     @contextmanager
     def _wandb_may_be_gone(self) -> Iterator[None]:
@@ -262,6 +283,8 @@ class Run:
                 shutil.rmtree(evaluation)
         self._write_config(values)
         self._write_metrics()
+        again = f"; steps {self.again[0]} to {self.again[-1]} are done again" if self.again else ""
+        note(f"continued after step {self.step}{again}" if self.last_checkpoint or again else "started")
         self.wandb = self._begin_wandb(values)
 
     def _say_missing_rows(self) -> None:

@@ -1,12 +1,13 @@
 """The continuation of a stage whose learner is lost: it starts again from its last checkpoint."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from simplear_rl.config.stages import StageConfig
 from simplear_rl.errors import ActorLostError, UserError
 from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.events import kept, say
 from simplear_rl.run.history import read_metrics
 
 
@@ -28,10 +29,12 @@ def restarting(train: Callable[..., None]) -> Callable[..., None]:
                 restarts = restarts + 1 if newest == last else 1
                 last = newest
                 rows = read_metrics(config.run / "metrics.jsonl")
-                message = f"after step {rows[-1]['step'] if rows else 0}: {lost}"
+                step = int(rows[-1]["step"]) if rows else 0
+                message = f"after step {step}: {lost}"
                 if not lost.learner or restarts > config.faults.max_restarts:
                     again = f"{config.run}: ended after faults.max_restarts={config.faults.max_restarts} restarts"
                     raise UserError(f"{message}\n{again}; the same command continues") from lost
-                print(f"{message}\n{config.run}: starting again from {(newest or ['the beginning'])[0]}", flush=True)
+                with kept(config.run, partial(int, step)):
+                    say(message, f"{config.run}: starting again from {(newest or ['the beginning'])[0]}")
 
     return supervised

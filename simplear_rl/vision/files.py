@@ -25,20 +25,22 @@ NEEDS_MODELSCOPE = (
 
 
 def require_judge(config: BenchmarkConfig) -> None:
-    """Raise UserError unless what judges the images of a benchmark is there."""
+    """Raise UserError unless what judges the images of a benchmark is there, and what measures their diversity."""
+    if found := config.diversity:
+        require_clip("diversity.model", found.model, found.weights)
     if config.benchmark == "geneval":
         require_detector(config.detector)
     elif config.benchmark == "dpg" and config.judge.type == "mplug":
         if find_spec("modelscope") is None:
-            raise UserError(f"judge {config.judge.name} {NEEDS_MODELSCOPE}")
-    elif config.benchmark == "dpg":
-        _require_model("judge", Path(config.judge.name))
+            raise UserError(f"judge {config.judge_name} {NEEDS_MODELSCOPE}")
+    elif config.benchmark in ("dpg", "geneval2"):
+        require_model("judge", Path(config.judge_name))
 
 
 def require_detector(config: DetectorConfig) -> None:
     """Raise UserError unless the models of GenEval's detector are there."""
     all_faults(
-        lambda: _require_model("detector", config.model),
+        lambda: require_model("detector", config.model),
         lambda: require_clip("detector.clip", config.clip, config.clip_weights),
     )
 
@@ -87,7 +89,7 @@ def _require_clip_folder(folder: Path) -> None:
         require_weights(folder)
 
 
-def _require_model(what: str, model: Path) -> None:
+def require_model(what: str, model: Path) -> None:
     """Raise UserError unless a model of Transformers is in its folder, or in the cache or on the Hub."""
     if is_hub_id(model):
         require_from_hub(str(model), "config.json")

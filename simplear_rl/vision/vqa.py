@@ -3,7 +3,7 @@
 Their numbers are their own: a report names the judge and says JUDGES_DIFFER.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +36,17 @@ class VisualJudge(Protocol):
         """The answer to each question about the image at the same place; "yes" is spelled exactly so."""
 
 
+class ProbabilityJudge(Protocol):
+    """What says how likely it would give an answer."""
+
+    def probabilities(
+        self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> np.ndarray:
+        """Probability of each question's answers about the image at the same place, float32 [N]."""
+
+
 class TransformersJudge:
-    """A vision-language model of Transformers, asked with PROMPT in its own chat template.
+    """A vision-language model of Transformers, asked in its own chat template, with PROMPT for an answer.
 
     The answer is the likelier of yes and no as the reply's first token: greedy decoding that may write nothing else.
     So there is no reply to parse ("Yes, there is a cat."), every question has an answer, and it takes one token. A tie
@@ -94,30 +103,53 @@ class TransformersJudge:
         """Say "yes" or "no" to each question about the image at the same place."""
         return ["yes" if margin > 0 else "no" for margin in self.margins(images, questions)]
 
-    @torch.no_grad()
     def margins(self, images: Sequence[Picture], questions: Sequence[str]) -> np.ndarray:
         """How much likelier yes is than no: difference of their log-probs, float32 [N]."""
-        pictures = [_as_rgb(image) for image in images]
-        texts = [self._text(question) for question in questions]
-        if len(pictures) != len(texts):
-            raise ValueError(f"{len(pictures)} images, {len(texts)} questions")
+        asked = [PROMPT.format(question=question) for question in questions]
         margins = [np.zeros(0, np.float32)]
-        for start in range(0, len(texts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            inputs = self.processor(
-                text=texts[part], images=[[picture] for picture in pictures[part]], padding=True, return_tensors="pt"
-            ).to(self.device, self.model.dtype)
-            # `generate` rather than `forward`: it numbers the positions of padded rows as each model needs.
-            reply = self.model.generate(
-                **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
-            )
-            logits = reply.logits[0].float()
-            margin = logits[:, self.yes_tokens].amax(1) - logits[:, self.no_tokens].amax(1)
+        for scores_BC in self._scores(images, asked):
+            margin = scores_BC[:, self.yes_tokens].amax(1) - scores_BC[:, self.no_tokens].amax(1)
             margins.append(margin.cpu().numpy())
         return np.concatenate(margins)
 
-    def _text(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": PROMPT.format(question=question)}]
+    def probabilities(
+        self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> np.ndarray:
+        """How likely the reply to each question begins like one of its answers, float32 [N].
+
+        That is the sum, over the spellings in `answers`, of the probability of each one's first token, see GenEval 2's
+        rules. Questions are asked as they stand; probabilities are those of greedy decoding's scores, in float32.
+        """
+        tokens = [[self._first_token(spelling) for spelling in spellings] for spellings in answers]
+        found: list[float] = []
+        for scores_BC in self._scores(images, questions):
+            for probabilities_C in scores_BC.softmax(-1):
+                found.append(float(probabilities_C[tokens[len(found)]].sum()))
+        return np.array(found, np.float32)
+
+    def _first_token(self, spelling: str) -> int:
+        """As the spelling stands there. A tokenizer that begins every text with a token of its own would hide it."""
+        return int(self.processor.tokenizer.encode(spelling, add_special_tokens=False)[0])
+
+    @torch.no_grad()
+    def _scores(self, images: Sequence[Picture], texts: Sequence[str]) -> Iterator[torch.Tensor]:
+        """Scores float32 [B, C] of the reply's first token over the vocabulary, for so many questions at a time."""
+        pictures, prompts = [_as_rgb(image) for image in images], [self._text(text) for text in texts]
+        if len(pictures) != len(prompts):
+            raise ValueError(f"{len(pictures)} images, {len(prompts)} questions")
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            inputs = self.processor(
+                text=prompts[part], images=[[picture] for picture in pictures[part]], padding=True, return_tensors="pt"
+            ).to(self.device, self.model.dtype)
+            # `generate` rather than `forward`: it numbers the positions of padded rows as each model needs.
+            reply = self.model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+            )
+            yield reply.scores[0].float()
+
+    def _text(self, text: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 

@@ -86,3 +86,20 @@ def test_a_part_of_the_prompts_is_evenly_spaced_and_keeps_its_questions(tmp_path
 def test_an_item_that_cannot_name_a_file_is_refused():
     with pytest.raises(UserError, match="item_id '../a': cannot be the name of a file"):
         bench(prompts={"../a": "a cat"})
+
+
+def test_a_copy_of_the_published_folder_is_enough(tmp_path):
+    """Prompts from its table, where none are given, or from its folder of texts: the same benchmark."""
+    (tmp_path / "prompts").mkdir()
+    lines = [",".join(COLUMNS)]
+    for item, text in PROMPTS.items():
+        (tmp_path / "prompts" / f"{item}.txt").write_text(f"{text}\n", encoding="utf-8")
+        lines.append(f"{item},{text},,1,0,entity,whole,,Is there a cat?")
+    (tmp_path / "dpg_bench.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = []
+    for more in [], [f"prompts={tmp_path}/prompts"]:
+        values = [f"root={tmp_path}", "policy=/policy", *more]
+        found.append(BENCHMARKS["dpg"](load_config(EvaluateConfig, CONFIGS / "dpg" / "evaluate.yaml", values)))
+    for benchmark in found:
+        assert dict(zip(benchmark.items, benchmark.texts, strict=True)) == PROMPTS
+        assert benchmark.requirements(1) == ["Is there a cat?"]

@@ -1,0 +1,90 @@
+"""Two policies on the same prompts and seeds, side by side: which one is better, by how much, and where.
+
+A and B are policy folders, folders of evaluations, or folders of images that `generate` has drawn. `output` gets
+pairs.csv, a row for each pair of images, and index.html, all pairs with the largest gain first.
+"""
+
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.compare import CompareConfig
+
+EXAMPLES = """\
+  python -m simplear_rl.compare runs/demo/sft/final runs/demo/grpo/final --prompts prompts.txt --output comparison \\
+      root=runs/demo
+  python -m simplear_rl.compare runs/demo/evaluation/sft runs/demo/evaluation/grpo --output comparison"""
+OPTIONS = {"--prompts": "prompts", "--output": "output", "--engine": "engine"}
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(CompareConfig, "compare", EXAMPLES, False, OPTIONS, False, ("a", "b"))
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from actors.isolated import build_reward
+from simplear_rl.config.generate import GenerateConfig
+from simplear_rl.data.prompts import PromptRow
+from simplear_rl.errors import UserError, all_faults
+from simplear_rl.files import require_writable
+from simplear_rl.generate import generate
+from simplear_rl.rewards import pairs as paired
+from simplear_rl.rewards.files import check_rewards, reward_checks
+from simplear_rl.rewards.pictures import images_of
+from simplear_rl.rewards.scorer import RewardModels
+from simplear_rl.rewards.scoring import score_all
+
+DRAWING = ("prompts", "tokenizer", "engine", "seed", "images_per_prompt", "guidance_scale", "temperature", "batch_size")
+
+
+def compare(config: CompareConfig) -> None:
+    """Draw and score what is not there yet, write table and page, and print a line for each score.
+
+    Raises:
+        UserError: the sides are not of one kind, or their images do not pair; see `generate`, check_rewards.
+    """
+    require_writable(config.output, "output")
+    kinds = [paired.kind_of(path) for path in config.sides.values()]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{config.a} is {kinds[0]}, {config.b} is {kinds[1]}: expected two of a kind")
+    if kinds[0] == paired.EVALUATION:
+        sides = [paired.of_evaluation(path) for path in config.sides.values()]
+    else:
+        all_faults(*reward_checks(config.reward))
+        folders = dict(config.sides)
+        if kinds[0] == paired.POLICY:
+            folders = {side: _draw(config, side, policy) for side, policy in folders.items()}
+        sides = _scored(config, list(folders.values()))
+    pairs = paired.pair_up(*sides)
+    found = paired.comparisons(pairs)
+    config.output.mkdir(parents=True, exist_ok=True)
+    paired.write_table(config.output / "pairs.csv", pairs)
+    paired.write_page(config.output / "index.html", pairs, found, [str(config.a), str(config.b)])
+    for name, (result, _) in found.items():
+        print(f"{name:24s} {result}")
+    print(f"{len(pairs)} pairs: {config.output / 'index.html'}")
+
+
+def _draw(config: CompareConfig, side: str, policy: Path) -> Path:
+    """The folder of a policy's images."""
+    if not config.prompts:
+        raise UserError("policies are compared on prompts: set `prompts`")
+    output = config.output / side
+    values = {name: getattr(config, name) for name in DRAWING}
+    generate(GenerateConfig(policy=policy, output=output, **values))
+    (output / "contact_sheet.png").unlink(missing_ok=True)  # no image of a prompt
+    return output
+
+
+def _scored(config: CompareConfig, folders: list[Path]) -> list[dict[str, paired.Scored]]:
+    sources = [images_of(folder) for folder in folders]
+    rows = [PromptRow(source.prompt, source.columns) for side in sources for source in side]
+    check_rewards(config.reward, rows)
+    models = RewardModels(config.reward, build_reward, skip=True)
+    for line in models.check(rows):
+        print(line)
+    bars = [tqdm(side, desc="score", unit="image") for side in sources]
+    scored = [list(score_all(bar, models.score, config.batch_size)) for bar in bars]
+    return [paired.of_images(folder, side) for folder, side in zip(folders, scored, strict=True)]
+
+
+if __name__ == "__main__":
+    command_line.run(compare)

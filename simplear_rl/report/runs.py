@@ -1,0 +1,156 @@
+"""What a report reads of a run folder. Anything can be damaged there: what cannot be read is named on the page."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from simplear_rl.errors import UserError
+from simplear_rl.report.samples import StepSamples, read_samples
+from simplear_rl.run.events import read_events
+from simplear_rl.run.history import read_config, read_metrics
+
+Result = TypeVar("Result")
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+STAGES = ("pretrain", "sft", "grpo")  # how those of one root are ordered
+QUIET = 600.0  # seconds without a row, after which a run is taken for stopped
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation's folder: its scores, and a row for each image."""
+
+    name: str
+    folder: Path
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    rows: list[dict]
+
+    def by_prompt(self) -> dict[str, list[dict]]:
+        """The rows of each prompt."""
+        found: dict[str, list[dict]] = {}
+        for row in self.rows:
+            found.setdefault(row["prompt"], []).append(row)
+        return found
+
+
+@dataclass
+class RunRead:
+    """A run folder."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, float]]
+    events: list[dict]
+    grids: dict[int, Path]  # pictures of samples, by step
+    samples: list[StepSamples]
+    evaluations: list[Evaluated]
+    problems: list[str] = field(default_factory=list)  # what could not be read
+
+    @property
+    def kind(self) -> str:
+        """What is compared with what: runs of one kind share their charts."""
+        if "rollout" in self.config:
+            return "GRPO"
+        return "Pretraining and SFT" if "data" in self.config else "Run"
+
+    @property
+    def images_per_step(self) -> int | None:
+        """Of runs whose rows do not count them."""
+        data = self.config.get("data")
+        return data.get("batch_size") if isinstance(data, dict) else None
+
+    @property
+    def planned(self) -> int | None:
+        """Steps of the whole run."""
+        return self.config.get("steps")
+
+    @property
+    def state(self) -> str:
+        """Whether it is finished, running or stopped, as far as its files tell."""
+        if self.rows and self.planned and self.rows[-1]["step"] >= self.planned:
+            return "finished"
+        age = time.time() - (self.folder / METRICS).stat().st_mtime
+        return "running" if age < QUIET else "stopped"
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The run folders that are meant: each is one itself, or the root of some.
+
+    Raises:
+        UserError: one is neither; all of them are named.
+    """
+    found, bad = list[Path](), list[str]()
+    for folder in folders:
+        below = [path.parent for path in folder.glob(f"*/{METRICS}")] if folder.is_dir() else []
+        if (folder / METRICS).is_file():
+            found.append(folder)
+        elif below:
+            found += sorted(below, key=lambda run: (STAGES.index(run.name) if run.name in STAGES else 99, run.name))
+        else:
+            there = "no such folder" if not folder.exists() else "a file" if folder.is_file() else f"no {METRICS} there"
+            bad.append(f"{folder}: no run ({there}): expected a run folder, or one with run folders in it")
+    if bad:
+        raise UserError("\n".join(bad))
+    return list(dict.fromkeys(found))
+
+
+def read_run(folder: Path, name: str) -> RunRead:
+    """A run folder, as it is now.
+
+    Raises:
+        UserError: its metrics or its configuration are damaged.
+    """
+    config, rows = read_config(folder / CONFIG), read_metrics(folder / METRICS)
+    run = RunRead(name, folder, config, rows, read_events(folder), {}, [], [])
+    for file in sorted((folder / "samples").glob("step-*.png")):
+        if step := _attempt(run.problems, file, lambda path: int(path.stem.removeprefix("step-"))):
+            run.grids[step] = file
+    for file in sorted((folder / "samples").glob("step-*.json")):
+        if samples := _attempt(run.problems, file, read_samples):
+            run.samples.append(samples)
+    run.evaluations, problems = read_evaluations(folder / "evaluations")
+    run.problems += problems
+    return run
+
+
+def read_evaluations(folder: Path) -> tuple[list[Evaluated], list[str]]:
+    """The finished evaluations in a folder, by name, and a line for each that cannot be read."""
+    problems: list[str] = []
+    files = sorted(folder.glob("*/scores.json"))
+    found = [_attempt(problems, file.parent, _evaluated) for file in files]
+    return [evaluation for evaluation in found if evaluation], problems
+
+
+def _evaluated(folder: Path) -> Evaluated:
+    summary = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    if not all("prompt" in row and "filename" in row for row in rows):
+        raise ValueError("rows without `prompt` or `filename`")
+    scores = {name: float(value) for name, value in summary["scores"].items()}
+    bounds = {name: (float(low), float(high)) for name, (low, high) in summary["confidence_intervals"].items()}
+    return Evaluated(folder.name, folder, scores, bounds, rows)
+
+
+def value_of(rows: Sequence[dict]) -> float:
+    """Mean over a prompt's images of what the benchmark gave them, from 0 to 1; NaN where it gave nothing."""
+    values = [row["correct"] if "correct" in row else row.get("score") for row in rows]
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _attempt(problems: list[str], path: Path, read: Callable[[Path], Result]) -> Result | None:
+    """What `read` makes of a path; None, and a line among the problems, if it cannot."""
+    try:
+        return read(path)
+    except READ_ERRORS as error:
+        problems.append(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}")
+        return None

@@ -1,0 +1,90 @@
+"""Two sides on the same prompts: pictures in pairs, a paired test, win rates, the largest gain first."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simplear_rl.algorithms.paired import compare as paired
+from simplear_rl.compare import compare
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.compare import CompareConfig
+from simplear_rl.config.load import load_config
+from simplear_rl.errors import UserError
+
+CODE = "def red(images, prompts):\n    return list(images[..., 0].mean((1, 2)))\n"
+
+
+def run(folder, a, b):
+    (folder / "my_reward.py").write_text(CODE)
+    values = [f"root={folder}", f"a={a}", f"b={b}", f"output={folder / 'out'}", "batch_size=2"]
+    values.append(f"reward.models=[{{type: python, function: {folder}/my_reward.py:red}}]")
+    compare(load_config(CompareConfig, CONFIGS / "shapes" / "compare.yaml", values))
+    with open(folder / "out" / "pairs.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file)), (folder / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def images(folder, reds, prompts="abc"):
+    folder.mkdir()
+    for i, (red, prompt) in enumerate(zip(reds, prompts, strict=True)):
+        Image.fromarray(np.full((8, 8, 3), red, np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(prompt, encoding="utf-8")
+    return folder
+
+
+def test_images_are_scored_in_pairs_with_the_largest_gain_first(tmp_path, capsys):
+    rows, page = run(tmp_path, images(tmp_path / "a", [10, 20, 30]), images(tmp_path / "b", [20, 20, 90]))
+    assert [(row["prompt"], row["a_red"], row["b_red"]) for row in rows] == [
+        ("a", "10", "20"),
+        ("b", "20", "20"),
+        ("c", "30", "90"),
+    ]
+    assert re.findall(r"<strong>(.*?)</strong> (\w)", page) == [("+60.0000", "c"), ("+10.0000", "a"), ("+0.0000", "b")]
+    assert re.findall(r'src="(.*?)"', page)[:2] == ["../a/2.png", "../b/2.png"]
+    assert re.search(r"total .*A +20 +B +43.33 .*win rate of B 0.833", capsys.readouterr().out)
+
+
+def test_what_does_not_pair_is_named(tmp_path):
+    a, b = images(tmp_path / "a", [1, 2, 3]), images(tmp_path / "b", [1, 2], "ax")
+    with pytest.raises(UserError, match=r"(?s)a/2.png: no partner.*b/1.png: drawn for 'x', its partner for 'b'"):
+        run(tmp_path, a, b)
+    with pytest.raises(UserError, match=r"gone: expected a policy, the folder of an evaluation, or a folder of images"):
+        run(tmp_path, a, tmp_path / "gone")
+
+
+def evaluation(folder, values, key="correct"):
+    folder.mkdir()
+    rows = [{"index": i // 2, "filename": f"{i}.png", "prompt": f"p{i // 2}", key: v} for i, v in enumerate(values)]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def test_evaluations_are_compared_by_their_verdicts(tmp_path, capsys):
+    a, b = evaluation(tmp_path / "a", [False] * 4), evaluation(tmp_path / "b", [True, False, True, True])
+    rows, page = run(tmp_path, a, b)
+    assert len(rows) == 4 and page.count("<figure>") == 4
+    assert re.search(r"score .*A +0 +B +0.75 .*win rate of B 0.875", capsys.readouterr().out)
+    with pytest.raises(UserError, match=r"a is an evaluation, .*pictures is images: expected two of a kind"):
+        run(tmp_path, a, images(tmp_path / "pictures", [1, 2, 3]))
+    evaluation(tmp_path / "odd", [1], key="other")
+    with pytest.raises(UserError, match=r"odd/results.jsonl: expected the rows of an evaluation"):
+        run(tmp_path, a, tmp_path / "odd")
+
+
+def test_the_bootstrap_is_paired_and_over_prompts():
+    random = np.random.default_rng(0)
+    base = random.normal(size=200) * 10
+    prompts = np.arange(200)
+    found = paired(base, base + 0.2 + random.normal(size=200) * 0.5, prompts)
+    assert found.p_value < 0.001 and 0 < found.interval[0] < 0.2 < found.interval[1]  # the spread of A is no matter
+    assert paired(base, base + random.normal(size=200) * 0.5, prompts).p_value > 0.05
+    # The same four prompts fifty times are no more evidence than four prompts.
+    few = np.repeat(np.array([1.0, 1, 1, -1]), 50)
+    assert (
+        paired(np.zeros(200), few, prompts).p_value < 0.001 < 0.05 < paired(np.zeros(200), few, prompts // 50).p_value
+    )
+    same = paired(base, base, prompts)
+    assert (same.p_value, same.win_rate, same.ties) == (1, 0.5, 200)
