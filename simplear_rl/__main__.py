@@ -7,6 +7,7 @@ COMMANDS = {
     "tokenize": "token shards of your own images and captions",
     "pretrain": "next-token prediction on token shards",
     "sft": "supervised fine-tuning: the same on curated data",
+    "dpo": "preference optimisation: on stored pairs of images, or on pairs that it draws",
     "grpo": "reinforcement learning with image rewards",
     "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
     "score": "scores of your own images, to try a reward before training on it",

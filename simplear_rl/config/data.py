@@ -12,6 +12,7 @@ from simplear_rl.config.base import (
     Fraction,
     Location,
     LocationOrHubId,
+    NonNegative,
     Positive,
     Section,
 )
@@ -20,18 +21,19 @@ from simplear_rl.config.base import (
 class TokenSourceConfig(Section):
     """One folder of token shards, and its share of what is trained on."""
 
-    shards: Location = Field(description="folder of Parquet files with columns `caption`, `codes`, `short_caption`")
+    shards: Location = Field(
+        description="folder of Parquet files with columns `caption`, `codes`, `short_caption`; of pairs `caption`, "
+        "`chosen`, `rejected`"
+    )
     weight: Positive = Field(1.0, description="share of the images, relative to the other sources' weights")
 
 
-class TokenDataConfig(Section):
-    """Token shards for pretraining and SFT."""
+class ShardDataConfig(Section):
+    """What is read from token shards, and in which order."""
 
     sources: Annotated[list[TokenSourceConfig], Field(min_length=1)]
     batch_size: Count = Field(description="images per step, over all learner ranks")
-    micro_batch: Count = Field(description="images per forward pass of one rank")
     drop_caption: Fraction = Field(0.1, description="share of captions replaced by the null prompt (for guidance)")
-    short_caption: Fraction = Field(0.5, description="share of short captions, where an image has one")
     max_prompt_tokens: Count = Field(512, description="longest prompt, special tokens included")
     long_caption: Literal["refuse", "truncate"] = Field("refuse", description="what happens to a longer one")
     shuffle_rows: Count = Field(65_536, description="images of a source that are in memory and shuffled at a time")
@@ -40,6 +42,23 @@ class TokenDataConfig(Section):
     def folders(self) -> list[Path]:
         """Where the shards are."""
         return [source.shards for source in self.sources]
+
+
+class TokenDataConfig(ShardDataConfig):
+    """Token shards for pretraining and SFT."""
+
+    micro_batch: Count = Field(description="images per forward pass of one rank")
+    short_caption: Fraction = Field(0.5, description="share of short captions, where an image has one")
+
+
+class PairDataConfig(ShardDataConfig):
+    """Token shards with pairs of images for DPO."""
+
+    batch_size: Count = Field(description="pairs per step, over all learner ranks")
+    drop_caption: Fraction = Field(0.0, description="share of captions replaced by the null prompt")
+    guidance_scale: NonNegative = Field(
+        1.0, description="log-probs are those of the guided distribution, with this scale; 1 is unguided"
+    )
 
 
 class TokenizeConfig(CommandConfig):

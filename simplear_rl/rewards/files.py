@@ -6,6 +6,7 @@ from functools import partial
 
 from simplear_rl.benchmarks.geneval_metadata import read_entries
 from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.rewards import (
     HPSV2_REPOSITORY,
     HPSV2_WEIGHTS,
@@ -26,10 +27,10 @@ from simplear_rl.shapes.world import metadata
 from simplear_rl.vision.files import require_clip, require_detector, require_judge, require_network
 
 
-def model_checks(config: GrpoConfig) -> list[Callable[[], None]]:
+def model_checks(config: GrpoConfig | DpoConfig) -> list[Callable[[], None]]:
     """Checks of the reward models and of what judges evaluations, see `require`: whether each is there and whole."""
     judge = [partial(require_judge, config.evaluation)] if config.evaluation else []
-    return [*reward_checks(config.reward), *judge]
+    return [*(reward_checks(config.reward) if config.reward else []), *judge]
 
 
 def reward_checks(config: RewardConfig) -> list[Callable[[], None]]:
