@@ -81,6 +81,14 @@ class TokenizeConfig(CommandConfig):
     caption_choice: Literal["first", "random"] | None = Field(
         None, description="which one of a list of captions is used, at random by `seed`; null: such a list is refused"
     )
+    image_folder: Location | None = Field(
+        None, description="where the paths of images begin; null: the folder of the file that names them"
+    )
+    pairs: Literal["drop_ties", "keep_ties"] | None = Field(
+        None,
+        description="pairs of images for DPO instead of single ones, see docs/preferences.md; ties are left out, or "
+        "kept in an order drawn by `seed`",
+    )
     output: Location = Field(description="folder for the shards and rejected.jsonl")
     size: Count = Field(description="pixels per side of the square that an image is resized and cropped to")
     min_size: Count | None = Field(
@@ -95,4 +103,11 @@ class TokenizeConfig(CommandConfig):
     def _output_is_no_input(self) -> "TokenizeConfig":
         if self.output.is_relative_to(self.input):
             raise ValueError(f"output ({self.output}) must not be inside input: its shards would become input")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_have_known_columns(self) -> "TokenizeConfig":
+        chosen = [key for key in ("image_column", "short_caption_column") if getattr(self, key)]
+        if self.pairs and chosen:
+            raise ValueError(f"{chosen[0]} is for single images: leave it out, or pairs")
         return self
