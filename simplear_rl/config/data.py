@@ -22,10 +22,13 @@ class TokenSourceConfig(Section):
     """One folder of token shards, and its share of what is trained on."""
 
     shards: Location = Field(
-        description="folder of Parquet files with columns `caption`, `codes`, `short_caption`; of pairs `caption`, "
-        "`chosen`, `rejected`"
+        description="folder of Parquet files with columns `caption`, `codes`, `short_caption`, `weight`; of pairs "
+        "`caption`, `chosen`, `rejected`"
     )
     weight: Positive = Field(1.0, description="share of the images, relative to the other sources' weights")
+    factor: NonNegative = Field(
+        1.0, description="pretraining and SFT: of the loss of its images, beside the column `weight` of each"
+    )
 
 
 class ShardDataConfig(Section):

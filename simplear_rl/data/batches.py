@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ class TokenBatch:
 
     ids: list[np.ndarray]  # int64, of unequal lengths
     truncated: int = 0  # how many captions were cut to fit
+    weights: np.ndarray | None = None  # float32 [rows], of each sequence's loss; None: all are 1
 
     @property
     def target_lengths(self) -> np.ndarray:
@@ -72,12 +73,14 @@ class ShardDataset:
         return np.random.default_rng((self.seed, step, number)).random(self.data.batch_size)[self.rank :: self.ranks]
 
     def _rows(self, step: int) -> Iterator[TokenRow]:
-        weights = [source.weight for source in self.data.sources]
+        weights, factors = zip(*((source.weight, source.factor) for source in self.data.sources), strict=True)
         firsts, lasts = (shares(n * self.data.batch_size, weights) for n in (step - 1, step))
         position = 0  # within the batch of all ranks
-        for i, shards in enumerate(self.sources):
+        for i, (shards, factor) in enumerate(zip(self.sources, factors, strict=True)):
             for piece in pieces(firsts[i], lasts[i], shards.sizes, self.data.shuffle_rows, self.seed, i):
-                yield from shards.rows(piece, piece.rows[(self.rank - position) % self.ranks :: self.ranks])
+                own = piece.rows[(self.rank - position) % self.ranks :: self.ranks]
+                for row in shards.rows(piece, own):
+                    yield row if factor == 1 else replace(row, weight=factor * row.weight)
                 position += len(piece.rows)
 
     def _prompt(self, caption: str, place: str, drop: float) -> tuple[list[int], bool]:
@@ -102,13 +105,15 @@ class TokenDataset(ShardDataset):
 
     def batch(self, step: int) -> TokenBatch:
         """The batch of one step (1, 2, ...): this rank's share of it."""
-        ids, truncated = [], 0
+        ids, weights, truncated = [], [], 0
         for row, drop, shorten in zip(self._rows(step), self._draws(step, 1), self._draws(step, 3), strict=True):
             caption = row.short_caption if row.short_caption and shorten < self.config.short_caption else row.caption
             prompt, cut = self._prompt(caption, row.place, drop)
             truncated += cut
             ids.append(np.concatenate([prompt, row.codes.astype(np.int64) + self.layout.visual_offset]))
-        return TokenBatch(ids, truncated)
+            weights.append(row.weight)
+        equal = all(weight == 1 for weight in weights)
+        return TokenBatch(ids, truncated, None if equal else np.array(weights, np.float32))
 
 
 class PairDataset(ShardDataset):

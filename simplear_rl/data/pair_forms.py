@@ -67,18 +67,20 @@ def _voted(values: Values) -> RawPair:
     votes = values.get("choice_dist")
     if votes is None:
         return RawPair(values["path1"], values["path2"], 1.0)
-    return RawPair(values["path1"], values["path2"], _difference(*_two(votes, "choice_dist"), "choice_dist"))
+    first, second = _two(votes, "choice_dist")
+    return RawPair(values["path1"], values["path2"], _difference(first, second, "choice_dist"))
 
 
 def _marked(values: Values) -> RawPair:
     marks = _two(values["human_preference"], "human_preference")
-    return RawPair(*_two(values["image_path"], "image_path"), _difference(*marks, "human_preference"))
+    first, second = _two(values["image_path"], "image_path")
+    return RawPair(first, second, _difference(*marks, "human_preference"))
 
 
-def _two(values: Any, name: str) -> Any:
+def _two(values: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(values, list) or len(values) != 2:
         raise BadSampleError(f"{name}: expected a list of two, found {str(values)[:80]}")
-    return values
+    return values[0], values[1]
 
 
 FORMS = (
@@ -107,7 +109,7 @@ def is_ranked(values: Any) -> bool:
     return isinstance(values, dict) and values.keys() >= set(RANKED)
 
 
-def pairs_of_ranking(entries: Iterable[tuple[str, Values]]) -> Iterator[tuple[str, Values]]:
+def pairs_of_ranking(entries: Iterable[tuple[str, Values]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """All pairs of the entries of a file, which are numbered, within the same `prompt_id`: as plain pairs or ties.
 
     Each has the numbers of both entries. What has no number for a rank makes pairs that are bad.

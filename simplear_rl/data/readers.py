@@ -90,10 +90,10 @@ def _read_records(part: Part, columns: Columns) -> Iterator[RawSample]:
     ranked = []
     for number, record in enumerate(islice(records(part.path, part.offset), part.rows), start=part.start + 1):
         entry = _read_record(part, str(number), record)
-        if columns.pairs and part.rows is None and is_ranked(entry):
-            ranked.append((str(number), entry))
-        elif isinstance(entry, RawSample):
+        if isinstance(entry, RawSample):
             yield entry
+        elif columns.pairs and part.rows is None and is_ranked(entry):
+            ranked.append((str(number), entry))
         else:
             yield _read_columns(str(number), entry, part.path.parent, columns)
     for key, values in pairs_of_ranking(ranked):

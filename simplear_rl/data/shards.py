@@ -1,6 +1,7 @@
 """Token shards: a folder of Parquet files with captions and codes, read a window of row groups at a time."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class TokenRow:
     short_caption: str | None
     codes: np.ndarray  # uint16 [T]; of a pair [2, T], the chosen image first
     place: str  # file and row, for messages
+    weight: float = 1.0  # of its loss
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class TokenShards:
     first file that names it.
 
     Columns: `caption` (string), `codes` (list of integers), optionally `short_caption` (string, null where there is
-    none). `images` names other columns of codes, such as PAIR. Only the footers are read here; row groups are read and
-    checked when a row of theirs is asked for, except those whose footer already shows that something is wrong.
+    none) and `weight` (number of 0 or more, of the image's loss). `images` names other columns of codes, such as PAIR.
+    Only the footers are read here; row groups are read and checked when a row of theirs is asked for, except those
+    whose footer already shows that something is wrong.
 
     Raises:
         UserError: no shards or rows, missing columns, codes of the wrong number or outside the codebook, an empty
@@ -67,7 +70,7 @@ class TokenShards:
         self.sizes = np.array([len(group.rows) for group in self.groups], dtype=np.int64)
         if not self.sizes.sum():
             raise UserError(f"{folder}: no rows in its Parquet shards")
-        self.loaded: dict[int, tuple[list[str], list[str | None], np.ndarray]] = {}
+        self.loaded: dict[int, list[TokenRow]] = {}
         for group in self.groups:
             if group.suspect:
                 _read(group, layout, images)  # which says what is wrong in which row
@@ -82,10 +85,7 @@ class TokenShards:
             index = int(piece.groups[at])
             if index not in self.loaded:
                 self.loaded[index] = _read(self.groups[index], self.layout, self.images)
-            captions, short_captions, codes = self.loaded[index]
-            group, row_of_group = self.groups[index], int(row - ends[at] + self.sizes[index])
-            place = f"{group.file}: row {group.rows[row_of_group]}"
-            yield TokenRow(captions[row_of_group], short_captions[row_of_group], codes[row_of_group], place)
+            yield self.loaded[index][int(row - ends[at] + self.sizes[index])]
 
 
 def _read_footer(file: Path, layout: ImageLayout, images: tuple[str, ...]) -> tuple[list[RowGroup], str | None]:
@@ -95,13 +95,15 @@ def _read_footer(file: Path, layout: ImageLayout, images: tuple[str, ...]) -> tu
             schema, metadata = shard.schema_arrow, shard.metadata
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable shard: {error}") from error
+    optional = "short_caption", "weight"
     for name, expected, fits in (
         ("caption", "string", _is_string),
         ("short_caption", "string", _is_string),
+        ("weight", "number", _is_number),
         *((image, "list of integers", _is_list_of_integers) for image in images),
     ):
         found = schema.field(name).type if name in schema.names else None
-        if (found is None and name != "short_caption") or (found is not None and not fits(found)):
+        if (found is None and name not in optional) or (found is not None and not fits(found)):
             raise UserError(f"{file}: column `{name}` must be a {expected}, found {found or schema.names}")
     try:
         about = json.loads((metadata.metadata or {}).get(b"simplear_rl", b"{}"))
@@ -124,6 +126,10 @@ def _is_string(found: pa.DataType) -> bool:
     return pa.types.is_string(found) or pa.types.is_large_string(found)
 
 
+def _is_number(found: pa.DataType) -> bool:
+    return pa.types.is_floating(found) or pa.types.is_integer(found)
+
+
 def _is_list_of_integers(found: pa.DataType) -> bool:
     lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
     return any(is_list(found) for is_list in lists) and pa.types.is_integer(found.value_type)
@@ -137,11 +143,13 @@ def _is_suspect(group: parquet.RowGroupMetaData, layout: ImageLayout, images: tu
             return True
         if not statistics:
             continue
-        if name in ("caption", *images) and statistics.has_null_count and statistics.null_count:
+        if name in ("caption", "weight", *images) and statistics.has_null_count and statistics.null_count:
             return True
         if not statistics.has_min_max:
             continue
         if name in images and (statistics.min < 0 or statistics.max >= layout.codebook_size):
+            return True
+        if name == "weight" and not 0 <= statistics.min <= statistics.max < math.inf:
             return True
         try:
             if name in ("caption", "short_caption") and not statistics.min.strip():
@@ -151,13 +159,11 @@ def _is_suspect(group: parquet.RowGroupMetaData, layout: ImageLayout, images: tu
     return False
 
 
-def _read(
-    group: RowGroup, layout: ImageLayout, images: tuple[str, ...]
-) -> tuple[list[str], list[str | None], np.ndarray]:
-    """Captions, short captions and codes of a row group: uint16 [rows, T], of pairs [rows, 2, T]; all are checked."""
+def _read(group: RowGroup, layout: ImageLayout, images: tuple[str, ...]) -> list[TokenRow]:
+    """The rows of a row group; all are checked."""
     try:
         with parquet.ParquetFile(group.file) as shard:
-            table = shard.read_row_group(group.number, columns=["caption", "short_caption", *images])
+            table = shard.read_row_group(group.number, columns=["caption", "short_caption", "weight", *images])
         table.validate(full=True)  # captions are UTF-8, for one
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{group.file}: rows {group.rows[0]} to {group.rows[-1]} cannot be read: {error}") from error
@@ -169,7 +175,13 @@ def _read(
             raise UserError(f"{group.file}: row {row}: empty caption")
         if short_caption is not None and not short_caption.strip():
             raise UserError(f"{group.file}: row {row}: empty short_caption (null means that there is none)")
-    return captions, short, codes if len(images) > 1 else codes[:, 0]
+    weights = table["weight"].to_pylist() if "weight" in table.column_names else [1.0] * len(captions)
+    for row, weight in zip(group.rows, weights, strict=True):
+        if weight is None or not 0 <= weight < math.inf:
+            raise UserError(f"{group.file}: row {row}: weight {weight}, expected a number of 0 or more")
+    codes = codes if len(images) > 1 else codes[:, 0]
+    places = [f"{group.file}: row {row}" for row in group.rows]
+    return [TokenRow(*parts) for parts in zip(captions, short, codes, places, weights, strict=True)]
 
 
 def _checked_codes(column: pa.ChunkedArray, group: RowGroup, layout: ImageLayout) -> np.ndarray:

@@ -50,6 +50,8 @@ class Supervised:
 def train(learner: "Learner", batch: TokenBatch) -> dict[str, float]:
     """One step on this rank's share of a batch. `loss` is the rank's part of it, times the number of ranks.
 
+    Each sequence's cross-entropies are multiplied by its weight; the mean is over the tokens, whatever their weights.
+
     Raises:
         UserError: the loss or a gradient is not finite; the step is not taken.
     """
@@ -59,7 +61,8 @@ def train(learner: "Learner", batch: TokenBatch) -> dict[str, float]:
     total = targets.item()
     for rows in batch.micro_batches(learner.micro_batches):
         ids_BL, labels_BL = batch.padded(rows, learner.device)
-        summed = learner.forward(summed_cross_entropy, ids_BL, labels_BL)
+        weights_B = None if batch.weights is None else torch.from_numpy(batch.weights[rows]).to(learner.device)
+        summed = learner.forward(summed_cross_entropy, ids_BL, labels_BL, weights_B)
         # DeepSpeed averages over passes and ranks; the mean over tokens is taken over the whole batch.
         scale = learner.micro_batches * learner.ranks / total
         learner.backward(summed * scale, partial(_evidence, learner, batch, rows))
@@ -67,15 +70,22 @@ def train(learner: "Learner", batch: TokenBatch) -> dict[str, float]:
     return {"loss": loss * learner.ranks, **learner.finish_step()}
 
 
-def summed_cross_entropy(model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
-    """Sum of next-token cross-entropies over the full vocabulary; label -100 is not counted."""
+def summed_cross_entropy(
+    model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_BL: torch.Tensor, weights_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum of next-token cross-entropies over the full vocabulary, weighted by row; label -100 is not counted."""
     # Right padding needs no mask: attention is causal, and padded positions have no label.
     hidden_BLH = model.model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
 
-    def of_rows(hidden_NH: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model.lm_head(hidden_NH).float(), labels_N, reduction="sum")
+    def of_rows(hidden_NH: torch.Tensor, labels_N: torch.Tensor, *weights_N: torch.Tensor) -> torch.Tensor:
+        logits_NC = model.lm_head(hidden_NH).float()
+        if not weights_N:
+            return nn.functional.cross_entropy(logits_NC, labels_N, reduction="sum")
+        return nn.functional.cross_entropy(logits_NC, labels_N, reduction="none") @ weights_N[0]
 
-    parts = in_chunks(of_rows, model.config.vocab_size, hidden_BLH.flatten(0, 1), labels_BL[:, 1:].flatten())
+    labels_BT = labels_BL[:, 1:]
+    weights = [] if weights_B is None else [weights_B[:, None].expand_as(labels_BT).flatten()]
+    parts = in_chunks(of_rows, model.config.vocab_size, hidden_BLH.flatten(0, 1), labels_BT.flatten(), *weights)
     return torch.stack(parts).sum()
 
 

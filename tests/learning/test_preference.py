@@ -124,7 +124,7 @@ def test_groups_without_pairs_are_counted_and_move_nothing(run, policy):
     assert not {"loss", "accuracy", "margin"} & row.keys()
 
 
-def of_every_stage(policy, groups, rank=0, ranks=1, rendezvous=None):
+def of_every_stage(policy, groups, ranks, rank=0, rendezvous=None):
     config = PreferenceConfig(sft=0.1)
     found = [steps(policy, groups, config, 4, stage, rank, ranks, rendezvous) for stage in range(4)]
     return [[row["loss"] for row in rows] for rows, _ in found], [rows[1]["accuracy"] for rows, _ in found]
@@ -132,8 +132,8 @@ def of_every_stage(policy, groups, rank=0, ranks=1, rendezvous=None):
 
 def test_ranks_and_zero_stages_agree(run, run_two_ranks, policy):
     groups = groups_of(policy)
-    alone, accuracy = run(of_every_stage, policy, groups)
-    together = run_two_ranks(of_every_stage, policy, groups)
+    alone, accuracy = run(of_every_stage, policy, groups, 1)
+    together = run_two_ranks(of_every_stage, policy, groups, 2)
     assert alone[0][-1] < alone[0][0] - 0.05  # enough has been learned for a difference to show
     for losses, found in (alone, accuracy), *together:
         np.testing.assert_allclose(losses, [alone[0]] * 4, atol=1e-4, rtol=0)
