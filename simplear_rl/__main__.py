@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
     "score": "scores of your own images, to try a reward before training on it",
     "generate": "images for your own prompts",
+    "reward_model": "a reward model from human labels, on frozen CLIP features",
     "label": "a page on which people choose the better one of two images",
     "demo": "the whole pipeline on the miniature world, with a report",
 }

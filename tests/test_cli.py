@@ -30,10 +30,13 @@ HELP = {
     "tokenize": ("python -m simplear_rl.tokenize input=", r"shard_size +integer >= 1 \(1000\)  samples of a shard"),
     "pretrain": ("ray job submit", r"data\.batch_size +integer >= 1 \(required\)  images per step"),
     "sft": ("python -m simplear_rl.sft seed=1", r"data\.sources\.shards +path \(required\)  folder of Parquet"),
+    "dpo": ("python -m simplear_rl.dpo seed=1", r"data\.batch_size +integer >= 1 \(required\)  pairs per step"),
     "grpo": ("python -m simplear_rl.grpo seed=1", r"learner\.zero_stage +0 \| 1 \| 2 \| 3 \(0\)  what ZeRO shards"),
     "evaluate": ("python -m simplear_rl.evaluate --bench", r"policy +path or null \(null\)  policy folder to evaluate"),
     "score": ("python -m simplear_rl.score --images", r"batch_size +integer >= 1 \(32\)  images scored together"),
     "generate": ("python -m simplear_rl.generate --prompts", r"temperature +number >= 0 \(1\.0\)  0 is greedy"),
+    "reward_model": ("simplear_rl.reward_model images=", r"wrong_prompts +integer >= 1 \(4\)  that an image's own"),
+    "label": ("python -m simplear_rl.label --prompts", r"images_per_prompt +integer .*\(2\)  consecutive images"),
     "demo": ("python -m simplear_rl.demo seed=1", r"fresh +true \| false \(false\)  delete `root` first"),
     "create_policy": ("python -m simplear_rl.create_policy --source", "--output OUTPUT +new folder"),
 }

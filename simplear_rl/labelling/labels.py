@@ -63,7 +63,7 @@ class Labels:
             if any(row["pair"] == number for row in self.rows):
                 return False
             pair, label = self.pairs[number], LABELS[choice]
-            row = {"prompt": pair.prompt, "jpg_0": pair.left, "jpg_1": pair.right}
+            row: dict[str, Any] = {"prompt": pair.prompt, "jpg_0": pair.left, "jpg_1": pair.right}
             row |= {"label_0": label, "label_1": 1 - label, "pair": number, "session": session}
             with writing_to(self.file), self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")

@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing of requests."""
 
     def _is_local(self) -> bool:
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         if self.headers.get("Host") in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
             return True
         self._json(HTTPStatus.FORBIDDEN, {"error": "another host"})

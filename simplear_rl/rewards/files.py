@@ -30,12 +30,12 @@ from simplear_rl.vision.files import require_clip, require_detector, require_jud
 def model_checks(config: GrpoConfig | DpoConfig) -> list[Callable[[], None]]:
     """Checks of the reward models and of what judges evaluations, see `require`: whether each is there and whole."""
     judge = [partial(require_judge, config.evaluation)] if config.evaluation else []
-    return [*(reward_checks(config.reward) if config.reward else []), *judge]
+    return [*(reward_checks(config.reward.models) if config.reward else []), *judge]
 
 
-def reward_checks(config: RewardConfig) -> list[Callable[[], None]]:
+def reward_checks(models: Sequence[RewardModelConfig]) -> list[Callable[[], None]]:
     """Checks of the reward models alone."""
-    return [partial(_check_model, model) for model in config.models]
+    return [partial(_check_model, model) for model in models]
 
 
 def check_rewards(config: RewardConfig, rows: Sequence[PromptRow]) -> None:

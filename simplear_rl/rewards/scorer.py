@@ -18,6 +18,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.rewards.clip_head import ClipHeadReward
 from simplear_rl.rewards.geneval import GenEvalReward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
 from simplear_rl.rewards.http import HttpReward
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 REWARDS: dict[str, Callable[[Any, str], RewardModel]] = {
     "clip": ClipReward,
     "hpsv2": HpsV2Reward,
+    "clip_head": ClipHeadReward,
     "geneval": GenEvalReward,
     "python": PythonReward,
     "http": HttpReward,
