@@ -31,6 +31,10 @@ class LearnerActor(Monitored, WeightMember):
     def __init__(self, name: str, rank: int):
         super().__init__(name, ("train", "broadcast", "sample", "save"))
         self.rank = rank
+        # Here, and not for the arguments of `start`: while Ray reads those, the actor owes its heartbeat.
+        from simplear_rl.learning.learner import Learner
+
+        self.build = Learner
 
     def rendezvous(self) -> str:
         """An address on this actor's node where the ranks of a group meet, of which this actor becomes rank 0."""
@@ -49,10 +53,8 @@ class LearnerActor(Monitored, WeightMember):
         tokenizer: str | None,
     ) -> None:
         """Load the policy and join the other ranks."""
-        from simplear_rl.learning.learner import Learner
-
         self.ranks = config.actors.count
-        self.learner = Learner(
+        self.learner = self.build(
             config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run, tokenizer
         )
         self.objective = objective(self.learner)
@@ -91,10 +93,10 @@ class LearnerActor(Monitored, WeightMember):
         with self.phase("sample", self.learner.step, images=len(captions) * images):
             return self.learner.sample(captions, images, seed)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, behind: Weights | None) -> None:
         """Copy this rank's part of a checkpoint to host memory."""
         with self.phase("save", self.learner.step, images=0):
-            self.write = self.learner.save(folder)
+            self.write = self.learner.save(folder, behind)
 
     @ray.method(concurrency_group="checkpoint")
     def write_saved(self) -> None:
@@ -156,9 +158,12 @@ class LearnerGroup:
         """Draw `images` per caption from the current weights; codes [captions, images, T]."""
         return self._all("sample", captions, images, seed)[0]
 
-    def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread."""
-        self._all("save", folder)
+    def save(self, folder: Path, behind: ray.ObjectRef | None = None) -> Callable[[], None]:
+        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread.
+
+        `behind`: Weights that rank 0 adds, see Learner.save.
+        """
+        _together([actor.save.remote(folder, None if i else behind) for i, actor in enumerate(self.ranks)])
         return self._write_saved
 
     def load(self, folder: Path) -> None:

@@ -133,7 +133,8 @@ class DrawnPairs:
         self.evaluation.launch(stage)
         self.compare = Comparison(config, references)
         # Without references: these compare the images of pairs alone.
-        self.sample = Sampler(self.engines, self.rewards, None, lambda _: config.start, self.rollout.refill)
+        contexts = self.rollout.engine.max_concurrent
+        self.sampler = Sampler(self.engines, self.rewards, None, contexts, self.rollout.refill)
 
     def begin(self, learner: LearnerGroup) -> None:
         """See PairSource."""
@@ -147,8 +148,10 @@ class DrawnPairs:
         """See PairSource."""
         batch = prompts_of_step(self.prompts, step, self.rollout.prompts_per_step, self.config.seed)
         draw = Draw(batch, self.rollout.samples_per_prompt, self.config.seed, step, self.sampling)
-        self.drawn, metrics = self.sample(draw, further_prompts(self.prompts, draw), step - 1, self.learner.weights)
+        further, frozen = further_prompts(self.prompts, draw), self.config.start
+        drawn, metrics = self.sampler.draw(draw, further, frozen, step - 1, self.learner.weights)
         start = monotonic()
+        self.drawn, _ = self.sampler.settled(drawn)
         scores = ray.get([group.rewards for group in self.drawn])
         rollouts, rewards = [], []
         for group, learned in zip(self.drawn, learned_rewards(scores), strict=True):
@@ -156,8 +159,7 @@ class DrawnPairs:
             rollouts.append(replace(rollout, codes=rollout.codes[chosen], log_probs=rollout.log_probs[chosen]))
             rewards.append(ray.put(Scores({}, learned[chosen])))
         groups = self.compare.groups(self.compare.begin(rollouts), rewards)
-        metrics["scoring_seconds"] += monotonic() - start
-        return groups, metrics | reward_metrics(scores)
+        return groups, metrics | reward_metrics(scores) | {"scoring_seconds": monotonic() - start}
 
     def finish(self, step: int) -> dict[str, float]:
         """See PairSource."""

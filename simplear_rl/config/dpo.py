@@ -108,6 +108,8 @@ class DpoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "DpoConfig":
+        if self.rollout and self.rollout.ahead:
+            raise ValueError("rollout.ahead is for GRPO: DPO draws its pairs with the weights of the step before")
         if self.rollout and self.reward:
             require_geneval_metadata(self.world, self.reward)
             require_weights_fit(self.learner, self.rollout)

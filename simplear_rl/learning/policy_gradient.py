@@ -31,8 +31,8 @@ CLIPPED = ("clip_low_fraction", "clip_high_fraction")
 class PolicyGradient:
     """The objective of GRPO: the policy loss of what was drawn, with its KL term."""
 
-    def __init__(self, learner: "Learner", config: AlgorithmConfig):
-        self.learner, self.config = learner, config
+    def __init__(self, learner: "Learner", config: AlgorithmConfig, ahead: int = 0):
+        self.learner, self.config, self.ahead = learner, config, ahead
 
     def images(self, groups: Sequence[ScoredRollout]) -> int:
         """See Objective."""
@@ -40,10 +40,14 @@ class PolicyGradient:
 
     def step(self, step: int, groups: Sequence[ScoredRollout]) -> dict[str, float]:
         """See Objective."""
-        return update(self.learner, groups, self.config)
+        versions = [group.rollout.weight_version for group in groups]
+        staleness = self.learner.step - sum(versions) / len(versions)
+        return {"staleness": staleness} | update(self.learner, groups, self.config, self.ahead)
 
 
-def update(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
+def update(
+    learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig, ahead: int = 0
+) -> dict[str, float]:
     """One batch on this rank: an optimizer step for every minibatch of whole groups, and that several times over.
 
     A pass has a group, or `learner.micro_batch` samples of it. Old log-probs are those before the first optimizer step.
@@ -51,10 +55,10 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Algorith
     Raises:
         UserError: rewards, log-probs, the loss or a gradient are not finite; that optimizer step is not taken, earlier
             ones of the batch are.
-        RuntimeError: other weights than the learner's drew a rollout.
+        RuntimeError: other weights than the learner's, or than those `ahead` steps before, drew a rollout.
     """
     for group in groups:
-        _require_current(learner, group.rollout)
+        _require_current(learner, group.rollout, ahead)
         _require_finite(learner, group)
     passes = [part for group in groups for part in _passes(learner, group, config)]
     starts = range(0, len(passes), len(passes) // config.minibatches)
@@ -166,11 +170,11 @@ def _mismatch(log_probs_GT: torch.Tensor, behaviour_GT: torch.Tensor) -> dict[st
     }
 
 
-def _require_current(learner: "Learner", rollout: Rollout) -> None:
-    if rollout.weight_version != learner.step:
+def _require_current(learner: "Learner", rollout: Rollout, ahead: int) -> None:
+    if not learner.step - ahead <= rollout.weight_version <= learner.step:
         raise RuntimeError(
             f"step {learner.step + 1}: the rollout of prompt {rollout.prompt.text!r} has weights of step "
-            f"{rollout.weight_version}, expected step {learner.step}"
+            f"{rollout.weight_version}, expected step {learner.step}" + (f", or {ahead} before" if ahead else "")
         )
 
 

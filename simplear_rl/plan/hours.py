@@ -86,10 +86,15 @@ def _gpu(config: StageConfig) -> tuple[Speed | None, str]:
 def _crowding(roles: Mapping[str, ActorsConfig], places: Sequence[Place], nodes: int) -> Crowding:
     on = {role: Counter((place.node, *place.gpus[:1]) for place in places if place.role == role) for role in roles}
     crowd = {role: max(count.values()) for role, count in on.items() if roles[role].gpus}
-    scoring = [roles[role] for role in (REWARD, REFERENCE) if role in roles]
-    both = on.get(REWARD, Counter()).keys() & on.get(REFERENCE, Counter()).keys()
-    shared = all(not actors.gpus for actors in scoring) or bool(both)
-    return Crowding(crowd, shared, nodes)
+
+    def places_of(role: str) -> set[tuple[int, ...]]:
+        return set(on.get(role, ()))
+
+    def share(one: str, other: str) -> bool:
+        both = [role for role in (one, other) if role in roles]
+        return all(not roles[role].gpus for role in both) or bool(places_of(one) & places_of(other))
+
+    return Crowding(crowd, share(REWARD, REFERENCE), share(ENGINE, LEARNER), nodes)
 
 
 def _print_step(config: StageConfig, step: StepTime, gpus: int, source: str) -> None:

@@ -327,6 +327,7 @@ def test_gdpo_is_normalised_once():
             "data.batch_size=33 learner.actors.count=2",
             r"data.batch_size \(33\) must be a multiple of learner.act",
         ),
+        ("dpo_online", "rollout.ahead=1", "rollout.ahead is for GRPO"),
         ("dpo", "learner.micro_batch=2", "learner.micro_batch is for GRPO"),
         ("dpo", "algorithm.label_smoothing=0.5", "algorithm.label_smoothing"),
         ("dpo_online", "rollout.engine.dtype=bfloat16", "must be learner.dtype"),
