@@ -111,7 +111,7 @@ class DrawnPairs:
     """Pairs of what the engines draw for the prompts of a step, as the rewards say.
 
     Of a group only the images that are in pairs go to reference and learner. A group of equal rewards, or one that is
-    left out, keeps two images of equal rewards, which make no pair.
+    left out, keeps two images, which make no pair.
     """
 
     def __init__(self, config: DpoConfig, layout: ImageLayout):
@@ -172,6 +172,6 @@ class DrawnPairs:
 
 
 def compared_images(rewards_G: np.ndarray, margin: float | None) -> np.ndarray:
-    """Which images of a group are in pairs, ascending; where there is no pair, the first and one of equal reward."""
+    """Which images of a group are in pairs, ascending; where there is no pair, the first two, which make none."""
     chosen = np.unique(preference_pairs(rewards_G, margin))
     return chosen if len(chosen) else np.array([0, 1])
