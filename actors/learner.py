@@ -19,7 +19,7 @@ from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.learning.objective import Objective
 from simplear_rl.policy.rollouts import ScoredRollout
-from simplear_rl.rewards.metrics import learned_rewards
+from simplear_rl.rewards.metrics import learned_alone, learned_rewards
 from simplear_rl.weights.group import meeting_place
 from simplear_rl.weights.snapshot import Weights
 
@@ -61,11 +61,10 @@ class LearnerActor(Monitored, WeightMember):
 
     def step(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """One step of the objective on this rank's share of the groups, see Objective."""
-        learned = learned_rewards(ray.get([group.rewards for group in groups]))
-        share = slice(self.rank, None, self.ranks)
-        scored = [_fetch(group, rewards) for group, rewards in zip(groups[share], learned[share], strict=True)]
-        with self.phase("train", step, self.objective.images(scored)):
-            return self.objective.step(step, scored)
+        share = Share(groups, self.rank, self.ranks)
+        with self.phase("train", step, self.objective.images(share)):
+            metrics = self.objective.step(step, share)
+        return metrics | ({"scoring_seconds": share.waited} if groups else {})
 
     @ray.method(num_returns=2)
     def weights(self) -> tuple[Weights | None, None]:
@@ -109,6 +108,36 @@ class LearnerActor(Monitored, WeightMember):
         self.learner.load(folder)
 
 
+class Share(Sequence[ScoredRollout]):
+    """The groups of a rank, each fetched when it is first asked for: what is not scored yet holds up none before it.
+
+    `waited` is the seconds that this took.
+
+    Raises:
+        UserError: with the last group: all groups of the step are left out.
+    """
+
+    def __init__(self, groups: Sequence[Group], rank: int, ranks: int):
+        self.groups, self.rank, self.ranks = groups, rank, ranks
+        self.fetched: dict[int, ScoredRollout] = {}
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.groups[self.rank :: self.ranks])
+
+    def __getitem__(self, i: Any) -> Any:
+        if i not in self.fetched:
+            start, place = monotonic(), range(self.rank, len(self.groups), self.ranks)[i]
+            group = self.groups[place]
+            rewards = learned_alone(ray.get(group.rewards))
+            if rewards is None or i == len(self) - 1:
+                rewards = learned_rewards(ray.get([group.rewards for group in self.groups]))[place]
+            rollout, compared = ray.get(group.rollout), group.reference_log_probs
+            self.fetched[i] = ScoredRollout(rollout, rewards, compared and ray.get(compared))
+            self.waited += monotonic() - start
+        return self.fetched[i]
+
+
 class LearnerGroup:
     """All ranks, driven as one learner. A rank is not restarted alone: the stage goes on from its last checkpoint.
 
@@ -143,7 +172,8 @@ class LearnerGroup:
         """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
         start = monotonic()
         shares = [actor.step.remote(step, groups) for actor in self.ranks]
-        return combined(_together(shares)) | {"update_seconds": monotonic() - start}
+        metrics = combined(_together(shares))
+        return metrics | {"update_seconds": monotonic() - start - metrics.get("scoring_seconds", 0.0)}
 
     def weights(self) -> ray.ObjectRef:
         """Reference to the current Weights, held in the object store.
@@ -185,10 +215,3 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
         return ray.get(calls)
     except RayTaskError as error:
         raise_cause(error, calls)
-
-
-def _fetch(group: Group, rewards: np.ndarray) -> ScoredRollout:
-    """What a group refers to."""
-    return ScoredRollout(
-        ray.get(group.rollout), rewards, group.reference_log_probs and ray.get(group.reference_log_probs)
-    )

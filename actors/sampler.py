@@ -75,15 +75,14 @@ class Sampler:
         metrics = {"rollout_seconds": monotonic() - start}
         return groups, metrics | ({"refilled_groups": float(replaced)} if self.refill else {})
 
-    def settled(self, drawn: Sequence[Drawn]) -> tuple[list[Group], dict[str, float]]:
-        """The groups once all of them are scored and compared, and for how long that was waited for."""
-        start = monotonic()
+    def settled(self, drawn: Sequence[Drawn]) -> list[Group]:
+        """The groups. Of what fixed actors score and compare, some may not be there yet, see Pool."""
         rewards = self.rewards.settled([group.scoring for group in drawn])
         log_probs: Sequence[ray.ObjectRef | None] = [None] * len(drawn)
         if self.references:
             log_probs = self.references.settled([group.comparing for group in drawn if group.comparing])
         parts = zip([group.rollout for group in drawn], rewards, log_probs, strict=True)
-        return [Group(*part) for part in parts], {"scoring_seconds": monotonic() - start}
+        return [Group(*part) for part in parts]
 
     def _groups(
         self, draw: Draw, frozen: Path, version: int, weights: Callable[[], ray.ObjectRef] | None

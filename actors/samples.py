@@ -67,14 +67,13 @@ class Samples:
         self.renew()
 
     def __call__(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """The groups of a step, drawn, scored and compared; the seconds are those that were waited for."""
+        """The groups of a step; `rollout_seconds` is for how long they were waited for."""
         start = monotonic()
         drawn, metrics = (self.next or self._start(step)).result()
         if self.ahead:
             metrics |= {"drawing_seconds": metrics["rollout_seconds"], "rollout_seconds": monotonic() - start}
             self.next = self._start(step + 1) if step < self.config.steps else None
-        groups, waited = self.sampler.settled(drawn)
-        return groups, metrics | waited
+        return self.sampler.settled(drawn), metrics
 
     def renew(self) -> dict[str, float]:
         """Give the engines the learner's weights, once what is being drawn is drawn; see Broadcast."""

@@ -69,7 +69,7 @@ def measure(groups: int, actors: int, repeats: int) -> float:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         drawn, _ = sampler.draw(draw, iter([]), Path(), 0)
-        scored, _ = sampler.settled(drawn)
+        scored = sampler.settled(drawn)
         ray.get([rank.step.remote(scored[i::actors]) for i, rank in enumerate(learner.fixed)])
         reward_metrics(ray.get([group.rewards for group in scored]))
         seconds.append(time.perf_counter() - start)

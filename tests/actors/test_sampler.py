@@ -58,7 +58,7 @@ def test_groups_of_equal_rewards_are_replaced_so_many_times(pools, refill, furth
     draw = Draw(numbered(OWN), 3, 0, 1, Sampling())
     sampler = Sampler(*pools, None, 64, refill)
     drawn, metrics = sampler.draw(draw, iter(numbered(further, len(OWN))), Path(), 5, None)
-    groups, _ = sampler.settled(drawn)
+    groups = sampler.settled(drawn)
     rollouts = ray.get([group.rollout for group in groups])
     assert [rollout.prompt.text for rollout in rollouts] == texts
     assert all(rollout.prompt.text == [*OWN, *further][rollout.prompt.index] for rollout in rollouts)

@@ -1,8 +1,10 @@
 """Samples of a step drawn ahead: with which weights, when weights may change, and the same after any interruption."""
 
+import shutil
 import time
 
 import pytest
+import ray
 from safetensors.torch import load_file
 
 from actors.samples import Samples
@@ -18,6 +20,10 @@ UNSCORED = ["evaluation=null", "keep_best=null"]
 AHEAD = ["rollout.ahead=1", f"steps={STEPS}", "algorithm.correction.limit=3", "learner.ema=0.5", *UNSCORED]
 
 
+def name(weights):
+    return f"w{ray.get(weights).version} of a checkpoint" if isinstance(weights, ray.ObjectRef) else weights
+
+
 class Roles:
     """Stands for engines and learner, and writes down what happens. Weights are their own version."""
 
@@ -26,13 +32,13 @@ class Roles:
 
     def draw(self, draw, further, frozen, version, weights):
         self.drawing = True
-        self.events.append(f"draw {draw.step} with {version}, again with {weights()}, against {frozen}")
+        self.events.append(f"draw {draw.step} with {version}, again with {name(weights())}, against {frozen}")
         time.sleep(0.05)
         self.drawing = False
         return draw.step, {"rollout_seconds": 0.05}
 
     def settled(self, drawn):
-        return [drawn], {"scoring_seconds": 0.0}
+        return [drawn]
 
     def learn(self, step, groups):
         assert groups == [step]
@@ -45,9 +51,6 @@ class Roles:
     def weights(self):
         return f"w{self.step}"
 
-    def read_weights(self, folder, version):
-        return f"w{version} of {folder.parent.name}"
-
     def broadcast(self, fetched=None):
         assert not self.drawing
         assert fetched in (None, f"w{self.step}")
@@ -55,8 +58,8 @@ class Roles:
         return {"weight_version": float(self.step)}
 
     def restore(self, weights):
-        self.events.append(f"restore {weights}")
-        return {"weight_version": float(weights[1])}
+        self.events.append(f"restore {name(weights)}")
+        return {"weight_version": float(ray.get(weights).version)}
 
 
 def events(grpo_config, run, checkpoint, *overrides):
@@ -90,7 +93,9 @@ def test_without_ahead_steps_are_drawn_one_after_the_other(grpo_config, tmp_path
     assert behind == [None] * STEPS
 
 
-def test_ahead_draws_with_the_weights_of_the_step_before_also_after_a_checkpoint(grpo_config, tmp_path):
+def test_ahead_draws_with_the_weights_of_the_step_before_also_after_a_checkpoint(
+    ray_cluster, grpo_config, policy, tmp_path
+):
     happened, behind = events(grpo_config, tmp_path, None, "rollout.ahead=1")
     draws = [
         f"draw {n} with {max(0, n - 2)}, again with w{max(0, n - 2)}, against {max(0, n - 2)}" for n in (1, 2, 3, 4)
@@ -102,10 +107,10 @@ def test_ahead_draws_with_the_weights_of_the_step_before_also_after_a_checkpoint
         assert happened.index(f"broadcast {n - 1}") < happened.index(draws[n]) < happened.index(f"broadcast {n}")
     assert behind == ["w0", "w1", "w2", "w3"]
 
-    (checkpoint := tmp_path / "step-2" / BEHIND).mkdir(parents=True)
-    happened, behind = events(grpo_config, tmp_path, checkpoint.parent, "rollout.ahead=1")
-    again = "again with w1 of step-2"
-    assert happened[:3] == ["restore w1 of step-2", f"draw 3 with 1, {again}, against 1", "broadcast 2"]
+    shutil.copytree(policy, tmp_path / "step-2" / BEHIND)
+    happened, behind = events(grpo_config, tmp_path, tmp_path / "step-2", "rollout.ahead=1")
+    old = "w1 of a checkpoint"
+    assert happened[:3] == [f"restore {old}", f"draw 3 with 1, again with {old}, against 1", "broadcast 2"]
     assert happened[3:] == sorted(happened[3:], key=happened.index)
     assert {draws[3], "learn 3", "broadcast 3", "learn 4", "broadcast 4"} == set(happened[3:])
     assert behind == ["w2", "w3"]
