@@ -66,7 +66,7 @@ class Comparison:
         return images, [self.references.call("log_probs", rollout, self.frozen) for rollout in images]
 
     def groups(self, begun: Begun, rewards: Sequence[ray.ObjectRef]) -> list[Group]:
-        """The groups, once all are there."""
+        """The groups. Of what fixed actors compare, some may not be there yet, see Pool."""
         images, calls = begun
         return [Group(*parts) for parts in zip(images, rewards, self.references.settled(calls), strict=True)]
 
@@ -90,13 +90,12 @@ class StoredPairs:
         """See PairSource."""
 
     def __call__(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """See PairSource. `scoring_seconds` is what the reference is waited for."""
-        start = monotonic()
+        """See PairSource."""
         begun, truncated = self.coming.pop(step) if step in self.coming else self._begin(step)
         if step < self.config.steps:
             self.coming[step + 1] = self._begin(step + 1)
         groups = self.compare.groups(begun, [self.labels] * len(begun[0]))
-        return groups, {"truncated": float(truncated), "scoring_seconds": monotonic() - start}
+        return groups, {"truncated": float(truncated)}
 
     def finish(self, step: int) -> dict[str, float]:
         """See PairSource."""
@@ -145,13 +144,13 @@ class DrawnPairs:
         self.broadcast()
 
     def __call__(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """See PairSource."""
+        """See PairSource. `pairing_seconds` is the time from the last image to the pairs."""
         batch = prompts_of_step(self.prompts, step, self.rollout.prompts_per_step, self.config.seed)
         draw = Draw(batch, self.rollout.samples_per_prompt, self.config.seed, step, self.sampling)
         further, frozen = further_prompts(self.prompts, draw), self.config.start
         drawn, metrics = self.sampler.draw(draw, further, frozen, step - 1, self.learner.weights)
         start = monotonic()
-        self.drawn, _ = self.sampler.settled(drawn)
+        self.drawn = self.sampler.settled(drawn)
         scores = ray.get([group.rewards for group in self.drawn])
         rollouts, rewards = [], []
         for group, learned in zip(self.drawn, learned_rewards(scores), strict=True):
@@ -159,7 +158,7 @@ class DrawnPairs:
             rollouts.append(replace(rollout, codes=rollout.codes[chosen], log_probs=rollout.log_probs[chosen]))
             rewards.append(ray.put(Scores({}, learned[chosen])))
         groups = self.compare.groups(self.compare.begin(rollouts), rewards)
-        return groups, metrics | reward_metrics(scores) | {"scoring_seconds": monotonic() - start}
+        return groups, metrics | reward_metrics(scores) | {"pairing_seconds": monotonic() - start}
 
     def finish(self, step: int) -> dict[str, float]:
         """See PairSource."""
