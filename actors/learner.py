@@ -133,7 +133,7 @@ class Share(Sequence[ScoredRollout]):
             if rewards is None or i == len(self) - 1:
                 rewards = learned_rewards(ray.get([group.rewards for group in self.groups]))[place]
             rollout, compared = ray.get(group.rollout), group.reference_log_probs
-            self.fetched[i] = ScoredRollout(rollout, rewards, compared and ray.get(compared))
+            self.fetched[i] = ScoredRollout(rollout, rewards, compared and ray.get(compared)[group.place])
             self.waited += monotonic() - start
         return self.fetched[i]
 

@@ -63,7 +63,7 @@ class Comparison:
     def begin(self, rollouts: Sequence[Rollout]) -> Begun:
         """Ask for them."""
         images = [ray.put(rollout) for rollout in rollouts]
-        return images, [self.references.call("log_probs", rollout, self.frozen) for rollout in images]
+        return images, [self.references.call("log_probs", [rollout], self.frozen) for rollout in images]
 
     def groups(self, begun: Begun, rewards: Sequence[ray.ObjectRef]) -> list[Group]:
         """The groups. Of what fixed actors compare, some may not be there yet, see Pool."""

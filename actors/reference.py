@@ -1,5 +1,6 @@
 """Reference actors: log-probs of rollouts under a frozen policy: the one that training started from, or a later one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ class ReferenceActor(Monitored):
         with self.building():
             self.reference = ReferencePolicy(policy, dtype, micro_batch)
 
-    def log_probs(self, rollout: Rollout, policy: Path) -> np.ndarray:
-        """float32 [G, T] under the policy of that folder, see ReferencePolicy.log_probs."""
-        with self.phase("log-probs", rollout.step, images=len(rollout.codes)):
+    def log_probs(self, rollouts: Sequence[ray.ObjectRef], policy: Path) -> list[np.ndarray]:
+        """Of each rollout float32 [G, T] under the policy of that folder, see ReferencePolicy.log_probs."""
+        fetched: list[Rollout] = ray.get(list(rollouts))
+        with self.phase("log-probs", fetched[0].step, images=sum(len(rollout.codes) for rollout in fetched)):
             self.reference.load(policy)
-            return self.reference.log_probs(rollout)
+            return self.reference.log_probs(fetched)

@@ -47,7 +47,7 @@ class Samples:
         self.config, self.prompts, self.ahead = config, prompts, config.rollout.ahead
         self.sampler, self.broadcast, self.learner, self.reference = sampler, broadcast, learner, reference
         self.thread = ThreadPoolExecutor(1, "samples")
-        self.next: Future[tuple[list[Drawn], dict[str, float]]] | None = None
+        self.next: Future[tuple[Drawn, dict[str, float]]] | None = None
         self.version = 0  # of the weights that the engines hold
         # With `ahead`: these weights, for an engine that Ray restarts, and those that the samples of the next step are
         # drawn with, for a checkpoint.
@@ -87,7 +87,7 @@ class Samples:
         self.version = int(metrics["weight_version"])
         return metrics | ({"drawing_wait_seconds": waited} if self.ahead else {})
 
-    def _start(self, step: int) -> Future[tuple[list[Drawn], dict[str, float]]]:
+    def _start(self, step: int) -> Future[tuple[Drawn, dict[str, float]]]:
         rollout, seed = self.config.rollout, self.config.seed
         batch = prompts_of_step(self.prompts, step, rollout.prompts_per_step, seed)
         sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)

@@ -22,7 +22,7 @@ from actors.placement import Stage
 from actors.reference import ReferenceActor
 from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor
-from actors.sampler import Sampler
+from actors.sampler import Passes, Sampler
 from actors.samples import Samples
 from simplear_rl import sft
 from simplear_rl.data.prompts import read_rows
@@ -69,7 +69,8 @@ def train(config: GrpoConfig) -> None:
         for warning in ray.get(rewards.fixed[0].check.remote(prompts)):
             print(warning)
         broadcast = Broadcast(rollout.broadcast, learner, engines)
-        sampler = Sampler(engines, rewards, references, rollout.engine.max_concurrent, rollout.refill)
+        contexts, passes = rollout.engine.max_concurrent, Passes(config.learner.actors.count, config.groups_per_pass)
+        sampler = Sampler(engines, rewards, references, contexts, rollout.refill, passes)
         samples = Samples(config, prompts, sampler, broadcast, learner, run.reference)
         samples.begin(run.last_checkpoint)
 

@@ -142,7 +142,7 @@ CASES = [
     ("pretrain", None, ["--confg", "x"], "unrecognized arguments: --confg"),
     ("grpo", None, ["guards.kl_waring=1"], "guards.kl_waring: unknown key; did you mean guards.kl_warning"),
     ("grpo", None, ["learner.actors.count=3"], "must be a multiple of learner.actors.count .3."),
-    ("grpo", None, ["learner.micro_batch=3"], r"must be a multiple of learner.micro_batch \(3\)"),
+    ("grpo", None, ["learner.micro_batch=3"], r"learner.micro_batch \(3\) must divide rollout.samples_per_prompt \(8\), or be a multiple"),
     ("sft", None, ["learner.micro_batch=1"], "learner.micro_batch is for GRPO: set data.micro_batch"),
     ("grpo", None, ["algorithm.minibatches=3"], r"algorithm.minibatches \(3\) must divide the 2 prompts"),
     ("grpo", None, ["reward.models.0.weight=x"], "reward.models.0.weight=x.: reward.models is not a section"),

@@ -145,7 +145,12 @@ class GrpoConfig(StageConfig):
     def passes(self) -> int:
         """Forward passes of each rank per optimizer step."""
         groups = self.rollout.prompts_per_step // (self.learner.actors.count * self.algorithm.minibatches)
-        return groups * (self.rollout.samples_per_prompt // self.images_per_pass)
+        return groups * self.rollout.samples_per_prompt // self.images_per_pass
+
+    @property
+    def groups_per_pass(self) -> int:
+        """Groups that go through learner and reference together; 1 also where each goes through in parts."""
+        return max(1, self.images_per_pass // self.rollout.samples_per_prompt)
 
     @property
     def colocated(self) -> tuple[str, ...]:
@@ -194,10 +199,12 @@ class GrpoConfig(StageConfig):
                 f"algorithm.minibatches ({self.algorithm.minibatches}) must divide the {groups} prompts that each "
                 "learner has of a step: a group is never split between minibatches"
             )
-        if self.rollout.samples_per_prompt % self.images_per_pass:
+        samples, together = self.rollout.samples_per_prompt, self.images_per_pass
+        images = samples * groups // self.algorithm.minibatches
+        if samples % together and (together % samples or images % together):
             raise ValueError(
-                f"rollout.samples_per_prompt ({self.rollout.samples_per_prompt}) must be a multiple of "
-                f"learner.micro_batch ({self.images_per_pass})"
+                f"learner.micro_batch ({together}) must divide rollout.samples_per_prompt ({samples}), or be a "
+                f"multiple of it that divides the {images} images that each learner has of a minibatch"
             )
         return self
 

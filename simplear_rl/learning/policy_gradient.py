@@ -18,7 +18,7 @@ from simplear_rl.algorithms.grpo_loss import advantages_with_kl, grpo_loss
 from simplear_rl.config.learner import AlgorithmConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.policy.log_probs import rollout_log_probs_and_entropy
-from simplear_rl.policy.rollouts import Rollout, ScoredRollout
+from simplear_rl.policy.rollouts import Rollout, ScoredRollout, passes
 from simplear_rl.run.guards import Evidence, group_evidence, refusal
 
 if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
@@ -49,67 +49,95 @@ def update(
     """One batch on this rank: an optimizer step for every minibatch of whole groups, and that several times over.
 
     A group is taken from `groups` when its turn comes: with one optimizer step, others may still be scored meanwhile.
-    A pass has a group, or `learner.micro_batch` samples of it. Old log-probs are those before the first optimizer step.
+    A pass has a group, or `learner.micro_batch` samples. Old log-probs are those before the first optimizer step.
 
     Raises:
         UserError: rewards, log-probs, the loss or a gradient are not finite; that optimizer step is not taken, earlier
             ones of the batch are.
         RuntimeError: other weights than the learner's, or than those `ahead` steps before, drew a rollout.
     """
-    passes: Iterable[Pass] = _passes(learner, groups, config, ahead)
+    parts: Iterable[Pass] = _passes(learner, groups, config, ahead)
     if config.optimizer_steps > 1:  # old log-probs come before the first of them
-        passes = list(passes)
+        parts = list(parts)
     signals: list[Signal] = []
     updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each pass in each optimizer step
     for _ in range(config.updates_per_batch):
-        for i, part in enumerate(passes):
+        for i, part in enumerate(parts):
             if i % learner.micro_batches == 0:
                 updates.append([])
-            log_probs_GT, entropy_GT = log_probs_and_entropy(learner, part.samples.rollout, config)
+            log_probs_BT, entropy_BT = log_probs_and_entropy(learner, part.parts, config)
             if i == len(signals):
-                signals.append(_signal(learner, part, (log_probs_GT.detach(), entropy_GT.detach()), config))
-            loss, metrics = signals[i].loss(log_probs_GT, entropy_GT, config)
+                signals.append(_signal(learner, part, (log_probs_BT.detach(), entropy_BT.detach()), config))
+            loss, metrics = signals[i].loss(log_probs_BT, entropy_BT, config)
             updates[-1].append(metrics)
-            learner.backward(loss, partial(_evidence, part.samples, log_probs_GT, part.first))
+            learner.backward(loss, partial(part.evidence, log_probs_BT))
     measured = combined([signal.metrics for signal in signals])
     return _over_updates(updates, config.minibatches) | measured | learner.finish_step()
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Samples that go through the learner together: a group, or `learner.micro_batch` of it."""
+    """Samples that go through the learner together: a group, `learner.micro_batch` of it, or several groups."""
 
-    samples: ScoredRollout
-    first: int  # of them in the group
-    advantages: torch.Tensor  # as seen from the whole group, [G]
-    collapsed: bool  # whether all rewards of the group are equal
-    # Log-probs and entropy before the first update, [G, T]; None: they are those of the pass itself.
+    parts: list[ScoredRollout]  # of one group each
+    first: int  # of the samples in their group, where they are part of it
+    advantages: torch.Tensor  # as seen from the whole groups, [B]
+    collapsed: float  # share of the groups whose rewards are all equal
+    # Log-probs and entropy before the first update, [B, T]; None: they are those of the pass itself.
     old: tuple[torch.Tensor, torch.Tensor] | None
+
+    @property
+    def reference_log_probs(self) -> np.ndarray | None:
+        """[B, T]; None: there is no reference."""
+        found = [part.reference_log_probs for part in self.parts if part.reference_log_probs is not None]
+        return np.concatenate(found) if found else None
+
+    def evidence(self, log_probs_BT: torch.Tensor) -> Evidence:
+        """Of the part that has a log-prob that is not finite, or of the first."""
+        split = list(zip(self.parts, log_probs_BT.split([len(part.rewards) for part in self.parts]), strict=True))
+        part, log_probs_GT = next((pair for pair in split if not pair[1].isfinite().all()), split[0])
+        return _evidence(part, log_probs_GT, self.first)
 
 
 def _passes(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig, ahead: int) -> Iterator[Pass]:
-    for group in groups:
-        _require_current(learner, group.rollout, ahead)
-        _require_finite(learner, group)
-        yield from _passes_of(learner, group, config)
+    samples = len(groups[0].rewards)
+    together = max(1, (learner.images_per_pass or samples) // samples)
+    for first in range(0, len(groups), together):
+        taken = [groups[i] for i in range(first, first + together)]
+        for group in taken:
+            _require_current(learner, group.rollout, ahead)
+            _require_finite(learner, group)
+        yield from _passes_of(learner, taken, config)
 
 
-def _passes_of(learner: "Learner", group: ScoredRollout, config: AlgorithmConfig) -> list[Pass]:
-    rows = group.rollout.rows(learner.images_per_pass)
-    parts = [group.samples(part) for part in rows]
-    rewards_G = torch.from_numpy(group.rewards).to(learner.device)
+def _passes_of(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> list[Pass]:
+    """The passes of groups that go through together, or of a single one."""
+    samples, compared = len(groups[0].rewards), groups[0].reference_log_probs is not None
+    together = [
+        [groups[i].samples(rows) for i, rows in members]
+        for members in passes(len(groups), samples, learner.images_per_pass)
+    ]
     old: list[tuple[torch.Tensor, torch.Tensor]] = []
+    if config.optimizer_steps > 1 or (config.kl.placement == "reward" and compared):
+        old = [log_probs_and_entropy(learner, parts, config, no_grad=True) for parts in together]
+    before = torch.cat([log_probs_BT for log_probs_BT, _ in old]).split(samples) if old else [None] * len(groups)
+    of_groups = [_advantages(learner, *pair, config) for pair in zip(groups, before, strict=True)]
+    advantages = torch.cat(of_groups).split([sum(len(part.rewards) for part in parts) for parts in together])
+    collapsed = sum(no_signal(torch.from_numpy(group.rewards)) for group in groups) / len(groups)
+    size = learner.images_per_pass or samples
+    return [
+        Pass(parts, i * size % samples, advantages[i], collapsed, old[i] if old else None)
+        for i, parts in enumerate(together)
+    ]
+
+
+def _advantages(
+    learner: "Learner", group: ScoredRollout, old_GT: torch.Tensor | None, config: AlgorithmConfig
+) -> torch.Tensor:
     reference_GT = None
-    if config.optimizer_steps > 1 or (config.kl.placement == "reward" and group.reference_log_probs is not None):
-        old = [log_probs_and_entropy(learner, part.rollout, config, no_grad=True) for part in parts]
     if group.reference_log_probs is not None:
         reference_GT = torch.from_numpy(group.reference_log_probs).to(learner.device)
-    old_GT = torch.cat([part_GT for part_GT, _ in old]) if old else None
-    advantages_G = advantages_with_kl(rewards_G, old_GT, reference_GT, config)
-    return [
-        Pass(part, where.start, advantages_G[where], no_signal(rewards_G), old[i] if old else None)
-        for i, (part, where) in enumerate(zip(parts, rows, strict=True))
-    ]
+    return advantages_with_kl(torch.from_numpy(group.rewards).to(learner.device), old_GT, reference_GT, config)
 
 
 @dataclass(frozen=True)
@@ -133,18 +161,18 @@ def _signal(
     learner: "Learner", part: Pass, first: tuple[torch.Tensor, torch.Tensor], config: AlgorithmConfig
 ) -> Signal:
     """`first`: log-probs and entropy of the part's first pass, which are the old ones where it has no others."""
-    (old_GT, entropy_GT), samples = part.old or first, part.samples
-    reference = samples.reference_log_probs
-    behaviour_GT = torch.from_numpy(samples.rollout.log_probs).to(old_GT)
-    weights, metrics = correction_weights(old_GT, behaviour_GT, config.correction)
-    metrics |= _mismatch(old_GT, behaviour_GT)
+    old_BT, entropy_BT = part.old or first
+    behaviour_BT = torch.from_numpy(np.concatenate([scored.rollout.log_probs for scored in part.parts])).to(old_BT)
+    weights, metrics = correction_weights(old_BT, behaviour_BT, config.correction)
+    metrics |= _mismatch(old_BT, behaviour_BT)
     metrics |= {
-        "entropy": entropy_GT.mean(),
-        "zero_advantage_groups": torch.tensor(float(part.collapsed)),
-        "staleness": torch.tensor(float(learner.step - samples.rollout.weight_version)),
+        "entropy": entropy_BT.mean(),
+        "zero_advantage_groups": torch.tensor(part.collapsed),
+        "staleness": torch.tensor(float(learner.step - part.parts[0].rollout.weight_version)),
     }
-    reference_GT = None if reference is None else torch.from_numpy(reference).to(old_GT)
-    return Signal(old_GT, reference_GT, part.advantages, weights, metrics)
+    compared = part.reference_log_probs
+    reference_BT = None if compared is None else torch.from_numpy(compared).to(old_BT)
+    return Signal(old_BT, reference_BT, part.advantages, weights, metrics)
 
 
 def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]], minibatches: int) -> dict[str, float]:
@@ -162,12 +190,12 @@ def _over_updates(updates: Sequence[Sequence[Mapping[str, torch.Tensor]]], minib
 
 
 def log_probs_and_entropy(
-    learner: "Learner", rollout: Rollout, config: AlgorithmConfig, no_grad: bool = False
+    learner: "Learner", parts: Sequence[ScoredRollout], config: AlgorithmConfig, no_grad: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a rollout's codes under the learner's policy, float32 [G, T] both; see `rollout_log_probs_and_entropy`."""
-    gradients = config.unconditional_gradient, config.entropy_bonus > 0
+    """Of the codes under the learner's policy, float32 [B, T] both; see `rollout_log_probs_and_entropy`."""
+    gradients, rollouts = (config.unconditional_gradient, config.entropy_bonus > 0), [part.rollout for part in parts]
     with torch.set_grad_enabled(not no_grad):
-        return learner.forward(rollout_log_probs_and_entropy, rollout, learner.layout, *gradients)
+        return learner.forward(rollout_log_probs_and_entropy, rollouts, learner.layout, *gradients)
 
 
 def _mismatch(log_probs_GT: torch.Tensor, behaviour_GT: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -62,7 +62,7 @@ def update(learner: "Learner", groups: Sequence[ScoredRollout], config: Preferen
     scale = learner.micro_batches * learner.ranks / max(total.item(), 1.0)
     sums = torch.zeros(len(OF_PAIRS) + 3, dtype=torch.float64, device=learner.device)
     for group, pairs_N2 in zip(groups, pairs, strict=True):
-        log_probs_GT = learner.forward(rollout_log_probs, group.rollout, learner.layout)
+        log_probs_GT = learner.forward(rollout_log_probs, [group.rollout], learner.layout)
         loss = 0 * log_probs_GT.sum()  # every rank makes every pass
         if len(pairs_N2):
             loss, found = _loss(log_probs_GT, group, pairs_N2.to(learner.device), config)

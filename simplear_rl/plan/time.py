@@ -113,10 +113,9 @@ def grpo_step(config: GrpoConfig, decoder: Decoder, speeds: Speeds, crowding: Cr
     phases = _drawing(rollout, config.reward, config.world != "shapes", decoder, speeds, crowding)
     if config.algorithm.kl.beta:
         groups, speed = prompts_each(config.reference.count), speeds(REFERENCE)
-        parts = ceil(samples / config.images_per_pass) * contexts
-        compared = work.passing(
-            decoder, learner.dtype, groups * samples * contexts, prompt, decoder.codes, 1, groups * parts
-        )
+        images = groups * samples
+        times = ceil(images / config.images_per_pass) * contexts
+        compared = work.passing(decoder, learner.dtype, images * contexts, prompt, decoder.codes, 1, times)
         phases["reference"] = speed.parts("reference", compared * crowding.actors.get(REFERENCE, 1), learner.dtype)
 
     groups, speed = prompts_each(learner.actors.count), speeds(LEARNER)

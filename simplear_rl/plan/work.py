@@ -88,8 +88,8 @@ def updating(
     contexts: int,
     prompt: int,
 ) -> Work:
-    """GRPO's update on a rank: its groups, in parts of `learner.micro_batch`, as often as the algorithm says."""
-    times = groups * ceil(samples / (learner.micro_batch or samples)) * contexts
+    """GRPO's update on a rank: its groups, `learner.micro_batch` images at a time, as often as the algorithm says."""
+    times = ceil(groups * samples / (learner.micro_batch or samples)) * contexts
     passes = training_passes(learner) * algorithm.updates_per_batch + (algorithm.optimizer_steps > 1)
     through = passing(decoder, learner.dtype, groups * samples * contexts, prompt, decoder.codes, passes, times)
     return through + optimizing(decoder, learner) * algorithm.optimizer_steps

@@ -1,5 +1,6 @@
 """The frozen reference policy of the KL term."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from simplear_rl.device import default_device
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
-from simplear_rl.policy.rollouts import Rollout
+from simplear_rl.policy.rollouts import Rollout, passes
 from simplear_rl.policy.vocabulary import ImageLayout
 
 
@@ -36,7 +37,13 @@ class ReferencePolicy:
             self.layout, self.folder = ImageLayout.of(self.model.config), policy
 
     @torch.no_grad()
-    def log_probs(self, rollout: Rollout) -> np.ndarray:
-        """Log-probs of the rollout's codes, float32 [G, T]."""
-        parts = [rollout.samples(rows) for rows in rollout.rows(self.micro_batch)]
-        return np.concatenate([rollout_log_probs(self.model, part, self.layout).cpu().numpy() for part in parts])
+    def log_probs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Log-probs of the codes of each rollout, float32 [G, T].
+
+        They go through the policy as `micro_batch` says: in float32 what is together changes the last digits.
+        """
+        parts = []
+        for together in passes(len(rollouts), len(rollouts[0].codes), self.micro_batch):
+            drawn = [rollouts[i].samples(rows) for i, rows in together]
+            parts.append(rollout_log_probs(self.model, drawn, self.layout).cpu().numpy())
+        return list(np.concatenate(parts).reshape(len(rollouts), -1, parts[0].shape[1]))

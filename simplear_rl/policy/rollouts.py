@@ -48,11 +48,6 @@ class Rollout:
     seed: int  # see Draw
     step: int
 
-    def rows(self, size: int | None) -> list[slice]:
-        """The rows of the samples, `size` at a time; None: all at once."""
-        step = size or len(self.codes)
-        return [slice(first, first + step) for first in range(0, len(self.codes), step)]
-
     def samples(self, rows: slice) -> "Rollout":
         """Some of the samples."""
         return replace(self, codes=self.codes[rows], log_probs=self.log_probs[rows])
@@ -95,3 +90,15 @@ class ScoredRollout:
         return ScoredRollout(
             self.rollout.samples(rows), self.rewards[rows], None if reference is None else reference[rows]
         )
+
+
+def passes(groups: int, samples: int, micro_batch: int | None) -> list[list[tuple[int, slice]]]:
+    """What goes through the policy together, of `groups` with so many samples each: numbers of groups and rows of each.
+
+    These are whole groups with `micro_batch` samples in all, or parts of one group. None: a group at a time.
+    """
+    size = micro_batch or samples
+    if size < samples:
+        return [[(i, slice(row, row + size))] for i in range(groups) for row in range(0, samples, size)]
+    together, rows = size // samples, slice(0, samples)
+    return [[(i, rows) for i in range(first, min(first + together, groups))] for first in range(0, groups, together)]

@@ -63,7 +63,7 @@ class Comparison:
         contexts = [self.encode(prompt.text) for prompt in self.prompts]
         plain = sample_codes(self.model, contexts, self.layout, seeds, sampling, [other] * IMAGES if other else None)
         equal = sum(np.array_equal(group.codes[0], row) for group, row in zip(groups, plain.cpu().numpy(), strict=True))
-        own = [rollout_log_probs(self.model, group, self.layout).cpu().numpy() for group in groups]
+        own = [rollout_log_probs(self.model, [group], self.layout).cpu().numpy() for group in groups]
         apart = [np.abs(mine - group.log_probs).mean() for mine, group in zip(own, groups, strict=True)]
         return equal, float(np.mean(apart))
 

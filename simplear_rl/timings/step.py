@@ -154,7 +154,7 @@ class Step:
     def reference(self, groups: list[Rollout]) -> list[np.ndarray]:
         """Log-probs under the frozen policy."""
         reference = ReferencePolicy(self.folder / "policy", self.config.learner.dtype)
-        return self.clock("reference", lambda: [reference.log_probs(group) for group in groups])
+        return self.clock("reference", lambda: reference.log_probs(groups))
 
     def update(self, groups: list[Rollout], compared: list[np.ndarray]) -> None:
         """Forward, backward, optimizer step; then the weights on their way to the engine, with their checksum."""

@@ -57,8 +57,9 @@ def test_two_of_each_and_zero_2_do_what_one_of_each_does(one_of_each, tmp_path, 
 
 
 @pytest.mark.slow
-def test_minibatches_and_passes_over_parts_of_a_group(one_of_each, grpo_config, tmp_path):
-    parts = "algorithm.minibatches=2", "algorithm.correction.kind=truncate", "learner.micro_batch=1"
+@pytest.mark.parametrize("micro_batch", [1, 6])
+def test_minibatches_and_passes_over_parts_of_a_group_or_two(one_of_each, grpo_config, tmp_path, micro_batch):
+    parts = "algorithm.minibatches=2", "algorithm.correction.kind=truncate", f"learner.micro_batch={micro_batch}"
     grpo.train(grpo_config(tmp_path / "run", *parts))
     whole, (first, second) = read_metrics(one_of_each / "metrics.jsonl"), read_metrics(tmp_path / "run/metrics.jsonl")
     assert first["reward"] == pytest.approx(whole[0]["reward"], abs=1e-6)

@@ -38,7 +38,7 @@ def groups_of(policy, rewards=((1, 0),) * 4, guidance_scale=1.0) -> list[ScoredR
         other = encode.null if guidance_scale != 1 else None
         sampling = Sampling(guidance_scale=guidance_scale)
         rollout = Rollout(Prompt(i, CAPTIONS[i]), ids, other, codes, unknown, sampling, 0, 0, 1)
-        groups.append(ScoredRollout(rollout, np.array(values, np.float32), reference.log_probs(rollout)))
+        groups.append(ScoredRollout(rollout, np.array(values, np.float32), reference.log_probs([rollout])[0]))
     return groups
 
 
@@ -49,7 +49,7 @@ def plain_steps(policy, groups, pairs, config, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     losses = []
     for _ in range(steps):
-        found = [rollout_log_probs(model, group.rollout, layout) for group in groups]
+        found = [rollout_log_probs(model, [group.rollout], layout) for group in groups]
         references = [torch.from_numpy(group.reference_log_probs) for group in groups]
         rows = [(found[g][w], found[g][l], references[g][w], references[g][l]) for g, w, l in pairs]  # noqa: E741
         loss = preference_loss(*(torch.stack(column) for column in zip(*rows, strict=True)), config).loss.mean()

@@ -138,13 +138,13 @@ def test_peak_of_the_log_probs_of_a_group(dtype, guided, entropy_bonus, monkeypa
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     with LiveMemory() as live:
-        values = log_probs.rollout_log_probs_and_entropy(model, group, layout, entropy_gradient=entropy_bonus)
+        values = log_probs.rollout_log_probs_and_entropy(model, [group], layout, entropy_gradient=entropy_bonus)
         sum(value.sum() for value in values).backward()
     del values
     parts = memory.grpo_memory(decoder, learner(dtype=dtype), 16, guided, 8, entropy_bonus)
     assert live.peak <= parts["activations"] + parts["log-probs"] <= 2 * live.peak
     with torch.no_grad(), LiveMemory() as live:
-        log_probs.rollout_log_probs(model, group, layout)
+        log_probs.rollout_log_probs(model, [group], layout)
     parts = memory.reference_memory(decoder, dtype, 16, guided, 8)
     assert live.peak <= parts["activations"] + parts["log-probs"] <= 2 * live.peak
 

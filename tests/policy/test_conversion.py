@@ -351,7 +351,7 @@ def test_published_layout_has_the_same_log_probs_in_transformers_and_vllm(tmp_pa
     assert (rollout.prompt_ids[0], rollout.prompt_ids[-1]) == (151_665, 151_667)
     model, _ = load_policy(folder)
     with torch.no_grad():
-        own = rollout_log_probs(model, rollout, layout).numpy()
+        own = rollout_log_probs(model, [rollout], layout).numpy()
     assert np.abs(own - rollout.log_probs).max() < 1e-4
     assert own.std() > 0.01
 

@@ -10,7 +10,7 @@ from simplear_rl.policy import log_probs
 from simplear_rl.policy.log_probs import rollout_log_probs, rollout_log_probs_and_entropy
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
-from simplear_rl.policy.rollouts import Prompt, Rollout
+from simplear_rl.policy.rollouts import Prompt, Rollout, passes
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
 
@@ -53,7 +53,7 @@ def test_log_probs_are_those_of_the_full_logits_restricted_to_visual_ids(policy,
     logits = (unconditional + scale * (conditional - unconditional)) / 0.7
     expected = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
     rollout = two_cross(encode, codes, scale)
-    torch.testing.assert_close(rollout_log_probs(model, rollout, layout), expected)
+    torch.testing.assert_close(rollout_log_probs(model, [rollout], layout), expected)
 
 
 def test_a_reference_has_the_same_log_probs_a_part_of_a_group_at_a_time(policy):
@@ -62,14 +62,48 @@ def test_a_reference_has_the_same_log_probs_a_part_of_a_group_at_a_time(policy):
     rollout = Rollout(
         Prompt(0, "two cross"), encode("two cross"), None, codes, np.zeros((5, 16), np.float32), Sampling(), 0, 0, 1
     )
-    whole = ReferencePolicy(policy, "float32").log_probs(rollout)
+    whole = ReferencePolicy(policy, "float32").log_probs([rollout])[0]
     sizes = []
     reference = ReferencePolicy(policy, "float32", micro_batch=2)
     reference.model.model.register_forward_pre_hook(
         lambda _, args, values: sizes.append(len(values["input_ids"])), with_kwargs=True
     )
-    np.testing.assert_allclose(reference.log_probs(rollout), whole, atol=1e-5)
+    np.testing.assert_allclose(reference.log_probs([rollout])[0], whole, atol=1e-5)
     assert sizes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_groups_of_unequal_prompts_have_the_same_log_probs_together(policy, guided):
+    encode = load_policy(policy)[1]
+    rollouts = []
+    for text in "two cross", "a red circle and a blue square", "a cross":
+        codes = np.random.default_rng(len(text)).integers(0, 100, (2, 16)).astype(np.uint16)
+        null, sampling = (encode.null, Sampling(guidance_scale=3.0)) if guided else (None, Sampling())
+        log_probs = np.zeros((2, 16), np.float32)
+        rollouts.append(Rollout(Prompt(0, text), encode(text), null, codes, log_probs, sampling, 0, 0, 1))
+    together = ReferencePolicy(policy, "float32", micro_batch=4)
+    sizes = []
+    together.model.model.register_forward_pre_hook(
+        lambda _, args, values: sizes.append(len(values["input_ids"])), with_kwargs=True
+    )
+    alone = ReferencePolicy(policy, "float32").log_probs(rollouts)
+    for found, expected in zip(together.log_probs(rollouts), alone, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert sizes == ([4, 4, 2, 2] if guided else [4, 2])
+
+
+@pytest.mark.parametrize(
+    ("groups", "micro_batch", "expected"),
+    [
+        (2, None, [[(0, 0, 4)], [(1, 0, 4)]]),
+        (2, 4, [[(0, 0, 4)], [(1, 0, 4)]]),
+        (2, 2, [[(0, 0, 2)], [(0, 2, 4)], [(1, 0, 2)], [(1, 2, 4)]]),
+        (3, 8, [[(0, 0, 4), (1, 0, 4)], [(2, 0, 4)]]),
+    ],
+)
+def test_passes_have_parts_of_a_group_or_whole_groups(groups, micro_batch, expected):
+    found = passes(groups, 4, micro_batch)
+    assert [[(i, rows.start, rows.stop) for i, rows in members] for members in found] == expected
 
 
 def test_guided_gradient_flows_through_both_contexts_or_one(policy):
@@ -95,7 +129,7 @@ def test_guided_gradient_flows_through_both_contexts_or_one(policy):
         logits = unconditional + scale * (conditional - unconditional)
         plain = torch.log_softmax(logits, -1).gather(-1, codes.unsqueeze(-1)).sum()
         (expected,) = torch.autograd.grad(plain, weight)
-        (found,) = torch.autograd.grad(rollout_log_probs(model, rollout, layout, both).sum(), weight)
+        (found,) = torch.autograd.grad(rollout_log_probs(model, [rollout], layout, both).sum(), weight)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -138,7 +172,7 @@ def test_chunks_change_neither_values_nor_gradients(policy, monkeypatch, both):
     for logits_per_chunk in 2**26, 700:  # 7 rows at a time
         monkeypatch.setattr(log_probs, "LOGITS_PER_CHUNK", logits_per_chunk)
         model.zero_grad()
-        values = rollout_log_probs(model, rollout, layout, both)
+        values = rollout_log_probs(model, [rollout], layout, both)
         values.sum().backward()
         found.append([values.detach(), *(p.grad for p in model.parameters())])
     for whole, chunked in zip(*found, strict=True):
@@ -158,7 +192,7 @@ def test_entropy_is_that_of_the_tempered_and_guided_distribution(policy, monkeyp
     (gradient,) = torch.autograd.grad(expected.sum(), weight)
     monkeypatch.setattr(log_probs, "LOGITS_PER_CHUNK", logits_per_chunk)
     rollout = two_cross(encode, codes, scale)
-    _, found = rollout_log_probs_and_entropy(model, rollout, layout, entropy_gradient=True)
+    _, found = rollout_log_probs_and_entropy(model, [rollout], layout, entropy_gradient=True)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], gradient, atol=1e-5, rtol=1e-4)
 
@@ -177,7 +211,7 @@ def test_an_entropy_without_gradient_changes_no_bit_and_is_computed_once(policy,
     outcomes = []
     for function in rollout_log_probs, lambda *args: rollout_log_probs_and_entropy(*args)[0]:
         model.zero_grad()
-        values = function(model, rollout, layout)
+        values = function(model, [rollout], layout)
         values.sum().backward()
         outcomes.append([values.detach(), *(p.grad for p in model.parameters())])
     assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))

@@ -63,7 +63,7 @@ def test_codes_are_those_of_the_plain_loop_and_log_probs_those_of_the_learner(en
         guided = [encode.null] * 3 if sampling.guidance_scale != 1 else None
         with torch.no_grad():
             expected = sample_codes(model, [encode(prompt.text)] * 3, engine.layout, seeds, sampling, guided)
-            log_probs_GT = rollout_log_probs(model, group, engine.layout)
+            log_probs_GT = rollout_log_probs(model, [group], engine.layout)
         assert np.array_equal(group.codes, expected.numpy())
         np.testing.assert_allclose(group.log_probs, log_probs_GT, atol=2e-5)
 

@@ -51,7 +51,7 @@ def test_log_probs_are_those_of_the_policy(engine, policy):
     for sampling in PLAIN, Sampling(temperature=0.7), GUIDED, Sampling(temperature=0.8, guidance_scale=0.5):
         for rollout in engine.generate(Draw(PROMPTS, 4, 0, 1, sampling)):
             with torch.no_grad():
-                own = rollout_log_probs(model, rollout, read_layout(policy))
+                own = rollout_log_probs(model, [rollout], read_layout(policy))
             assert np.abs(own.numpy() - rollout.log_probs).max() < 1e-4
 
 

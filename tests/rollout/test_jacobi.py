@@ -59,7 +59,7 @@ def smallest_p_value(model, encode, layout, sampling, window, images=12_000):
     every_ET = torch.tensor(list(itertools.product(range(layout.codebook_size), repeat=layout.tokens)))
     with torch.no_grad():
         head = model.lm_head.weight[layout.visual_offset : layout.vocabulary_size]
-        logits = [hidden_states(model, ids, every_ET, layout) @ head.T for ids in (prompt, null)]
+        logits = [hidden_states(model, [(ids, every_ET)], layout) @ head.T for ids in (prompt, null)]
     log_probs_ETC = sampling_log_probs(guided_logits(*logits, sampling.guidance_scale), sampling)
     log_probs_ET = log_probs_ETC.gather(-1, every_ET.unsqueeze(-1)).squeeze(-1)
     seeds = [(0, window, i) for i in range(images)]

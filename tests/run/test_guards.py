@@ -29,7 +29,7 @@ def groups(policy, **broken):
     for i, text in enumerate(["a red circle", "two cross"]):
         empty = np.zeros((4, 16), np.float32)
         rollout = Rollout(Prompt(i, text), encode(text), None, CODES, empty, Sampling(), 0, 0, 1)
-        log_probs = ReferencePolicy(policy, "float32").log_probs(rollout)
+        log_probs = ReferencePolicy(policy, "float32").log_probs([rollout])[0]
         rollout = dataclasses.replace(rollout, log_probs=log_probs)
         scored.append(ScoredRollout(rollout, np.arange(4, dtype=np.float32), log_probs))
     behaviour = broken.pop("log_probs", scored[1].rollout.log_probs)
@@ -60,15 +60,17 @@ def refused(learner, step):
 
 
 def broken_values(policy, folder):
-    learner = build(policy, folder)
     good = groups(policy)
     outcomes = {}
     for name in "rewards", "reference_log_probs", "log_probs":
+        learner = build(policy, folder)  # the first group has been through the one that refused
         values = np.array(good[1].rollout.log_probs if name == "log_probs" else getattr(good[1], name))
         values[2] = NAN if name != "rewards" else np.inf
         outcomes[name] = refused(
             learner,
-            lambda n=name, v=values: policy_gradient.update(learner, groups(policy, **{n: v}), AlgorithmConfig()),
+            lambda n=name, v=values, learner=learner: policy_gradient.update(
+                learner, groups(policy, **{n: v}), AlgorithmConfig()
+            ),
         )
     return outcomes
 
