@@ -1,4 +1,5 @@
 # make demo     the whole pipeline on the miniature world; continues where it stopped, FRESH=1 starts over
+# make demo-preferences   DPO on stored and on drawn pairs, from the demo's policy, with scores
 # make test     the tests that fit into ten minutes on two cores; make test-slow the others
 # make lint     style, types, and the direction of imports
 # make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
@@ -8,10 +9,17 @@ VENV := .venv
 STAMP := $(VENV)/installed-with-$(notdir $(PYTHON))
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow lint install lock
+.PHONY: demo demo-preferences test test-slow lint install lock
 
 demo: install
 	$(RUN) -m simplear_rl.demo fresh=$(if $(FRESH),true,false)
+
+demo-preferences: install
+	for stage in dpo dpo_online; do \
+		$(RUN) -m simplear_rl.dpo --config configs/shapes/$$stage.yaml root=runs/demo && \
+		$(RUN) -m simplear_rl.evaluate root=runs/demo policy=runs/demo/$$stage/final \
+			output=runs/demo/evaluation/$$stage || exit 1; \
+	done
 
 test: install
 	$(RUN) -m pytest -m "not slow" --numprocesses 2 --dist loadfile

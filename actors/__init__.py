@@ -18,6 +18,7 @@ The drivers work with these:
     placement.py      Stage: one placement group for all actors of a stage; starts them, ends them, names who was lost
     pool.py           Pool: actors of one role that share its work; extra ones may join and leave
     learner.py        LearnerGroup: all ranks, driven as one learner
+    preferences.py    the pairs of a step of DPO: stored ones, or drawn and scored
     sampler.py        draws, scores and compares the groups of a step, in prompt order
     broadcast.py      Broadcast: the learner's weights to every engine, verified by checksum
     evaluation.py     Evaluation: a benchmark's scores while GRPO trains

@@ -77,7 +77,7 @@ def encode(shards: ShardWriter, missing: list[Part], columns: Columns, config: T
             good, reasons = shards.add(batch)
             images += good
             rejected.add(reasons)
-            bad = rejected.counts.total()
+            bad = rejected.bad
             bar.set_postfix_str("; ".join([f"{bad} rejected", *rejected.lines()[:1]]), refresh=False)
             bar.update(good + len(reasons))
             if total and bad > config.max_rejected * total[0]:

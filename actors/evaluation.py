@@ -1,4 +1,4 @@
-"""Evaluation on actors: engines draw a benchmark's images, scorers judge them; by itself, and while GRPO trains."""
+"""Evaluation on actors: engines draw a benchmark's images, scorers judge them; by itself, or while a stage trains."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +20,7 @@ from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.benchmarks.spread import spread_names
 from simplear_rl.config.base import CommandConfig, PoolConfig
 from simplear_rl.config.benchmarks import BenchmarkConfig, EvaluateConfig, EvaluationConfig
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw, Prompt
@@ -77,7 +78,7 @@ def _unfinished(verdicts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
 
 
 class Evaluation:
-    """The evaluations of a GRPO run: every `evaluation.every` steps and after the last, with the weights of the step.
+    """The evaluations of a run: every `evaluation.every` steps and after the last, with the weights of the step.
 
     Each is what `python -m simplear_rl.evaluate` makes of that policy, in the folder run/evaluations/step-N. All of
     them draw with the same random numbers, which no step of training draws with. Without `evaluation` in the
@@ -88,7 +89,8 @@ class Evaluation:
             the engines, or `keep_best.metric` is a score that there is not.
     """
 
-    def __init__(self, config: GrpoConfig):
+    def __init__(self, config: GrpoConfig | DpoConfig):
+        assert config.rollout
         self.run, self.steps, self.evaluation = config.run, config.steps, config.evaluation
         self.names: list[str] = []
         if self.evaluation:
@@ -131,8 +133,9 @@ class Evaluation:
         return metrics | {"evaluation_seconds": monotonic() - start}
 
 
-def _evaluate_config(config: GrpoConfig, evaluation: EvaluationConfig) -> EvaluateConfig:
+def _evaluate_config(config: GrpoConfig | DpoConfig, evaluation: EvaluationConfig) -> EvaluateConfig:
     """The configuration with which `python -m simplear_rl.evaluate` would do the same."""
+    assert config.rollout
     benchmark = {key: getattr(evaluation, key) for key in BenchmarkConfig.model_fields}
     command = {key: getattr(config, key) for key in CommandConfig.model_fields}
     folders = {"policy": config.start, "output": config.run / "evaluations"}

@@ -7,12 +7,15 @@ COMMANDS = {
     "tokenize": "token shards of your own images and captions",
     "pretrain": "next-token prediction on token shards",
     "sft": "supervised fine-tuning: the same on curated data",
+    "dpo": "preference optimisation: on stored pairs of images, or on pairs that it draws",
     "grpo": "reinforcement learning with image rewards",
     "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
     "score": "scores of your own images, to try a reward before training on it",
     "compare": "two policies on the same prompts and seeds, pictures in pairs",
     "report": "a page of one run, or of several side by side",
     "generate": "images for your own prompts",
+    "reward_model": "a reward model from human labels, on frozen CLIP features",
+    "label": "a page on which people choose the better one of two images",
     "demo": "the whole pipeline on the miniature world, with a report",
 }
 

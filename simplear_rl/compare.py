@@ -48,7 +48,7 @@ def compare(config: CompareConfig) -> None:
     if kinds[0] == paired.EVALUATION:
         sides = [paired.of_evaluation(path) for path in config.sides.values()]
     else:
-        all_faults(*reward_checks(config.reward))
+        all_faults(*reward_checks(config.reward.models))
         folders = dict(config.sides)
         if kinds[0] == paired.POLICY:
             folders = {side: _draw(config, side, policy) for side, policy in folders.items()}

@@ -99,6 +99,12 @@ def is_hub_id(path: Path) -> bool:
     )
 
 
+def require_there(path: Path) -> None:
+    """Raise UserError unless there is something at the path, or it is a Hugging Face id."""
+    if not is_there(path) and not is_hub_id(path):
+        raise UserError(f"{path}: not found")
+
+
 def resolve(source: Path, files: Sequence[str], kind: Literal["model", "dataset"] = "model") -> Path:
     """The folder that `source` names: itself or, of a Hugging Face id, the download of those `files` (patterns).
 

@@ -18,14 +18,13 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
     command_line = read_command_line(ScoreConfig, "score", EXAMPLES, options=OPTIONS, on_ray=False)
 
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
 from actors.isolated import build_reward
 from simplear_rl.data.prompts import PromptRow
-from simplear_rl.errors import UserError, all_faults
-from simplear_rl.files import is_hub_id, is_there, require_writable
+from simplear_rl.errors import all_faults
+from simplear_rl.files import require_there, require_writable
 from simplear_rl.rewards.files import check_rewards, reward_checks
 from simplear_rl.rewards.pictures import find_sources
 from simplear_rl.rewards.scorer import RewardModels
@@ -41,7 +40,7 @@ def score(config: ScoreConfig) -> None:
         UserError: see find_sources and check_rewards.
     """
     require_writable(config.output, "output")
-    all_faults(*(partial(_require, path) for path in config.inputs), *reward_checks(config.reward))
+    all_faults(*(partial(require_there, path) for path in config.inputs), *reward_checks(config.reward.models))
     sources = find_sources(config)
     rows = [PromptRow(source.prompt, source.columns) for source in sources]
     check_rewards(config.reward, rows)
@@ -57,11 +56,6 @@ def score(config: ScoreConfig) -> None:
         print(f"{name:24s} {mean:10.4g} +- {deviation:.4g}, from {lowest:.4g} to {highest:.4g}")
     unscored = sum(bool(image.error) for image in scored)
     print(f"{len(scored)} images, {unscored} not scored: {config.output / 'index.html'}")
-
-
-def _require(path: Path) -> None:
-    if not is_there(path) and not is_hub_id(path):
-        raise UserError(f"{path}: not found")
 
 
 if __name__ == "__main__":

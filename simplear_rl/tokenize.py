@@ -41,7 +41,7 @@ def tokenize(config: TokenizeConfig) -> None:
     require_writable(config.output, "output")
     columns = Columns.of(config)
     listing = find_files(source, config.files, config.output, columns)
-    parts = divide(listing, config.shard_size)
+    parts = divide(listing, config.shard_size, columns)
     print(listing, flush=True)
     shards = ShardWriter(config, parts)
     if not shards.begun:
@@ -53,8 +53,9 @@ def tokenize(config: TokenizeConfig) -> None:
     rejected = Reasons(entry["reason"] for entry in entries)
     for line in rejected.lines():
         print(f"  rejected: {line}")
-    bad = len(entries)
-    print(f"{good} good, {bad} rejected{f' (see {config.output}/rejected.jsonl)' if bad else ''}: {config.output}")
+    bad, left_out = rejected.bad, len(entries) - rejected.bad
+    counted = f"{good} good, {bad} rejected{f', {left_out} left out' if left_out else ''}"
+    print(f"{counted}{f' (see {config.output}/rejected.jsonl)' if entries else ''}: {config.output}")
     if not good or bad > config.max_rejected * (good + bad):
         raise too_many_rejected(config, bad, good + bad, rejected)
 

@@ -136,3 +136,27 @@ def _write_parquet(file: Path, samples: list) -> list[str]:
     captions = pa.array([caption for _, caption, _ in samples], pa.string())
     parquet.write_table(pa.table({"image": images, "caption": captions}), file, row_group_size=100)
     return [str(row) for row in range(len(samples))]
+
+
+# Columns of pickapic_v2, as its Parquet files have them.
+PICKAPIC = pa.schema(
+    [
+        ("are_different", pa.bool_()),
+        *((name, pa.string()) for name in ("best_image_uid", "caption", "created_at")),
+        ("has_label", pa.bool_()),
+        *((f"image_{i}_uid", pa.string()) for i in (0, 1)),
+        *((f"jpg_{i}", pa.binary()) for i in (0, 1)),
+        *((f"label_{i}", pa.float64()) for i in (0, 1)),
+        ("ranking_id", pa.int64()),
+    ]
+)
+
+
+def pickapic(file: Path, rows: list) -> None:
+    """Rows of (caption, image 0, image 1, label 0, has_label)."""
+    names = "caption", "jpg_0", "jpg_1", "label_0", "has_label"
+    table = {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    table["label_1"] = [None if label is None else 1 - label for label in table["label_0"]]
+    empty = {field.name: [None] * len(rows) for field in PICKAPIC}
+    file.parent.mkdir(exist_ok=True)
+    parquet.write_table(pa.table(empty | table, schema=PICKAPIC), file, row_group_size=2)

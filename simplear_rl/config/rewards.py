@@ -109,6 +109,18 @@ class HpsV2RewardConfig(ImageTextRewardConfig):
         return super().files + ([] if self.weights in HPSV2_WEIGHTS else [Path(self.weights)])
 
 
+class ClipHeadRewardConfig(AnyRewardConfig):
+    """A head on a frozen CLIP that has learned human labels, see simplear_rl/reward_model.py."""
+
+    type: Literal["clip_head"] = "clip_head"
+    path: Location = Field(description="folder that python -m simplear_rl.reward_model has made")
+
+    @property
+    def files(self) -> list[Path]:
+        """See AnyRewardConfig."""
+        return [self.path]
+
+
 class GenEvalRewardConfig(AnyRewardConfig):
     """GenEval's own rules as a reward. Its scores then no longer measure independently."""
 
@@ -219,6 +231,7 @@ class HttpRewardConfig(UserRewardConfig):
 RewardModelConfig = Annotated[
     ClipRewardConfig
     | HpsV2RewardConfig
+    | ClipHeadRewardConfig
     | GenEvalRewardConfig
     | GenEval2RewardConfig
     | PythonRewardConfig

@@ -17,7 +17,8 @@ from simplear_rl.config.base import (
 from simplear_rl.config.benchmarks import EvaluationConfig
 from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, ReferenceConfig
-from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
+from simplear_rl.config.online import require_geneval_metadata, require_weights_fit
+from simplear_rl.config.rewards import RewardConfig
 from simplear_rl.config.rollout import RolloutConfig
 from simplear_rl.gpus import GPUS
 
@@ -221,46 +222,12 @@ class GrpoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _geneval_knows_the_prompts(self) -> "GrpoConfig":
-        if self.world != "shapes" and any(
-            isinstance(model, GenEvalRewardConfig) and not model.metadata for model in self.reward.models
-        ):
-            raise ValueError("a geneval reward needs `metadata`, except in the miniature world (world: shapes)")
+        require_geneval_metadata(self.world, self.reward)
         return self
 
     @model_validator(mode="after")
     def _weights_fit_the_engines(self) -> "GrpoConfig":
-        learner, engine = self.learner, self.rollout.engine
-        if learner.dtype != engine.dtype:
-            raise ValueError(
-                f"rollout.engine.dtype ({engine.dtype}) must be learner.dtype ({learner.dtype}): "
-                "engines hold the learner's weights bit for bit"
-            )
-        gpus = learner.actors.gpus, engine.actors.gpus
-        if self.rollout.broadcast == "collective" and any(gpus) and not all(n and n == int(n) for n in gpus):
-            raise ValueError(
-                "rollout.broadcast=collective: NCCL needs a GPU of its own in every learner and engine, found "
-                f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
-                "reserve whole ones for both, or set rollout.broadcast=object_store"
-            )
-        if self.rollout.broadcast == "ipc":
-            if learner.actors.count != engine.actors.count:
-                raise ValueError(
-                    "rollout.broadcast=ipc: every learner shares its device with one engine, found "
-                    f"learner.actors.count {learner.actors.count}, rollout.engine.actors.count {engine.actors.count}: "
-                    "set both to the same, or rollout.broadcast=object_store"
-                )
-            if (engine.actors.max_count or 0) > engine.actors.count:
-                raise ValueError(
-                    "rollout.broadcast=ipc: an engine that joins later has no learner to share memory with, found "
-                    f"rollout.engine.actors.max_count {engine.actors.max_count}: leave it out, or set "
-                    "rollout.broadcast=object_store"
-                )
-            if any(gpus) and (not all(gpus) or sum(gpus) > 1):
-                raise ValueError(
-                    "rollout.broadcast=ipc: a learner and an engine share a GPU, found "
-                    f"learner.actors.gpus {gpus[0]:g}, rollout.engine.actors.gpus {gpus[1]:g}: "
-                    "reserve fractions that sum to 1, or set rollout.broadcast=object_store"
-                )
+        require_weights_fit(self.learner, self.rollout)
         return self
 
 

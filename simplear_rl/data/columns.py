@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.images import BadSampleError
+from simplear_rl.data.pair_forms import RANKED, TIE, RawPair, pair_form
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 # The first name wins where it is present: it is the documented one.
@@ -27,19 +29,28 @@ class Columns:
     short_caption: str | None = None
     choice: Literal["first", "random"] | None = None
     seed: int = 0
+    pairs: Literal["drop_ties", "keep_ties"] | None = None
+    image_folder: Path | None = None  # where paths of images begin; None: where the file is that names them
 
     @classmethod
     def of(cls, config: TokenizeConfig) -> "Columns":
         """As a configuration says."""
         names = config.image_column, config.caption_column, config.short_caption_column
-        return cls(*names, config.caption_choice, config.seed)
+        return cls(*names, config.caption_choice, config.seed, config.pairs, config.image_folder)
 
     def image_in(self, names: Iterable[str]) -> str | None:
-        """The image's column among `names`, None if none is known. Raises FormatError if several are."""
+        """The image's column among `names`, None if none is known. Raises FormatError if several are.
+
+        Of pairs the columns of both images.
+        """
+        if self.pairs:
+            return "images of a ranking" if set(names) >= set(RANKED) else str(pair_form(names) or "") or None
         return _column(names, self.image, IMAGE_NAMES, "image")
 
     def caption_in(self, names: Iterable[str]) -> str | None:
         """The caption's column among `names`, None if none is known. Raises FormatError if several are."""
+        if self.pairs and self.caption is None and "prompt" in names:
+            return "prompt"  # beside it a `caption` may be what a model made of it
         return _column(names, self.caption, CAPTION_NAMES, "caption")
 
     def short_caption_in(self, names: Iterable[str]) -> str | None:
@@ -50,6 +61,20 @@ class Columns:
         """The columns of image, caption and short caption. Raises FormatError, see above."""
         names = list(names)
         return self.image_in(names), self.caption_in(names), self.short_caption_in(names)
+
+    def ordered(self, pair: RawPair, sample: str) -> tuple[Any, Any]:
+        """The better image of a pair and the other one; the order of a tie depends on the seed and the sample alone.
+
+        Raises:
+            BadSampleError: a tie, and ties are left out.
+        """
+        if not pair.preference and self.pairs == "drop_ties":
+            raise BadSampleError(TIE)
+        first = pair.preference > 0 or (not pair.preference and self._draw(sample) % 2 == 0)
+        return (pair.first, pair.second) if first else (pair.second, pair.first)
+
+    def _draw(self, sample: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}:{sample}".encode()).digest())
 
     def chosen(self, value: Any, sample: str) -> Any:
         """A caption as it is, or one of a list; a random choice depends on the seed and the sample's id alone.
@@ -63,8 +88,7 @@ class Columns:
             raise FormatError("a list of captions: set caption_choice=first or caption_choice=random")
         if not value:
             return None
-        digest = hashlib.sha256(f"{self.seed}:{sample}".encode()).digest()
-        return value[0 if self.choice == "first" else int.from_bytes(digest) % len(value)]
+        return value[0 if self.choice == "first" else self._draw(sample) % len(value)]
 
 
 KNOWN = Columns()  # the known names alone

@@ -122,7 +122,11 @@ class BatchTokenizer:
         self.tokens = (size // self.tokenizer.patch) ** 2
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with `codes` uint16 [B, tokens] in the place of `images` [B, size, size, 3]."""
+        """The row with `codes` uint16 [B, tokens] in the place of `images` [B, size, size, 3].
+
+        Of pairs, [B, 2, tokens] in the place of [B, 2, size, size, 3].
+        """
         images = row.pop("images")
-        codes = self.tokenizer.encode(images) if len(images) else np.empty((0, self.tokens))
-        return row | {"codes": codes.astype(np.uint16)}
+        flat = images.reshape(-1, *images.shape[-3:])
+        codes = self.tokenizer.encode(flat) if len(flat) else np.empty((0, self.tokens))
+        return row | {"codes": codes.astype(np.uint16).reshape(*images.shape[:-3], self.tokens)}

@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from simplear_rl.data.columns import IMAGE_ENDINGS, KNOWN, Columns
-from simplear_rl.data.readers import has_images, is_array, texts_beside
+from simplear_rl.data.json_records import is_array
+from simplear_rl.data.readers import has_images, texts_beside
 from simplear_rl.errors import UserError
 
 KINDS = {".jsonl": "JSON lines", ".json": "JSON arrays", ".tar": "WebDataset tars", ".parquet": "Parquet files"}

@@ -2,9 +2,8 @@
 
 import json
 import os
-import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,12 +14,8 @@ from pyarrow import parquet
 
 from simplear_rl.data.columns import IMAGE_ENDINGS, Columns, FormatError, missing
 from simplear_rl.data.images import BadSampleError
-
-WHITESPACE = " \t\r\n"
-# What parts an element from the one before.
-ELEMENT = re.compile(
-    r"(?:\xef\xbb\xbf)?[ \t\r\n]*[\[,]?[ \t\r\n]*(?=[^ \t\r\n\]])"
-)  # what parts it from the one before
+from simplear_rl.data.json_records import parse, records
+from simplear_rl.data.pair_forms import is_ranked, pair_form, pairs_of_ranking, unknown_pair
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,7 @@ class RawSample:
     problem: str = ""  # why there is nothing else
     misnamed: str = ""  # which column is missing, or that several may be meant
     used: tuple[str | None, ...] = ()  # names of the columns
+    rejected: bytes = b""  # the other image of a pair
 
 
 def read_samples(part: Part, columns: Columns) -> Iterator[RawSample]:
@@ -65,22 +61,13 @@ def read_samples(part: Part, columns: Columns) -> Iterator[RawSample]:
     return READERS[part.path.suffix.lower()](part, columns)
 
 
-def is_array(path: Path) -> bool:
-    """Whether a JSON file begins as an array does, or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    except OSError:
-        return True
-
-
 def has_images(path: Path, columns: Columns) -> bool:
     """Whether the first sample of a file has a column for the image; False if the file cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
             return columns.image_in(open_parquet(path).schema_arrow.names) is not None
         if path.suffix.lower() in (".jsonl", ".json"):
-            entry = _parse(path, next(records(path), b"{}"))
+            entry = parse(path, next(records(path), b"{}"))
             return isinstance(entry, dict) and columns.image_in(entry) is not None
     except FormatError:
         return columns.image is None  # several columns may be the image; or the chosen one is missing
@@ -99,73 +86,55 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
         raise OSError(f"not a readable Parquet file: {error}") from error
 
 
-def records(path: Path, offset: int = 0) -> Iterator[bytes]:
-    """The lines of a file, or the elements of the array in a JSON file, from a byte on.
-
-    Records follow each other without a gap: an element begins with what parts it from the one before. What is no JSON
-    at the end of an array is one record.
-    """
-    with path.open("rb") as file:
-        file.seek(offset)
-        if path.suffix.lower() != ".json":
-            yield from file
-            return
-        decoder, text, size = json.JSONDecoder(), "", 2**16
-        while chunk := file.read(size):
-            text += chunk.decode("latin-1")  # a character is a byte, and what JSON is built of stays as it is
-            size, end = 2 * size, 0
-            while match := ELEMENT.match(text, end):
-                try:
-                    after = decoder.raw_decode(text, match.end())[1]
-                except (ValueError, RecursionError):
-                    break
-                if after == len(text):  # a number could go on
-                    break
-                yield text[end:after].encode("latin-1")
-                end, size = after, 2**16
-            text = text[end:]
-        if text.strip(WHITESPACE + "]"):
-            yield text.encode("latin-1")
-
-
-def _parse(path: Path, record: bytes) -> Any:
-    if path.suffix.lower() == ".json" and (before := ELEMENT.match(record.decode("latin-1"))):
-        record = record[before.end() :]
-    return json.loads(record)
-
-
 def _read_records(part: Part, columns: Columns) -> Iterator[RawSample]:
+    ranked = []
     for number, record in enumerate(islice(records(part.path, part.offset), part.rows), start=part.start + 1):
-        yield _read_record(part, str(number), record, columns)
+        entry = _read_record(part, str(number), record)
+        if isinstance(entry, RawSample):
+            yield entry
+        elif columns.pairs and part.rows is None and is_ranked(entry):
+            ranked.append((str(number), entry))
+        else:
+            yield _read_columns(str(number), entry, part.path.parent, columns)
+    for key, values in pairs_of_ranking(ranked):
+        yield _read_columns(key, values, part.path.parent, columns)
 
 
-def _read_record(part: Part, key: str, record: bytes, columns: Columns) -> RawSample:
+def _read_record(part: Part, key: str, record: bytes) -> dict[str, Any] | RawSample:
+    """The object that a record is, or why it is none."""
     try:
-        entry = _parse(part.path, record)
+        entry = parse(part.path, record)
     except (ValueError, RecursionError) as error:
         return RawSample(key, problem=f"not JSON: {error}")
-    if not isinstance(entry, dict):
-        return RawSample(key, problem="expected an object with the path `image`")
-    return _read_columns(key, entry, part.path.parent, columns)
+    return entry if isinstance(entry, dict) else RawSample(key, problem="expected an object with the path `image`")
 
 
 def _read_columns(key: str, values: dict[str, Any], folder: Path, columns: Columns) -> RawSample:
     """A sample from the values of its columns; the path of an image is relative to `folder`."""
+    rejected, folder = b"", columns.image_folder or folder
     try:
         used = columns.used_in(values)
-        if used[0] is None:
+        if columns.pairs:
+            if not (form := pair_form(values)):
+                raise FormatError(unknown_pair(values))
+            better, worse = columns.ordered(form.read(values), f"{key}:{values.get(used[1] or '')}")
+            image, rejected = _load(better, folder), _load(worse, folder)
+        elif used[0] is None:
             raise FormatError(missing("image", values))
-        image = _load(values[used[0]], folder)
+        else:
+            image = _load(values[used[0]], folder)
     except BadSampleError as error:
         return RawSample(key, problem=str(error), misnamed=str(error) if isinstance(error, FormatError) else "")
-    return _of_columns(key, image, values, used)
+    return _of_columns(key, image, values, used, rejected)
 
 
-def _of_columns(key: str, image: bytes, values: dict[str, Any], used: tuple[str | None, ...]) -> RawSample:
+def _of_columns(
+    key: str, image: bytes, values: dict[str, Any], used: tuple[str | None, ...], rejected: bytes = b""
+) -> RawSample:
     """A sample from its image and the names of its columns: image, caption, short caption."""
     caption, short_caption = (None if name is None else values[name] for name in used[1:])
     misnamed = missing("caption", values) if used[1] is None else ""
-    return RawSample(key, image, caption, short_caption, misnamed=misnamed, used=used)
+    return RawSample(key, image, caption, short_caption, misnamed=misnamed, used=used, rejected=rejected)
 
 
 def _load(image: Any, folder: Path) -> bytes:
@@ -267,8 +236,13 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
     names = file.schema_arrow.names
     try:
         used = columns.used_in(names)
+        form = pair_form(names) if columns.pairs else None
+        if columns.pairs and not form:
+            raise FormatError(unknown_pair(names))
         if None in used[:2]:
             raise FormatError(missing("image" if used[0] is None else "caption", names))
+        images = form.images if form else used[:1]
+        wanted = [*form.columns_in(names), *used[1:]] if form else used
     except FormatError as error:
         for row in range(part.start, part.start + (part.rows or 0)):
             yield RawSample(str(row), problem=str(error), misnamed=str(error))
@@ -279,8 +253,10 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
         if end <= part.start or row >= stop:
             continue
         try:
-            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=[name for name in used if name]):
-                for values in _as_bytes(batch, used[0]).to_pylist():
+            for batch in file.iter_batches(
+                batch_size=16, row_groups=[group], columns=[name for name in wanted if name]
+            ):
+                for values in _as_bytes(batch, images).to_pylist():
                     if part.start <= row < stop:
                         yield _read_columns(str(row), values, part.path.parent, columns)
                     row += 1
@@ -289,9 +265,9 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
                 yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")
 
 
-def _as_bytes(batch: pa.RecordBatch, image: str | None) -> pa.RecordBatch:
+def _as_bytes(batch: pa.RecordBatch, images: Sequence[str | None]) -> pa.RecordBatch:
     """With bytes for captions: what is no valid Unicode is then found sample by sample."""
-    fields = [field if field.name == image else field.with_type(_without_text(field.type)) for field in batch.schema]
+    fields = [field if field.name in images else field.with_type(_without_text(field.type)) for field in batch.schema]
     return batch.cast(pa.schema(fields))
 
 

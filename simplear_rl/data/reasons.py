@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from simplear_rl.data.pair_forms import LEFT_OUT
+
 SYSTEM = {os.strerror(code) for code in errno.errorcode}
 SHOWN = 5  # kinds
 
@@ -25,6 +27,11 @@ class Reasons:
             kind = last if last in SYSTEM else re.sub(r"\d+", "N", reason)
             self.counts[kind] += 1
             self.examples.setdefault(kind, reason)
+
+    @property
+    def bad(self) -> int:
+        """How many there are, but for pairs that are only left out."""
+        return self.counts.total() - sum(self.counts[reason] for reason in LEFT_OUT)
 
     def lines(self) -> list[str]:
         """The most frequent kinds, each as its number and its first reason."""

@@ -12,18 +12,32 @@ from pyarrow import parquet
 from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.listing import printable
 from simplear_rl.data.readers import Part
+from simplear_rl.data.shards import PAIR
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
 from simplear_rl.tokenizers.cosmos import read_geometry, read_identity
 
-COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": pa.list_(pa.uint16())}
+CODES = pa.list_(pa.uint16())
+COLUMNS = {"id": pa.string(), "caption": pa.string(), "short_caption": pa.string(), "codes": CODES}
+PAIR_COLUMNS = {"id": pa.string(), "caption": pa.string()} | dict.fromkeys(PAIR, CODES)
 ROW_GROUP = 1000  # images, so that training mixes well
 KEYS = ("input", "files", "size", "batch_size", "shard_size")  # what the shards depend on, beside the tokenizer
-CHOICES = ("image_column", "caption_column", "short_caption_column", "caption_choice", "min_size")  # where they are set
+# Where they are set.
+CHOICES = (
+    "image_column",
+    "caption_column",
+    "short_caption_column",
+    "caption_choice",
+    "min_size",
+    "image_folder",
+    "pairs",
+)
 
 
 class ShardWriter:
     """Shards with `id`, `caption`, `short_caption` (or null) and `codes` of the good samples, one per part.
+
+    Of pairs `id`, `caption`, `chosen` and `rejected`, the last two codes.
 
     manifest.json        what the shards are made from
     NNNNN-MMMMM.parquet  the shard of part M of file N. Its file metadata say under `simplear_rl`, as JSON, what the
@@ -47,12 +61,13 @@ class ShardWriter:
         identity = read_identity(config.tokenizer)
         side = config.size // geometry.patch
         self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}
+        self.columns = PAIR_COLUMNS if config.pairs else COLUMNS
         self.folder, self.parts = config.output, {part.shard: part for part in parts}
         self.unfinished: dict[str, dict[int, dict[str, Any]]] = {}  # by shard and number
         self.unreadable = {part.shard: part.problem for part in parts if part.problem}
         values = config.model_dump(mode="json")
         chosen = {key: values[key] for key in CHOICES if values[key] is not None}
-        if config.caption_choice == "random":
+        if config.caption_choice == "random" or config.pairs == "keep_ties":
             chosen["seed"] = config.seed
         self.made_from = {key: values[key] for key in KEYS} | chosen | {"tokenizer": identity} | _sizes(parts)
         self._check_manifest()
@@ -115,11 +130,15 @@ class ShardWriter:
         rejected = [entry for row in rows for entry in json.loads(row["rejected"])]
         if part.rows is not None and len(samples) + len(rejected) != part.rows:
             raise UserError(f"{part.path}: has changed: {len(samples) + len(rejected)} samples, there were {part.rows}")
-        columns = {name: [sample[name] for sample in samples] for name in ("id", "caption", "short_caption")}
-        codes = list(np.concatenate([row["codes"] for row in rows]))
-        schema = pa.schema(COLUMNS, metadata={"simplear_rl": json.dumps(self.about | {"rejected": rejected})})
+        codes = np.concatenate([row["codes"] for row in rows])
+        images = (
+            dict(zip(PAIR, codes.swapaxes(0, 1), strict=True)) if self.columns is PAIR_COLUMNS else {"codes": codes}
+        )
+        texts = {name: [sample[name] for sample in samples] for name in self.columns if name not in images}
+        schema = pa.schema(self.columns, metadata={"simplear_rl": json.dumps(self.about | {"rejected": rejected})})
+        table = pa.table(texts | {name: list(values) for name, values in images.items()}, schema=schema)
         partial = self.folder / f"{part.shard}.partial"
-        parquet.write_table(pa.table(columns | {"codes": codes}, schema=schema), partial, row_group_size=ROW_GROUP)
+        parquet.write_table(table, partial, row_group_size=ROW_GROUP)
         partial.rename(self._file(part.shard))
 
     def finish(self) -> tuple[int, list[dict[str, str]]]:

@@ -17,22 +17,32 @@ import numpy as np
 
 from simplear_rl.data.columns import KNOWN, Columns
 from simplear_rl.data.images import BadSampleError, to_caption, to_square
+from simplear_rl.data.json_records import begins_ranking, records
 from simplear_rl.data.listing import Listing, printable
-from simplear_rl.data.readers import Part, RawSample, open_parquet, read_samples, records
+from simplear_rl.data.readers import Part, RawSample, open_parquet, read_samples
+from simplear_rl.errors import UserError
 
 
-def divide(listing: Listing, rows: int) -> list[Part]:
-    """Cut files into parts of at most `rows` samples; a tar is one part, as is a file that cannot be read.
+def divide(listing: Listing, rows: int, columns: Columns = KNOWN) -> list[Part]:
+    """Cut files into parts of at most `rows` samples.
 
-    Files without samples are passed over.
+    A tar is one part, as are a file of rankings and one that cannot be read. Files without samples are passed over.
+
+    Raises:
+        UserError: pairs are asked for, and the files hold single images.
     """
+    if columns.pairs and (listing.of_images or listing.files[0].suffix.lower() == ".tar"):
+        raise UserError(
+            f"{listing.folder}: {listing.kind} hold single images; pairs are read from JSON lines, JSON arrays and "
+            "Parquet files"
+        )
     if listing.of_images:
         return list(_divide_images(listing, rows))
     parts = []
     for number, path in enumerate(listing.files):
         file = str(path.relative_to(listing.folder))
         try:
-            cuts = list(_cuts(path, rows))
+            cuts = list(_cuts(path, rows, columns))
         except OSError as error:
             parts.append(Part(f"{number:05d}-00000", listing.folder, file, problem=_reason(error)))
             continue
@@ -43,7 +53,7 @@ def divide(listing: Listing, rows: int) -> list[Part]:
     return parts
 
 
-def _cuts(path: Path, rows: int) -> Iterator[tuple[int, int | None, int]]:
+def _cuts(path: Path, rows: int, columns: Columns) -> Iterator[tuple[int, int | None, int]]:
     """First row, number of rows and byte offset of each part of a file."""
     kind = path.suffix.lower()
     if kind == ".tar":
@@ -53,6 +63,8 @@ def _cuts(path: Path, rows: int) -> Iterator[tuple[int, int | None, int]]:
     elif kind == ".parquet":
         total = open_parquet(path).metadata.num_rows
         yield from ((start, min(rows, total - start), 0) for start in range(0, total, rows))
+    elif columns.pairs and begins_ranking(path):
+        yield 0, None, 0
     else:
         found = records(path)
         start = offset = 0
@@ -71,8 +83,15 @@ def _divide_images(listing: Listing, rows: int) -> Iterator[Part]:
 
 
 def most_samples(parts: list[Part]) -> int:
-    """The number of samples in all parts, or somewhat more; of tars the headers are read."""
-    return sum(_samples_of_tar(part) if part.rows is None else part.rows for part in parts)
+    """The number of samples in all parts, or somewhat more; of tars the headers are read, and rankings as a whole."""
+    return sum(_most_samples(part) if part.rows is None else part.rows for part in parts)
+
+
+def _most_samples(part: Part) -> int:
+    if part.path.suffix.lower() == ".tar":
+        return _samples_of_tar(part)
+    entries = sum(1 for _ in records(part.path))
+    return entries * (entries - 1) // 2
 
 
 def _samples_of_tar(part: Part) -> int:
@@ -98,14 +117,20 @@ def _reason(error: OSError) -> str:
 def read_sample(
     part: Part, found: RawSample, size: int, columns: Columns, min_size: int | None = None
 ) -> tuple[np.ndarray, dict[str, str | None]]:
-    """Image uint8 [size, size, 3], and id, caption and short caption of a sample. Raises BadSampleError."""
+    """Image uint8 [size, size, 3], and id, caption and short caption of a sample. Raises BadSampleError.
+
+    Of a pair both images, the chosen one first: [2, size, size, 3].
+    """
     name = f"{printable(part.file)}:{printable(found.key)}"
     if found.problem:
         raise BadSampleError(found.problem)
     caption = to_caption(columns.chosen(found.caption, name), "caption")
     short = columns.chosen(found.short_caption, name)
     short = None if short is None else to_caption(short, "short_caption")
-    return to_square(found.image, size, min_size), {"id": name, "caption": caption, "short_caption": short}
+    image = to_square(found.image, size, min_size)
+    if columns.pairs:
+        image = np.stack([image, to_square(found.rejected, size, min_size)])
+    return image, {"id": name, "caption": caption, "short_caption": short}
 
 
 def read_batches(
@@ -118,8 +143,9 @@ def read_batches(
     """A part as rows of at most `batch_size` images, from which `shard_writer.ShardWriter` puts its shard together.
 
     A row has `shard`, `number` (0, 1, ... within the part), `last` (whether it is the part's last), `images` (uint8
-    [B, size, size, 3]) and, as JSON, `samples` (id, caption and short_caption of each image) and `rejected` (file, key
-    and reason of the bad samples among them). `unreadable` says why the part's file cannot be read, in the last row.
+    [B, size, size, 3], of pairs [B, 2, size, size, 3]) and, as JSON, `samples` (id, caption and short_caption of each
+    image or pair) and `rejected` (file, key and reason of the bad samples among them). `unreadable` says why the part's
+    file cannot be read, in the last row.
     """
     images: list[np.ndarray] = []
     samples: list[dict[str, str | None]] = []
@@ -127,7 +153,8 @@ def read_batches(
     number = 0
 
     def row(last: bool, unreadable: str = "") -> dict[str, Any]:
-        pixels = np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
+        pair = (2,) if columns.pairs else ()
+        pixels = np.stack(images) if images else np.empty((0, *pair, size, size, 3), np.uint8)
         texts = {"samples": json.dumps(samples), "rejected": json.dumps(rejected), "unreadable": unreadable}
         return {"shard": part.shard, "number": number, "last": last, "images": pixels} | texts
 

@@ -52,6 +52,8 @@ class Supervised:
 def train(learner: "Learner", batch: TokenBatch) -> dict[str, float]:
     """One step on this rank's share of a batch. `loss` is the rank's part of it, times the number of ranks.
 
+    Each sequence's cross-entropies are multiplied by its weight; the mean is over the tokens, whatever their weights.
+
     Raises:
         UserError: the loss or a gradient is not finite; the step is not taken.
     """
@@ -61,7 +63,8 @@ def train(learner: "Learner", batch: TokenBatch) -> dict[str, float]:
     total = targets.item()
     for rows in batch.micro_batches(learner.micro_batches):
         ids_BL, labels_BL = batch.padded(rows, learner.device)
-        summed = learner.forward(summed_cross_entropy, ids_BL, labels_BL)
+        weights_B = None if batch.weights is None else torch.from_numpy(batch.weights[rows]).to(learner.device)
+        summed = learner.forward(summed_cross_entropy, ids_BL, labels_BL, weights_B)
         # DeepSpeed averages over passes and ranks; the mean over tokens is taken over the whole batch.
         scale = learner.micro_batches * learner.ranks / total
         learner.backward(summed * scale, partial(_evidence, learner, batch, rows))

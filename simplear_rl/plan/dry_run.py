@@ -20,9 +20,11 @@ from actors.evaluation import Evaluation
 from actors.placement import cluster_nodes
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import EvaluationConfig
+from simplear_rl.config.dpo import DpoConfig
+from simplear_rl.config.rollout import RolloutConfig
 from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.data.prompts import read_rows
-from simplear_rl.data.shards import TokenShards
+from simplear_rl.data.shards import PAIR, TokenShards
 from simplear_rl.errors import UserError
 from simplear_rl.files import is_hub_id, is_there
 from simplear_rl.inputs import is_made, require_same_tokenizer
@@ -87,9 +89,8 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
     evaluation = config.evaluation
     if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config)
-    guided, prompt = rollout.guidance_scale != 1, engine.max_prompt_tokens
+    prompt = engine.max_prompt_tokens
     images = rollout.prompts_per_step * rollout.samples_per_prompt
-    at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
     scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
     unknown = memory.reward_memory(config.reward.models)[1]
     needed = memory.grpo_roles(config, decoder) | {"evaluation.scorer": scorer}
@@ -99,14 +100,54 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
         f"images; a step has {images * decoder.tokens:,} visual tokens and up to {images * prompt:,} of prompts,",
         f"         {rollout.prompts_per_step // learner.actors.count} prompts on each of {learner.actors.count} ranks, "
         f"optimizer steps: {config.algorithm.optimizer_steps} a step",
-        f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
-        f"{cache / GIB:.3g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context",
+        _engines(rollout, decoder),
         *([_in_words(evaluation)] if evaluation else []),
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
     roles = {role: Role(actors, needed[role], KEYS[role]) for role, actors in config.roles.items()}
     return _report(config, decoder, lines, roles)
+
+
+def plan_dpo(config: DpoConfig) -> list[Path]:
+    """Print the plan of DPO; returns what is missing. Raises UserError if something does not fit."""
+    decoder, policy = _policy(config)
+    rollout, learner, evaluation = config.rollout, config.learner, config.evaluation
+    if is_there(config.start):
+        layout, folders = read_layout(config.start), config.data.folders if config.data else []
+        _check_tokenizer(config, [TokenShards(folder, layout, PAIR) for folder in folders if is_there(folder)])
+    steps = f"{config.groups} pairs, {config.passes} on each of {learner.actors.count} ranks, one after the other"
+    lines: list[str] = []
+    needed = memory.dpo_roles(config, decoder)
+    if rollout and config.reward and config.prompts:
+        rows = []
+        if is_there(config.start) and is_there(config.prompts):
+            rows = read_rows(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
+        try_functions(config.reward, rows)
+        if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
+            Evaluation(config)
+        prompts, samples, images = rollout.prompts_per_step, rollout.samples_per_prompt, config.images_per_pass
+        steps = f"{prompts} prompts x {samples} = {prompts * samples} images, up to {images} of a prompt in pairs"
+        lines += [_engines(rollout, decoder), *([_in_words(evaluation)] if evaluation else [])]
+        unknown = memory.reward_memory(config.reward.models)[1]
+        lines += [f"unknown  size of reward {name}: not counted" for name in unknown]
+    if evaluation:
+        needed["evaluation.scorer"], names = memory.scorer_memory(evaluation)
+        lines += [f"unknown  size of evaluation's {name}: not counted" for name in names]
+    passes = "the images of a pass (without algorithm.margin two)"
+    keys = KEYS | {"reference": passes}
+    keys["learner.actors"] = f"{passes}, or set learner.activation_checkpointing and learner.zero_stage"
+    roles = {role: Role(actors, needed[role], keys[role]) for role, actors in config.roles.items()}
+    return _report(config, decoder, [policy, f"steps    {config.steps:,} of {steps}", *lines], roles)
+
+
+def _engines(rollout: RolloutConfig, decoder: Decoder) -> str:
+    engine, guided = rollout.engine, rollout.guidance_scale != 1
+    at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
+    return (
+        f"engines  {engine.actors.count} that draw {at_once} {'guided' if guided else 'unguided'} images at once each; "
+        f"{cache / GIB:.3g} GiB of cache, {context_cache(decoder, engine) / GIB:.3f} GiB a context"
+    )
 
 
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
@@ -167,7 +208,7 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
 
 
 def _report(
-    config: SupervisedConfig | GrpoConfig, decoder: Decoder, lines: list[str], roles: dict[str, Role]
+    config: SupervisedConfig | GrpoConfig | DpoConfig, decoder: Decoder, lines: list[str], roles: dict[str, Role]
 ) -> list[Path]:
     """Print everything; returns the inputs that are missing.
 
@@ -178,7 +219,7 @@ def _report(
     for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():
         each = f" of {kind[2] / GIB:.0f} GiB" if kind[2] else ""
         print(f"cluster  {number} x ({kind[1]} GPUs{each}, {kind[0]:g} CPUs); {source}")
-    colocated = config.colocated if isinstance(config, GrpoConfig) else ()
+    colocated = () if isinstance(config, SupervisedConfig) else config.colocated
     places = place({role: part.actors for role, part in roles.items()}, nodes, colocated)
     for i, node in enumerate(nodes):
         count = Counter(where.role for where in places if where.node == i)

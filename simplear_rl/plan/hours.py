@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.gpus import GPUS, gpu_name
 from simplear_rl.plan.layouts import layouts
@@ -19,6 +20,7 @@ from simplear_rl.plan.time import (
     REWARD,
     Crowding,
     StepTime,
+    dpo_step,
     grpo_step,
     supervised_step,
 )
@@ -27,7 +29,10 @@ from simplear_rl.rollout.capacity import GIB
 
 
 def print_hours(
-    config: SupervisedConfig | GrpoConfig, decoder: Decoder, places: Sequence[Place], nodes: Sequence[Node]
+    config: SupervisedConfig | GrpoConfig | DpoConfig,
+    decoder: Decoder,
+    places: Sequence[Place],
+    nodes: Sequence[Node],
 ) -> None:
     """Print the plan of time of a stage whose actors have these places."""
     gpu, source = _gpu(config)
@@ -49,6 +54,8 @@ def print_hours(
     learner_nodes = len({place.node for place in places if place.role == LEARNER})
     if isinstance(config, SupervisedConfig):
         step = supervised_step(config, decoder, speeds(LEARNER), learner_nodes)
+    elif isinstance(config, DpoConfig):
+        step = dpo_step(config, decoder, speeds, _crowding(config.roles, places, learner_nodes))
     else:
         step = grpo_step(config, decoder, speeds, _crowding(config.roles, places, learner_nodes))
     _print_step(config, step, len(used), source)
@@ -80,20 +87,23 @@ def _crowding(roles: Mapping[str, ActorsConfig], places: Sequence[Place], nodes:
     on = {role: Counter((place.node, *place.gpus[:1]) for place in places if place.role == role) for role in roles}
     crowd = {role: max(count.values()) for role, count in on.items() if roles[role].gpus}
 
+    def places_of(role: str) -> set[tuple[int, ...]]:
+        return set(on.get(role, ()))
+
     def share(one: str, other: str) -> bool:
         both = [role for role in (one, other) if role in roles]
-        return all(not roles[role].gpus for role in both) or bool(on[one].keys() & on.get(other, Counter()).keys())
+        return all(not roles[role].gpus for role in both) or bool(places_of(one) & places_of(other))
 
     return Crowding(crowd, share(REWARD, REFERENCE), share(ENGINE, LEARNER), nodes)
 
 
-def _print_step(config: SupervisedConfig | GrpoConfig, step: StepTime, gpus: int, source: str) -> None:
+def _print_step(config: StageConfig, step: StepTime, gpus: int, source: str) -> None:
     phases = ", ".join(f"{phase} {step.of(phase):.3g}" for phase in step.phases)
     print(f"time     {step.seconds:.3g} s a step: {phases}; {source}")
     phase, limit = step.bottleneck
     hours = config.steps * step.seconds / 3600
     cost = f", {hours * gpus:,.3g} GPU-hours on {gpus} GPU{'s' * (gpus > 1)}" if gpus else ""
     print(f"hours    {hours:,.3g} for {config.steps:,} steps{cost}; bottleneck: {phase}, by its {limit}")
-    if isinstance(config, GrpoConfig):
+    if isinstance(config, GrpoConfig | DpoConfig):
         waits = [role for role in (ENGINE, REWARD, REFERENCE, LEARNER) if role in config.roles]
         print("idle     " + ", ".join(f"{role} {step.idle(role):.0%}" for role in waits) + " of a step")

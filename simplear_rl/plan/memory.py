@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simplear_rl.config.benchmarks import BenchmarkConfig
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
 from simplear_rl.config.rollout import EngineConfig
@@ -199,6 +200,21 @@ def grpo_roles(config: GrpoConfig, decoder: Decoder) -> dict[str, Memory]:
         "reward.actors": reward_memory(config.reward.models)[0],
         "reference": reference_memory(decoder, config.learner.dtype, *of_pass) if config.algorithm.kl.beta else {},
     }
+
+
+def dpo_roles(config: DpoConfig, decoder: Decoder) -> dict[str, Memory]:
+    """An actor of each role of DPO, by configuration key, evaluations aside."""
+    rollout, reward = config.rollout, config.reward
+    prompt = rollout.engine.max_prompt_tokens if rollout else config.data.max_prompt_tokens if config.data else 0
+    of_pass = config.images_per_pass, config.guided, prompt
+    roles = {
+        "learner.actors": grpo_memory(decoder, config.learner, *of_pass),
+        "reference": reference_memory(decoder, config.learner.dtype, *of_pass),
+    }
+    if rollout and reward:
+        roles["rollout.engine.actors"] = engine_memory(decoder, rollout.engine)
+        roles["reward.actors"] = reward_memory(reward.models)[0]
+    return roles
 
 
 def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:

@@ -90,8 +90,13 @@ class ClipReward:
     @torch.no_grad()
     def score_features(self, features_BD: torch.Tensor, texts: list[str]) -> np.ndarray:
         """Rewards float32 [B] of images with these features, see `score`."""
+        return (features_BD * self.text_features(texts)).sum(-1).cpu().numpy()
+
+    @torch.no_grad()
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        """Features of length 1, float32 [B, D], of texts."""
         self._read(texts)
-        return (features_BD * torch.stack([self.captions[text] for text in texts])).sum(-1).cpu().numpy()
+        return torch.stack([self.captions[text] for text in texts])
 
     def _read(self, texts: list[str]) -> None:
         """Compute the features of captions that are not cached."""

@@ -8,6 +8,7 @@ from simplear_rl.benchmarks.geneval2_files import Entry
 from simplear_rl.benchmarks.geneval2_files import read_entries as read_geneval2
 from simplear_rl.benchmarks.geneval_metadata import read_entries
 from simplear_rl.config.benchmarks import DetectorConfig
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.rewards import (
     HPSV2_REPOSITORY,
     HPSV2_WEIGHTS,
@@ -29,15 +30,15 @@ from simplear_rl.shapes.world import metadata
 from simplear_rl.vision.files import require_clip, require_detector, require_judge, require_model, require_network
 
 
-def model_checks(config: GrpoConfig) -> list[Callable[[], None]]:
+def model_checks(config: GrpoConfig | DpoConfig) -> list[Callable[[], None]]:
     """Checks of the reward models and of what judges evaluations, see `require`: whether each is there and whole."""
     judge = [partial(require_judge, config.evaluation)] if config.evaluation else []
-    return [*reward_checks(config.reward), *judge]
+    return [*(reward_checks(config.reward.models) if config.reward else []), *judge]
 
 
-def reward_checks(config: RewardConfig) -> list[Callable[[], None]]:
+def reward_checks(models: Sequence[RewardModelConfig]) -> list[Callable[[], None]]:
     """Checks of the reward models alone."""
-    return [partial(_check_model, model) for model in config.models]
+    return [partial(_check_model, model) for model in models]
 
 
 def check_rewards(config: RewardConfig, rows: Sequence[PromptRow]) -> None:

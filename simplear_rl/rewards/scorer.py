@@ -18,6 +18,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.rewards.clip_head import ClipHeadReward
 from simplear_rl.rewards.geneval import GenEvalReward
 from simplear_rl.rewards.geneval2 import GenEval2Reward
 from simplear_rl.rewards.hpsv2 import HpsV2Reward
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 REWARDS: dict[str, Callable[[Any, str], RewardModel]] = {
     "clip": ClipReward,
     "hpsv2": HpsV2Reward,
+    "clip_head": ClipHeadReward,
     "geneval": GenEvalReward,
     "geneval2": GenEval2Reward,
     "python": PythonReward,

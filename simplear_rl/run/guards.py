@@ -1,14 +1,16 @@
 """What stops a run before a bad step is taken, and what makes it warn."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from simplear_rl.config.base import Section
 from simplear_rl.config.learner import GuardsConfig
+from simplear_rl.config.preference import PreferenceGuardsConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Rollout
 
@@ -69,14 +71,30 @@ def narrowing(steps: Sequence[tuple[float, float, float]]) -> float:
     return max(0.0, 1 - max(later / earlier for earlier, later in zip(spreads, later_spreads, strict=True)))
 
 
+class Thresholds:
+    """Says that a threshold of `guards` is crossed, and not again before it was met."""
+
+    def __init__(self, limits: Section):
+        self.limits, self.active = limits, set[str]()
+
+    def crossed(self, step: int, lines: Mapping[str, str]) -> list[str]:
+        """Lines to print after a step, of those that say by name which thresholds are crossed now."""
+        new = [
+            f"step {step}: {line} (guards.{name} is {getattr(self.limits, name):g})"
+            for name, line in lines.items()
+            if name not in self.active
+        ]
+        self.active = set(lines)
+        return new
+
+
 class Warnings:
     """Warnings on a GRPO run's metrics, each when its threshold is crossed and not again before it was met."""
 
     def __init__(self, config: GuardsConfig):
-        self.config = config
+        self.config, self.thresholds = config, Thresholds(config)
         self.collapsed = 0  # steps in a row
         self.steps: deque[tuple[float, float, float]] = deque(maxlen=config.narrowing_window)
-        self.active: set[str] = set()
 
     def check(self, step: int, metrics: dict[str, float]) -> list[str]:
         """Lines to print after a step."""
@@ -97,10 +115,21 @@ class Warnings:
             lines["narrowing_warning"] = (
                 f"the reward rises while the samples become alike: entropy and diversity fell by {fall:.0%}"
             )
-        new = [
-            f"step {step}: {line} (guards.{name} is {getattr(limits, name):g})"
-            for name, line in lines.items()
-            if name not in self.active
-        ]
-        self.active = set(lines)
-        return new
+        return self.thresholds.crossed(step, lines)
+
+
+class PreferenceWarnings:
+    """Warnings on the metrics of DPO: its margin can grow while winners become less likely too."""
+
+    def __init__(self, config: PreferenceGuardsConfig):
+        self.config, self.thresholds = config, Thresholds(config)
+
+    def check(self, step: int, metrics: dict[str, float]) -> list[str]:
+        """Lines to print after a step."""
+        lines, gain = {}, metrics.get("winners_gain", 0.0)  # there is none in a step without pairs
+        if gain < -self.config.winners_warning:
+            lines["winners_warning"] = (
+                f"winners are less likely than under the reference: winners_gain {gain:.3g} nats per code; "
+                "algorithm.sft holds them up"
+            )
+        return self.thresholds.crossed(step, lines)

@@ -19,7 +19,7 @@ from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry, read_i
 from simplear_rl.tokenizers.fsq import export
 
 TOKENIZER_STEPS, CLIP_STEPS = 400, 900
-PRETRAIN_IMAGES, SFT_IMAGES = 20_000, 6_000
+PRETRAIN_IMAGES, SFT_IMAGES, PAIRS = 20_000, 6_000, 4_000
 PROMPT_PREFIX = PROMPT_PREFIXES["photo"]
 POLICY_GEOMETRY = {
     "hidden_size": 128,
@@ -39,6 +39,7 @@ def products(root: Path) -> dict[Path, Callable[[Path, CommandConfig], None]]:
         root / "policy": _policy,
         root / "data" / "pretrain": _pretrain_shards,
         root / "data" / "sft": _sft_shards,
+        root / "data" / "pairs": _pair_shards,
         root / "data" / "prompts.txt": _prompts,
     }
 
@@ -93,18 +94,27 @@ def policy_words() -> list[str]:
 
 
 def _pretrain_shards(path: Path, config: CommandConfig) -> None:
-    _shards(path, config, *world.pretrain_samples(PRETRAIN_IMAGES, config.seed))
+    captions, images = world.pretrain_samples(PRETRAIN_IMAGES, config.seed)
+    _shards(path, config, captions, codes=images)
 
 
 def _sft_shards(path: Path, config: CommandConfig) -> None:
-    _shards(path, config, *world.sft_samples(SFT_IMAGES, config.seed))
+    captions, images = world.sft_samples(SFT_IMAGES, config.seed)
+    _shards(path, config, captions, codes=images)
 
 
-def _shards(path: Path, config: CommandConfig, captions: list[str], images: np.ndarray) -> None:
+def _pair_shards(path: Path, config: CommandConfig) -> None:
+    captions, chosen, rejected = world.pair_samples(PAIRS, config.seed)
+    _shards(path, config, captions, chosen=chosen, rejected=rejected)
+
+
+def _shards(path: Path, config: CommandConfig, captions: list[str], **images: np.ndarray) -> None:
+    """One shard; `images` by the name of the column that gets their codes."""
     _require_tokenizer(config)
-    codes = CosmosTokenizer(config.tokenizer).encode(images).astype("uint16")
+    tokenizer = CosmosTokenizer(config.tokenizer)
+    codes = {name: list(tokenizer.encode(part).astype("uint16")) for name, part in images.items()}
     with new_folder(path) as folder:
-        table = pa.table({"caption": captions, "codes": list(codes)})
+        table = pa.table({"caption": captions} | codes)
         about = {"simplear_rl": json.dumps({"tokenizer": read_identity(config.tokenizer)})}
         parquet.write_table(table.replace_schema_metadata(about), folder / "00000.parquet")
 

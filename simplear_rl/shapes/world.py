@@ -4,7 +4,7 @@ An image is 64 x 64 pixels: up to five shapes of one size on a plain background,
 touching another. A caption and its requirements are one metadata entry in GenEval's format, the caption as `prompt`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -192,6 +192,33 @@ def sft_samples(number: int, seed: int) -> tuple[list[str], np.ndarray]:
     random = np.random.default_rng((seed, 2))
     entries = _drawn(number, random)
     return [entry["prompt"] for entry in entries], np.stack([render(sample_scene(e, random)) for e in entries])
+
+
+def pair_samples(number: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Pairs for preferences: of each caption a scene that holds what it says, and the same scene with one thing wrong.
+
+    Returns captions and the images of both.
+    """
+    random = np.random.default_rng((seed, 4))
+    entries = _drawn(number, random)
+    good = [sample_scene(entry, random) for entry in entries]
+    bad = [spoiled(entry, scene, random) for entry, scene in zip(entries, good, strict=True)]
+    chosen, rejected = (np.stack([render(scene) for scene in scenes]) for scenes in (good, bad))
+    return [entry["prompt"] for entry in entries], chosen, rejected
+
+
+def spoiled(entry: dict, scene: Scene, random: np.random.Generator) -> Scene:
+    """The scene without a shape that is counted, with two places exchanged, or with another colour or shape."""
+    first, *others = scene
+    if entry["tag"] == "counting":
+        return others
+    if entry["tag"] == "position":
+        second = others[0]
+        return [replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)]
+    if "color" in entry["include"][0]:
+        return [replace(first, colour=str(random.choice([c for c in COLOURS if c != first.colour]))), *others]
+    asked = {required["class"] for required in entry["include"]}
+    return [replace(first, shape=str(random.choice([s for s in SHAPES if s not in asked]))), *others]
 
 
 def _drawn(number: int, random: np.random.Generator) -> list[dict]:

@@ -6,6 +6,7 @@ import yaml
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.data import TokenizeConfig
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.keys import known_keys
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
@@ -312,3 +313,28 @@ def test_gdpo_is_normalised_once():
     with pytest.raises(UserError, match="set algorithm.advantage=mean"):
         load_config(GrpoConfig, GRPO, ["reward.aggregate=gdpo", "algorithm.advantage=std"])
     load_config(GrpoConfig, GRPO, ["reward.aggregate=gdpo", "algorithm.advantage=mean"])
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "message"),
+    [
+        ("dpo", "data=null", "expected data, or all of rollout, reward, prompts; without data they lack rollout, rew"),
+        ("dpo_online", "prompts=null", "without data they lack prompts"),
+        ("dpo_online", "data={sources: [{shards: x}], batch_size: 4}", "are stored .* found data and rollout, reward"),
+        ("dpo", "algorithm.margin=0.1", "algorithm.margin is for pairs that are drawn"),
+        (
+            "dpo",
+            "data.batch_size=33 learner.actors.count=2",
+            r"data.batch_size \(33\) must be a multiple of learner.act",
+        ),
+        ("dpo_online", "rollout.ahead=1", "rollout.ahead is for GRPO"),
+        ("dpo", "learner.micro_batch=2", "learner.micro_batch is for GRPO"),
+        ("dpo", "algorithm.label_smoothing=0.5", "algorithm.label_smoothing"),
+        ("dpo_online", "rollout.engine.dtype=bfloat16", "must be learner.dtype"),
+        ("dpo_online", "world=null reward.models=[{type: geneval}]", "a geneval reward needs `metadata`"),
+    ],
+)
+def test_what_dpo_refuses(file, override, message):
+    overrides = [override] if "{" in override and "world" not in override else override.split(" ", 1)
+    with pytest.raises(UserError, match=message):
+        load_config(DpoConfig, CONFIGS / "shapes" / f"{file}.yaml", overrides)

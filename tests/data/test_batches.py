@@ -77,6 +77,26 @@ def test_short_captions_are_drawn_where_there_are_any(tmp_path, policy):
     assert np.mean(both) == pytest.approx(0.5, abs=0.06)
 
 
+def test_weights_of_images_and_factors_of_sources(tmp_path, policy):
+    """Reward-weighted likelihood: own samples with a weight each, beside pretraining data with a factor."""
+    own = [0.0, 0.5, 1.0, 0.25, 2.0, 4.0]
+    for name, weights in ("own", own), ("other", None):
+        write(tmp_path / name)
+        if weights:
+            (file,) = (tmp_path / name).glob("*.parquet")
+            parquet.write_table(parquet.read_table(file).append_column("weight", pa.array(weights)), file)
+    assert dataset(policy, tmp_path / "other").batch(1).weights is None
+    sources = [{"shards": tmp_path / "own"}, {"shards": tmp_path / "other", "factor": 0.125}]
+    config = TokenDataConfig.model_validate(
+        {"sources": sources, "batch_size": 12, "micro_batch": 2, "drop_caption": 0.0}
+    )
+    data = TokenDataset(config, read_encoder(policy), read_layout(policy), 0)
+    batch = data.batch(1)
+    first = [int(row[-TOKENS] - data.layout.visual_offset) for row in batch.ids]
+    assert batch.weights.dtype == np.float32
+    assert batch.weights.tolist() == [own[code] for code in first[:6]] + [0.125] * 6
+
+
 def test_a_batch_is_a_function_of_its_step(tmp_path, policy):
     write(tmp_path, short_captions=["circle"] * 6)
     first, second = (dataset(policy, tmp_path, drop_caption=0.5, shuffle_rows=2) for _ in range(2))

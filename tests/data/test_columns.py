@@ -11,8 +11,9 @@ from pyarrow import parquet
 
 from simplear_rl.data.columns import Columns
 from simplear_rl.data.images import to_square
+from simplear_rl.data.json_records import records
 from simplear_rl.data.listing import find_files
-from simplear_rl.data.readers import records, texts_beside
+from simplear_rl.data.readers import texts_beside
 from simplear_rl.data.sources import divide, most_samples, read_batches
 from simplear_rl.data.trial import try_first
 from simplear_rl.errors import UserError

@@ -44,6 +44,8 @@ def test_rows_are_what_was_written(tmp_path, policy, integer, make_list):
 
 
 BAD_ROWS = [
+    ({"weight": [1.0, -0.5, 1.0, 1.0, 1.0, 1.0]}, "row 1: weight -0.5, expected a number of 0 or more"),
+    ({"weight": [1.0, 1.0, None, 1.0, 1.0, 1.0]}, "row 2: weight None"),
     ({"codes": np.full((6, 16), 100, np.uint16)}, r"row 0: code 100, the policy expects 0 \.\.\. 99"),
     ({"codes": np.zeros((6, 9), np.uint16)}, "row 0: 9 codes, the policy expects 16"),
     ({"codes": [[0] * 16, [0] * 16, [0] * 3, *[[0] * 16] * 3]}, "row 2: 3 codes"),

@@ -117,6 +117,25 @@ def test_supervised_step_is_plain_adamw_on_the_token_mean(run, policy, zero_stag
         torch.testing.assert_close(tensor, expected[name].detach(), atol=2e-5, rtol=0, msg=name)
 
 
+def weighted_step(policy, zero_stage, weights):
+    learner = Learner(config(zero_stage), policy, 10, 2)
+    batch = token_batch(learner.encode, learner.layout.visual_offset)
+    weights = None if weights is None else np.array(weights, np.float32)
+    return supervised.train(learner, dataclasses.replace(batch, weights=weights)), learner.weights()
+
+
+def test_weights_multiply_the_loss_of_their_sequences(run, policy):
+    plain, plain_weights = run(weighted_step, policy, 0, None)
+    ones, one_weights = run(weighted_step, policy, 0, [1, 1, 1, 1])
+    assert ones["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+    for name, tensor in one_weights.tensors.items():
+        torch.testing.assert_close(tensor, plain_weights.tensors[name], atol=2e-5, rtol=0, msg=name)
+    parts = [run(weighted_step, policy, 0, [float(i == chosen) for i in range(4)])[0]["loss"] for chosen in range(4)]
+    weighted, _ = run(weighted_step, policy, 3, [3, 0, 0.5, 1])
+    assert sum(parts) == pytest.approx(plain["loss"], abs=1e-5)
+    assert weighted["loss"] == pytest.approx(3 * parts[0] + 0.5 * parts[2] + parts[3], abs=1e-5)
+
+
 def supervised_losses(policy, shards, ranks, rank=0, rendezvous=None):
     """Losses of six steps under each ZeRO stage, and the final weights, as this rank reports them."""
     losses, weights = [], []

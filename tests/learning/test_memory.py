@@ -5,8 +5,8 @@ import torch
 
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
+from simplear_rl.learning.cross_entropy import summed_cross_entropy
 from simplear_rl.learning.learner import Learner
-from simplear_rl.learning.supervised import summed_cross_entropy
 from simplear_rl.plan.memory import states_memory
 from simplear_rl.policy.model import load_policy
 

@@ -11,10 +11,11 @@ import pytest
 
 from simplear_rl.cli import MISSING, CommandLine
 from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
-from simplear_rl.plan.dry_run import plan_grpo, plan_supervised
+from simplear_rl.plan.dry_run import plan_dpo, plan_grpo, plan_supervised
 
 STAGES = {
     "pretrain": (SupervisedConfig, plan_supervised),
@@ -300,3 +301,26 @@ def test_actors_that_may_join_need_no_place(tmp_path, capsys):
         separate(f"root={tmp_path}", *more)
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]
+
+
+def test_dpo_of_full_size(tmp_path, capsys):
+    config = load_config(DpoConfig, CONFIGS / "simplear_0.5b" / "dpo.yaml", [f"root={tmp_path / 'nowhere'}"])
+    missing = plan_dpo(config)
+    assert missing == [tmp_path / "nowhere" / name for name in ("sft/final", "data/pairs")]
+    shown = capsys.readouterr().out
+    assert "2,000 of 128 pairs, 16 on each of 8 ranks, one after the other" in shown
+    assert "node 0   8 learner.actors, 8 reference; 0 GPUs idle" in shown
+    assert re.search(r"time     [\d.]+ s a step: reference [\d.]+, update [\d.]+; assumed: A100 \(plan\)", shown)
+    assert re.search(r"hours    [\d.]+ for 2,000 steps, [\d,.e+]+ GPU-hours on 8 GPUs; bottleneck: update", shown)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_drawn_pairs_take_engines_and_more_images_a_pass(tmp_path, capsys):
+    file, root = CONFIGS / "shapes" / "dpo_online.yaml", f"root={tmp_path / 'nowhere'}"
+    assert plan_dpo(load_config(DpoConfig, file, [root])) == []  # the embedded world makes all of them
+    shown = capsys.readouterr().out
+    assert "150 of 12 prompts x 8 = 96 images, up to 2 of a prompt in pairs" in shown
+    assert "engines  1 that draw 96 unguided images at once each" in shown
+    assert re.search(r"a step: rollout [\d.]+.*, reference [\d.]+, update [\d.]+, weights [\d.e-]+; ", shown)
+    plan_dpo(load_config(DpoConfig, file, [root, "algorithm.margin=0.1"]))
+    assert "up to 8 of a prompt in pairs" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
-from simplear_rl.learning.supervised import summed_cross_entropy
+from simplear_rl.learning.cross_entropy import summed_cross_entropy
 from simplear_rl.plan import memory
 from simplear_rl.policy import log_probs
 from simplear_rl.policy.rollouts import Prompt, Rollout

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, OptimizerConfig
+from simplear_rl.config.preference import PreferenceGuardsConfig
 from simplear_rl.data.batches import TokenBatch
 from simplear_rl.errors import UserError
 from simplear_rl.learning import policy_gradient, supervised
@@ -15,7 +16,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.run.guards import Warnings, narrowing
+from simplear_rl.run.guards import PreferenceWarnings, Warnings, narrowing
 
 NAN = float("nan")
 CODES = np.random.default_rng(0).integers(0, 100, (4, 16)).astype(np.uint16)
@@ -235,3 +236,14 @@ def test_without_image_features_there_is_no_warning_of_narrowing():
     warnings = Warnings(GuardsConfig(narrowing_window=2))
     steps = [metrics() | {"reward": float(step), "entropy": 0.5**step} for step in range(4)]
     assert [warnings.check(i, step) for i, step in enumerate(steps)] == [[]] * 4
+
+
+def test_winners_that_become_less_likely_are_said_once():
+    warnings = PreferenceWarnings(PreferenceGuardsConfig(winners_warning=0.1))
+    found = [
+        warnings.check(step, {"winners_gain": gain}) for step, gain in enumerate((0.2, -0.05, -0.2, -0.3, 0.0, -0.2))
+    ]
+    assert [len(lines) for lines in found] == [0, 0, 1, 0, 0, 1]
+    assert found[2][0].startswith("step 2: winners are less likely than under the reference: winners_gain -0.2 nats")
+    assert found[2][0].endswith("(guards.winners_warning is 0.1)")
+    assert warnings.check(6, {}) == []  # a step without pairs

@@ -14,11 +14,13 @@ from simplear_rl.shapes.world import (
     captions,
     detailed,
     evaluation_prompts,
+    pair_samples,
     pretrain_samples,
     render,
     rl_prompts,
     sample_scene,
     sft_samples,
+    spoiled,
 )
 from simplear_rl.vision.shapes_detector import ShapesDetector
 
@@ -54,6 +56,18 @@ def test_every_scene_meets_its_caption():
     random = np.random.default_rng(0)
     for entry in [e for tags in captions().values() for entries in tags.values() for e in entries[::5]]:
         assert correct(entry, render(sample_scene(entry, random))), entry["prompt"]
+
+
+def test_of_a_pair_one_scene_meets_the_caption_and_the_other_does_not():
+    random = np.random.default_rng(0)
+    entries = [e for tags in captions().values() for entries in tags.values() for e in entries[::7]]
+    for entry in [*entries, *(detailed(e, random) for e in entries)]:
+        scene = sample_scene(entry, random)
+        assert correct(entry, render(scene)), entry["prompt"]
+        assert not correct(entry, render(spoiled(entry, scene, random))), entry["prompt"]
+    texts, chosen, rejected = pair_samples(50, 0)
+    assert not {entry["prompt"] for entry in evaluation_prompts()} & set(texts)
+    assert all((good != bad).any() for good, bad in zip(chosen, rejected, strict=True))
 
 
 def test_a_scene_of_another_caption_seldom_passes():

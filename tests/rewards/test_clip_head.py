@@ -1,0 +1,83 @@
+"""A reward model from human labels: its loss, wrong prompts, and what is saved and read again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simplear_rl.algorithms.reward_loss import reward_loss
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.reward_model import HeadTrainingConfig
+from simplear_rl.config.rewards import ClipHeadRewardConfig
+from simplear_rl.data.perturbed import perturbed
+from simplear_rl.errors import UserError
+from simplear_rl.reward_model import reward_model
+from simplear_rl.rewards.clip_head import ClipHeadReward
+from simplear_rl.shapes.world import pair_samples
+
+
+def test_the_loss_is_that_of_the_paper():
+    rewards = torch.tensor([[0.9, 0.2, 0.4], [0.3, 0.8, 0.1]], requires_grad=True)
+    loss = reward_loss(rewards, torch.tensor([1.0, 0.0]), 0.5)
+    own = np.exp(0.9) / np.exp([0.9, 0.2, 0.4]).sum()
+    assert loss.item() == pytest.approx((0.1**2 + 0.3**2) / 2 - 0.5 * np.log(own))
+    loss.backward()
+    assert rewards.grad[1, 1:].tolist() == [0.0, 0.0]  # of a bad image no prompt is told
+    assert reward_loss(rewards, torch.zeros(2), 0.5).item() == pytest.approx((0.9**2 + 0.3**2) / 2)
+
+
+def test_wrong_prompts_have_one_word_exchanged():
+    random = np.random.default_rng(0)
+    wrong = perturbed("two red circles", 6, ["a cat"], random)
+    assert len(set(wrong)) == 6 and "two red circles" not in wrong
+    for prompt in wrong:
+        assert sum(a != b for a, b in zip(prompt.split(), ["two", "red", "circles"], strict=True)) == 1
+    assert perturbed("a cat", 2, ["a cat", "a dog", "a cow"], random) in (["a dog", "a cow"], ["a cow", "a dog"])
+    with pytest.raises(ValueError, match="expected 3 other prompts, found 2"):
+        perturbed("a cat", 3, ["a cat", "a dog", "a cow"], random)
+
+
+def labelled(folder, rows):
+    folder.mkdir()
+    captions, *images = pair_samples(20, 0)
+    for side, good in enumerate(images):
+        for number, image in enumerate(good):
+            Image.fromarray(image).save(folder / f"{number}-{side}.png")
+    lines = [
+        {"file": f"{number}-{side}.png", "prompt": caption, "good": 1 - side}
+        for number, caption in enumerate(captions)
+        for side in (0, 1)
+    ]
+    (folder / "good.jsonl").write_text(
+        "".join(json.dumps(line | rows.get(i, {})) + "\n" for i, line in enumerate(lines))
+    )
+
+
+def config(world, folder, *more):
+    values = [f"root={world}", f"images={folder / 'in'}", f"labels={folder / 'in' / 'good.jsonl'}"]
+    values += [f"output={folder / 'out'}", "steps=200", *more]
+    return load_config(HeadTrainingConfig, CONFIGS / "shapes" / "reward_model.yaml", values)
+
+
+def test_the_head_learns_its_labels_and_is_read_again(world, tmp_path):
+    labelled(tmp_path / "in", {})
+    reward_model(config(world, tmp_path, "validation=0.1"))
+    about = json.loads((tmp_path / "out" / "reward.json").read_text())
+    assert about["measured"].keys() >= {"squared_error", "accuracy"}
+    reward = ClipHeadReward(ClipHeadRewardConfig(path=tmp_path / "out"))
+    captions, good, bad = pair_samples(20, 0)
+    better, worse = reward.score(good, captions), reward.score(bad, captions)
+    assert better.dtype == np.float32 and better.shape == (20,)
+    assert (better > 0.5).mean() > 0.8 > 0.2 > (worse > 0.5).mean()
+    (tmp_path / "out" / "head.safetensors").unlink()
+    with pytest.raises(UserError, match="not a reward model of simplear_rl.reward_model"):
+        ClipHeadReward(ClipHeadRewardConfig(path=tmp_path / "out"))
+
+
+def test_bad_labels_are_listed_together(world, tmp_path):
+    labelled(tmp_path / "in", {3: {"good": 0.5}, 7: {"file": "none.png"}})
+    with pytest.raises(UserError, match=r"row 4: `good`: expected 1 or 0, found 0.5\n.*row 8: `file`: expected an im"):
+        reward_model(config(world, tmp_path))
