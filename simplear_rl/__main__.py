@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "images for a benchmark's prompts, their scores, and a page that shows both",
     "score": "scores of your own images, to try a reward before training on it",
     "generate": "images for your own prompts",
+    "serve": "an OpenAI Images API and a page, pictures that appear row by row",
     "demo": "the whole pipeline on the miniature world, with a report",
 }
 

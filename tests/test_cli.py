@@ -34,6 +34,7 @@ HELP = {
     "evaluate": ("python -m simplear_rl.evaluate --bench", r"policy +path or null \(null\)  policy folder to evaluate"),
     "score": ("python -m simplear_rl.score --images", r"batch_size +integer >= 1 \(32\)  images scored together"),
     "generate": ("python -m simplear_rl.generate --prompts", r"temperature +number >= 0 \(1\.0\)  0 is greedy"),
+    "serve": ("python -m simplear_rl.serve --model", r"limits\.body_bytes +integer >= 1 \(65536\)  of a request"),
     "demo": ("python -m simplear_rl.demo seed=1", r"fresh +true \| false \(false\)  delete `root` first"),
     "create_policy": ("python -m simplear_rl.create_policy --source", "--output OUTPUT +new folder"),
 }

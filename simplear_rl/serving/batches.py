@@ -1,5 +1,6 @@
 """The images that an engine draws at a time, with one interface for the engines that serving can use."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -40,11 +41,11 @@ class RunningBatch(Protocol):
     def fits(self, image: ImageRequest) -> bool:
         """Whether it can be drawn from the next step on, beside those that are."""
 
-    def add(self, name: str, image: ImageRequest, follow: bool) -> None:
-        """Draw it from the next step on; `follow`: `step` reports its codes while it is drawn."""
+    def add(self, name: str, image: ImageRequest, stops: Collection[int]) -> None:
+        """Draw it from the next step on; `stops`: the numbers of codes at which `step` reports it."""
 
     def step(self) -> dict[str, np.ndarray]:
-        """Draw the next code of every image; by name the codes so far of those that are followed or complete."""
+        """Draw the next code of every image; by name the codes, uint16 [t], of those at a stop or complete."""
 
     def remove(self, name: str) -> None:
         """Draw an image no further."""

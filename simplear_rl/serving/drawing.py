@@ -20,6 +20,10 @@ class LateError(Exception):
     """An image was not complete at its deadline."""
 
 
+class EngineFailedError(RuntimeError):
+    """The engine draws no more images."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """The codes of an image so far, or all of them."""
@@ -64,7 +68,7 @@ class Drawing:
 
         Raises:
             LateError: it is not complete after so many seconds.
-            RuntimeError: the engine has failed.
+            EngineFailedError: it has failed.
         """
         loop, reports = asyncio.get_running_loop(), asyncio.Queue[Progress | Exception]()
 
@@ -74,7 +78,7 @@ class Drawing:
 
         job = _Job(next(self.names), user, image, stops, time.monotonic() + seconds, report)
         with self.changed:
-            self._require_alive()
+            self.require_alive()
             self.waiting.put(user, job)
             self.changed.notify()
         try:
@@ -96,7 +100,7 @@ class Drawing:
         Weights that cannot be verified, see WeightReceiver, are a failure of the engine: it no longer draws.
         """
         with self.changed:
-            self._require_alive()
+            self.require_alive()
             self.weights = weights, Future()
             self.changed.notify()
             return self.weights[1]
@@ -106,9 +110,10 @@ class Drawing:
         with self.changed:
             return len(self.running), len(self.waiting)
 
-    def _require_alive(self) -> None:
+    def require_alive(self) -> None:
+        """Raise EngineFailedError if the engine has failed."""
         if self.failure:
-            raise RuntimeError(f"the engine has failed: {self.failure!r}")
+            raise EngineFailedError(f"the engine has failed: {self.failure!r}")
 
     def _work(self) -> None:
         try:
@@ -128,7 +133,7 @@ class Drawing:
                 while turn := self.waiting.next():
                     self.running[turn[1].name] = self.waiting.start(turn[0])
                 for job in self.running.values():
-                    job.report(RuntimeError(f"the engine has failed: {failure!r}"))
+                    job.report(EngineFailedError(f"the engine has failed: {failure!r}"))
             raise
 
     def _drop(self) -> None:
@@ -151,15 +156,13 @@ class Drawing:
             job = self.waiting.start(turn[0])
             job.version = self.batch.engine.version
             self.running[job.name] = job
-            self.batch.add(job.name, job.image, follow=bool(job.stops))
+            self.batch.add(job.name, job.image, job.stops)
 
     def _step(self) -> None:
         for name, codes in self.batch.step().items():
             job = self.running[name]
-            whole = len(codes) == self.batch.tokens
-            if whole or len(codes) in job.stops:
-                job.report(Progress(codes.astype(np.uint16), job.version))
-            if whole:
+            job.report(Progress(codes, job.version))
+            if len(codes) == self.batch.tokens:
                 self._finish(job)
 
     def _finish(self, job: _Job) -> None:

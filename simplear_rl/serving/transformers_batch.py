@@ -1,5 +1,7 @@
 """Batches one after the other on Transformers: all images of a batch write to the same column of the cache."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -13,9 +15,10 @@ class TransformersBatch:
 
     def __init__(self, engine: TransformersEngine):
         self.engine, self.tokens = engine, engine.layout.tokens
-        self.images: dict[str, tuple[ImageRequest, bool]] = {}  # rows of the batch, once it has begun
+        self.images: dict[str, tuple[ImageRequest, Collection[int]]] = {}  # rows of the batch, once it has begun
         self.gone: set[str] = set()
         self.running: Batch | None = None
+        self.drawn = 0
 
     def fits(self, image: ImageRequest) -> bool:
         """See RunningBatch."""
@@ -23,9 +26,9 @@ class TransformersBatch:
         alike = all(other.sampling == image.sampling for other, _ in self.images.values())
         return self.running is None and alike and contexts <= self.engine.config.max_concurrent
 
-    def add(self, name: str, image: ImageRequest, follow: bool) -> None:
+    def add(self, name: str, image: ImageRequest, stops: Collection[int]) -> None:
         """See RunningBatch."""
-        self.images[name] = image, follow
+        self.images[name] = image, stops
 
     @torch.no_grad()
     def step(self) -> dict[str, np.ndarray]:
@@ -36,14 +39,15 @@ class TransformersBatch:
             seeds = [image.seed for image in images]
             prompts = [image.prompt_ids for image in images]
             self.running = self.engine.decoder.begin(prompts, others or None, seeds, images[0].sampling)
+            self.drawn = 1
         else:
             self.running.next()
-        drawn = int(self.running.position)
-        whole = drawn == self.tokens
+            self.drawn += 1
+        whole = self.drawn == self.tokens
         progress = {
-            name: self.running.codes_BT[row, :drawn].cpu().numpy()
-            for row, (name, (_, follow)) in enumerate(self.images.items())
-            if name not in self.gone and (whole or follow)
+            name: self.running.codes_BT[row, : self.drawn].cpu().numpy().astype(np.uint16)
+            for row, (name, (_, stops)) in enumerate(self.images.items())
+            if name not in self.gone and (whole or self.drawn in stops)
         }
         if whole:
             self._clear()
