@@ -73,7 +73,7 @@ class Engine:
 
 @serve.deployment(health_check_period_s=5)
 class Decoder:
-    """A replica: codes become pictures, those that come together in one pass."""
+    """A replica: codes become pictures, see Pictures."""
 
     def __init__(self, config: ServeConfig):
         from simplear_rl.device import default_device
@@ -84,8 +84,7 @@ class Decoder:
     def ready(self) -> None:
         """Answers once the tokenizer is there."""
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0)
-    async def picture(self, codes: list[np.ndarray], output_format: list[str]) -> list[bytes]:
+    async def picture(self, codes: np.ndarray, output_format: str) -> bytes:
         """See Pictures."""
         return self.pictures(codes, output_format)
 

@@ -35,7 +35,7 @@ class LocalArtist:
         return self.drawing.draw(*arguments)
 
     async def picture(self, codes, output_format):
-        return self.pictures([codes], [output_format])[0]
+        return self.pictures(codes, output_format)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,8 @@ def expected(world, artist):
     draw = Draw([Prompt(0, PROMPT), Prompt(1, "two crosses")], 2, 5, 0, Sampling(guidance_scale=2.0))
     layout, tokenizer = artist.pictures.layout, CosmosTokenizer(world / "tokenizer")
     groups = artist.drawing.batch.engine.generate(draw)
-    return [image for group in groups for image in tokenizer.decode(group.codes, layout.rows, layout.columns)]
+    codes = [codes for group in groups for codes in group.codes]
+    return [tokenizer.decode(one[None], layout.rows, layout.columns)[0] for one in codes]
 
 
 GUIDED = {"seed": 5, "guidance_scale": 2.0}
