@@ -1,5 +1,7 @@
 """Weight broadcast from the learner to every engine: through Ray's object store, a process group or shared memory."""
 
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Literal
 
@@ -34,18 +36,31 @@ class Broadcast:
         learner: LearnerGroup,
         engines: Pool,
     ):
-        self.learner, self.pool, self.engines = learner, engines, engines.fixed
+        self.transport, self.learner, self.pool, self.engines = transport, learner, engines, engines.fixed
         self.members: list[ActorHandle] = []  # of the process group
-        transports = {"object_store": self._object_store, "collective": self._collective, "ipc": self._ipc}
-        self.send = transports[transport]
 
-    def __call__(self) -> dict[str, float]:
-        """Returns the version that the engines hold, their number, and the seconds that it took."""
+    def __call__(self, fetched: ray.ObjectRef | None = None) -> dict[str, float]:
+        """Returns the version that the engines hold, their number, and the seconds that it took.
+
+        `fetched`: the learner's weights, where they are in the store already.
+        """
+        transports: dict[str, Callable[[], list[int]]] = {
+            "object_store": partial(self._object_store, fetched),
+            "collective": self._collective,
+            "ipc": self._ipc,
+        }
+        return self._verified(transports[self.transport])
+
+    def restore(self, weights: ray.ObjectRef) -> dict[str, float]:
+        """The same with other weights than the learner's, through Ray's store."""
+        return self._verified(partial(self._object_store, weights))
+
+    def _verified(self, send: Callable[[], list[int]]) -> dict[str, float]:
         start = monotonic()
         while True:
             try:
                 self.engines = self.pool.up()
-                versions = self.send()
+                versions = send()
                 break
             except RayError as error:
                 # Ray restarts the engine, and it takes part in the next attempt. A learner that called it wraps that.
@@ -58,8 +73,8 @@ class Broadcast:
             "broadcast_seconds": monotonic() - start,
         }
 
-    def _object_store(self) -> list[int]:
-        weights = self.learner.weights()
+    def _object_store(self, fetched: ray.ObjectRef | None) -> list[int]:
+        weights = fetched or self.learner.weights()
         return gather(self._of_engines([engine.load_weights.remote(weights) for engine in self.engines]))
 
     def _collective(self) -> list[int]:

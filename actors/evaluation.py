@@ -1,6 +1,7 @@
 """Evaluation on actors: engines draw a benchmark's images, scorers judge them; by itself, and while GRPO trains."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from time import monotonic
 
@@ -25,6 +26,7 @@ from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.sizes import Decoder
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.capacity import images_at_once
+from simplear_rl.weights.snapshot import read_weights
 
 STEP = 0  # of all seeds: no step of training has it
 
@@ -45,12 +47,17 @@ def draw_and_judge(
     prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
     draw = Draw(prompts, config.images_per_prompt, config.seed, STEP, sampling)
-    drawn = stream(engines, draw, version, weights)
+    drawn = stream(engines, draw, config.engine.max_concurrent, version, weights)
     free = cycle(scorers)
     pending: list[ray.ObjectRef] = []
     for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt", leave=None):
         pending = _unfinished([*pending, next(free).judge_rollout.remote(rollout, config.output)])
     ray.get(pending)
+
+
+def weights_of(config: EvaluateConfig, version: int) -> Callable[[], ray.ObjectRef]:
+    """For `draw_and_judge`: reads the weights of the policy, on any node."""
+    return partial(ray.remote(num_cpus=0)(read_weights).remote, config.policy, version, config.engine.dtype)
 
 
 def judge(config: EvaluateConfig, todo: Sequence[int], scorers: list[ActorHandle]) -> None:

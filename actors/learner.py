@@ -19,7 +19,7 @@ from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.learning.objective import Objective
 from simplear_rl.policy.rollouts import ScoredRollout
-from simplear_rl.rewards.metrics import learned_rewards
+from simplear_rl.rewards.metrics import learned_alone, learned_rewards
 from simplear_rl.weights.group import meeting_place
 from simplear_rl.weights.snapshot import Weights
 
@@ -31,6 +31,10 @@ class LearnerActor(Monitored, WeightMember):
     def __init__(self, name: str, rank: int):
         super().__init__(name, ("train", "broadcast", "sample", "save"))
         self.rank = rank
+        # Here, and not for the arguments of `start`: while Ray reads those, the actor owes its heartbeat.
+        from simplear_rl.learning.learner import Learner
+
+        self.build = Learner
 
     def rendezvous(self) -> str:
         """An address on this actor's node where the ranks of a group meet, of which this actor becomes rank 0."""
@@ -49,21 +53,18 @@ class LearnerActor(Monitored, WeightMember):
         tokenizer: str | None,
     ) -> None:
         """Load the policy and join the other ranks."""
-        from simplear_rl.learning.learner import Learner
-
         self.ranks = config.actors.count
-        self.learner = Learner(
+        self.learner = self.build(
             config, start, steps, micro_batches, self.rank, config.actors.count, rendezvous, run, tokenizer
         )
         self.objective = objective(self.learner)
 
     def step(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """One step of the objective on this rank's share of the groups, see Objective."""
-        learned = learned_rewards(ray.get([group.rewards for group in groups]))
-        share = slice(self.rank, None, self.ranks)
-        scored = [_fetch(group, rewards) for group, rewards in zip(groups[share], learned[share], strict=True)]
-        with self.phase("train", step, self.objective.images(scored)):
-            return self.objective.step(step, scored)
+        share = Share(groups, self.rank, self.ranks)
+        with self.phase("train", step, self.objective.images(share)):
+            metrics = self.objective.step(step, share)
+        return metrics | ({"scoring_seconds": share.waited} if groups else {})
 
     @ray.method(num_returns=2)
     def weights(self) -> tuple[Weights | None, None]:
@@ -91,10 +92,10 @@ class LearnerActor(Monitored, WeightMember):
         with self.phase("sample", self.learner.step, images=len(captions) * images):
             return self.learner.sample(captions, images, seed)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, behind: Weights | None) -> None:
         """Copy this rank's part of a checkpoint to host memory."""
         with self.phase("save", self.learner.step, images=0):
-            self.write = self.learner.save(folder)
+            self.write = self.learner.save(folder, behind)
 
     @ray.method(concurrency_group="checkpoint")
     def write_saved(self) -> None:
@@ -105,6 +106,36 @@ class LearnerActor(Monitored, WeightMember):
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""
         self.learner.load(folder)
+
+
+class Share(Sequence[ScoredRollout]):
+    """The groups of a rank, each fetched when it is first asked for: what is not scored yet holds up none before it.
+
+    `waited` is the seconds that this took.
+
+    Raises:
+        UserError: with the last group: all groups of the step are left out.
+    """
+
+    def __init__(self, groups: Sequence[Group], rank: int, ranks: int):
+        self.groups, self.rank, self.ranks = groups, rank, ranks
+        self.fetched: dict[int, ScoredRollout] = {}
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.groups[self.rank :: self.ranks])
+
+    def __getitem__(self, i: Any) -> Any:
+        if i not in self.fetched:
+            start, place = monotonic(), range(self.rank, len(self.groups), self.ranks)[i]
+            group = self.groups[place]
+            rewards = learned_alone(ray.get(group.rewards))
+            if rewards is None or i == len(self) - 1:
+                rewards = learned_rewards(ray.get([group.rewards for group in self.groups]))[place]
+            rollout, compared = ray.get(group.rollout), group.reference_log_probs
+            self.fetched[i] = ScoredRollout(rollout, rewards, compared and ray.get(compared))
+            self.waited += monotonic() - start
+        return self.fetched[i]
 
 
 class LearnerGroup:
@@ -141,7 +172,8 @@ class LearnerGroup:
         """Step `step` (from 1); the groups drawn for it are dealt out to the ranks in turn."""
         start = monotonic()
         shares = [actor.step.remote(step, groups) for actor in self.ranks]
-        return combined(_together(shares)) | {"update_seconds": monotonic() - start}
+        metrics = combined(_together(shares))
+        return metrics | {"update_seconds": monotonic() - start - metrics.get("scoring_seconds", 0.0)}
 
     def weights(self) -> ray.ObjectRef:
         """Reference to the current Weights, held in the object store.
@@ -156,9 +188,12 @@ class LearnerGroup:
         """Draw `images` per caption from the current weights; codes [captions, images, T]."""
         return self._all("sample", captions, images, seed)[0]
 
-    def save(self, folder: Path) -> Callable[[], None]:
-        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread."""
-        self._all("save", folder)
+    def save(self, folder: Path, behind: ray.ObjectRef | None = None) -> Callable[[], None]:
+        """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread.
+
+        `behind`: Weights that rank 0 adds, see Learner.save.
+        """
+        _together([actor.save.remote(folder, None if i else behind) for i, actor in enumerate(self.ranks)])
         return self._write_saved
 
     def load(self, folder: Path) -> None:
@@ -180,10 +215,3 @@ def _together(calls: list[ray.ObjectRef]) -> list[Any]:
         return ray.get(calls)
     except RayTaskError as error:
         raise_cause(error, calls)
-
-
-def _fetch(group: Group, rewards: np.ndarray) -> ScoredRollout:
-    """What a group refers to."""
-    return ScoredRollout(
-        ray.get(group.rollout), rewards, group.reference_log_probs and ray.get(group.reference_log_probs)
-    )

@@ -50,6 +50,7 @@ class Stage:
         self.name, self.roles, self.faults = name, roles, faults or FaultsConfig()
         self.actors: dict[str, ActorHandle] = {}
         self.launched: dict[str, ActorHandle] = {}
+        self.ended = False
         self.heartbeat = Heartbeat(self.faults.heartbeat_seconds)
         bundles: list[dict[str, float]] = []
         self.bundles_of_role: dict[str, range] = {}
@@ -97,6 +98,8 @@ class Stage:
         self, role: str, i: int, strategy: Any, restarts: int, actor: ActorClass, args: tuple[Any, ...]
     ) -> ActorHandle:
         config, name = self.roles[role], self._name(role, i)
+        if self.ended:  # a thread that still waited for an extra actor asks for another one
+            raise RuntimeError(f"{name}: the stage has ended")
         handle = actor.options(
             name=name,
             num_cpus=config.cpus,
@@ -122,6 +125,7 @@ class Stage:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.ended = True
         self.heartbeat.stop()
         for actor in self.actors.values():
             ray.kill(actor)

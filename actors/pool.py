@@ -105,20 +105,20 @@ class Pool:
         return Call(actor, method, args, getattr(actor, method).remote(*args))
 
     def settled(self, calls: Sequence[Call]) -> list[ray.ObjectRef]:
-        """References to what the calls return, in order, once all of it is there.
+        """References to what the calls return, in order. Those of extra actors are waited for.
 
         A call of an extra actor that is gone is made again.
         """
-        waiting = {call.reference: call for call in calls}
+        waiting = {call.reference: call for call in calls if self.is_extra(call.actor)}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1, fetch_local=False)
             call = waiting.pop(done)
-            if self.is_extra(call.actor):
-                try:
-                    ray.get(done)  # so that a copy outlives the actor's node
-                except (RayActorError, ObjectLostError) as error:
-                    self.instead_of(call.actor, error)
-                    again = self.call(call.method, *call.args)
-                    call.actor, call.reference = again.actor, again.reference
+            try:
+                ray.get(done)  # so that a copy outlives the actor's node
+            except (RayActorError, ObjectLostError) as error:
+                self.instead_of(call.actor, error)
+                again = self.call(call.method, *call.args)
+                call.actor, call.reference = again.actor, again.reference
+                if self.is_extra(call.actor):
                     waiting[call.reference] = call
         return [call.reference for call in calls]

@@ -1,7 +1,9 @@
 """Rollout actors: engines that draw images for prompts."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -69,32 +71,41 @@ class RolloutActor(Monitored, WeightMember):
 
 
 def stream(
-    engines: Pool, draw: Draw, version: int = 0, weights: Callable[[], ray.ObjectRef] | None = None
+    engines: Pool,
+    draw: Draw,
+    contexts: int,
+    version: int = 0,
+    weights: Callable[[], ray.ObjectRef] | None = None,
 ) -> Iterator[tuple[int, ray.ObjectRef]]:
     """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete.
 
-    When an engine dies, Ray restarts it and it draws what it still owes; if it is an extra one (see Pool), the others
-    do at once. The samples are the same, since they depend on seed, step, indices and weights alone (see Draw).
+    An engine is given as many prompts as it draws at a time, and further ones when these are complete. When it dies,
+    Ray restarts it and it draws all of them again: the last digits of log-probs depend on what is drawn together. If it
+    is an extra one (see Pool), others draw what it still owes. The samples are the same in any case, since they depend
+    on seed, step, indices and weights alone (see Draw).
 
     All draw with the weights of `version`, 0 for those of the policy folder; `weights` fetches them for an engine that
-    was restarted or has just joined.
+    was restarted or has just joined. `contexts` is how many an engine decodes at a time.
 
     Raises:
         ActorDiedError: an engine has used up its restarts, see Stage.launch.
     """
-    streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, list[Prompt], int]] = {}
+    images = draw.samples * (1 if draw.sampling.guidance_scale == 1 else 2)
+    most = max(1, contexts // images)
+    waiting = deque(_batches(draw.prompts, len(engines.up()), most))
+    streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, Sequence[Prompt], int]] = {}  # with how many it has drawn
+    taken: set[int] = set()
 
-    def share_out(by: list[ActorHandle], owed: Sequence[Prompt], source: ray.ObjectRef | None = None) -> None:
-        for i, engine in enumerate(by[: len(owed)]):
-            share = list(owed[i :: len(by)])
-            call = engine.generate.remote(replace(draw, prompts=share), version, source)
-            streams[call] = engine, share, len(share)
+    def give(engine: ActorHandle, batch: Sequence[Prompt], source: ray.ObjectRef | None = None) -> None:
+        streams[engine.generate.remote(replace(draw, prompts=batch), version, source)] = engine, batch, 0
 
-    share_out(engines.up(), draw.prompts)
-    while streams:
+    while waiting or streams:
+        busy = [engine for engine, *_ in streams.values()]
+        for engine in engines.up():
+            if waiting and engine not in busy:
+                give(engine, waiting.popleft())
         (ready,), _ = ray.wait(list(streams), num_returns=1, fetch_local=False)
-        engine, share, asked = streams[ready]
-        by: list[ActorHandle] = []
+        engine, batch, drawn = streams.pop(ready)
         try:
             reference = next(ready, None)
             if reference == ready.completed():
@@ -103,12 +114,24 @@ def stream(
                 ray.get(reference)  # so that a copy outlives the engine's node
             elif not reference:
                 ray.get(ready.completed())
-                by = [engine] if len(share) == asked else []
         except (RayActorError, ObjectLostError) as error:
-            reference, by = None, engines.instead_of(engine, error)
-        if reference:
-            yield share.pop(0).index, reference
+            by = engines.instead_of(engine, error)
+            if by == [engine]:
+                give(engine, batch, weights and weights())
+            else:
+                owed = [prompt for prompt in batch if prompt.index not in taken]
+                waiting.extend(_batches(owed, len(by), most))
             continue
-        del streams[ready]
-        if share and by:
-            share_out(by, share, weights() if weights and engine in by else None)
+        if reference:
+            streams[ready] = engine, batch, drawn + 1
+            if (index := batch[drawn].index) not in taken:
+                taken.add(index)
+                yield index, reference
+        elif not drawn:  # it does not hold the weights
+            give(engine, batch, weights and weights())
+
+
+def _batches(prompts: Sequence[Prompt], engines: int, most: int) -> list[Sequence[Prompt]]:
+    """As few batches as the engines can share, of `most` prompts at most, and of equal sizes or nearly."""
+    count = min(len(prompts), max(engines, ceil(len(prompts) / most)))
+    return [prompts[i::count] for i in range(count)]

@@ -22,6 +22,15 @@ class Group:
     reference_log_probs: ray.ObjectRef | None  # float32 [G, T]; None: there is no reference
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A group that is drawn, and the calls that score and compare it."""
+
+    rollout: ray.ObjectRef
+    scoring: Call
+    comparing: Call | None
+
+
 class Sampler:
     """Draws groups with the engines; reward and reference actors work on each as soon as it is complete.
 
@@ -29,57 +38,57 @@ class Sampler:
         engines: draw.
         rewards: score.
         references: compare; None: nothing is compared.
-        frozen: which policy folder is the reference of a step.
+        contexts: how many an engine decodes at a time.
         refill: how often groups whose rewards are all equal, or that are left out, are replaced.
     """
 
-    def __init__(
-        self, engines: Pool, rewards: Pool, references: Pool | None, frozen: Callable[[int], Path], refill: int = 0
-    ):
+    def __init__(self, engines: Pool, rewards: Pool, references: Pool | None, contexts: int, refill: int = 0):
         self.engines, self.rewards, self.references = engines, rewards, references
-        self.frozen, self.refill = frozen, refill
+        self.contexts, self.refill = contexts, refill
 
-    def __call__(
-        self, draw: Draw, further: Iterator[Prompt], version: int, weights: Callable[[], ray.ObjectRef]
-    ) -> tuple[list[Group], dict[str, float]]:
-        """The groups, in the order of the prompts, how long they took, and how many were replaced.
+    def draw(
+        self,
+        draw: Draw,
+        further: Iterator[Prompt],
+        frozen: Path,
+        version: int,
+        weights: Callable[[], ray.ObjectRef] | None = None,
+    ) -> tuple[list[Drawn], dict[str, float]]:
+        """The groups, in the order of the prompts, how long it took to draw them, and how many were replaced.
 
         The next of the `further` prompts goes to the first of the groups that are replaced, whichever was drawn first.
-        A group stays as it is when there is no further prompt. `version` and `weights`: see `stream`.
+        A group stays as it is when there is no further prompt. `frozen` is the reference's policy folder. `version` and
+        `weights`: see `stream`.
         """
-        groups, metrics = self._groups(draw, version, weights)
-        replaced = 0
+        start, replaced = monotonic(), 0
+        groups = self._groups(draw, frozen, version, weights)
         for _ in range(self.refill):
-            equal = [i for i, group in enumerate(groups) if not ray.get(group.rewards).has_signal]
+            rewards = self.rewards.settled([group.scoring for group in groups])
+            equal = [i for i, scores in enumerate(rewards) if not ray.get(scores).has_signal]
             prompts = list(islice(further, len(equal)))
             if not prompts:
                 break
-            others, seconds = self._groups(replace(draw, prompts=prompts), version, weights)
+            others = self._groups(replace(draw, prompts=prompts), frozen, version, weights)
             for i, group in zip(equal, others, strict=False):
                 groups[i] = group
-            metrics = {name: metrics[name] + seconds[name] for name in metrics}
             replaced += len(others)
+        metrics = {"rollout_seconds": monotonic() - start}
         return groups, metrics | ({"refilled_groups": float(replaced)} if self.refill else {})
 
-    def _groups(
-        self, draw: Draw, version: int, weights: Callable[[], ray.ObjectRef]
-    ) -> tuple[list[Group], dict[str, float]]:
-        """`rollout_seconds` is the time until all were drawn, `scoring_seconds` what the last ones are waited for."""
-        start = monotonic()
-        rollouts: dict[int, ray.ObjectRef] = {}
-        scoring: dict[int, Call] = {}
-        comparing: dict[int, Call] = {}
-        frozen = self.frozen(draw.step)
-        for index, rollout in stream(self.engines, draw, version, weights):
-            rollouts[index], scoring[index] = rollout, self.rewards.call("score", rollout)
-            if self.references:
-                comparing[index] = self.references.call("log_probs", rollout, frozen)
-        drawn = monotonic()
-        order = [prompt.index for prompt in draw.prompts]
-        rewards = self.rewards.settled([scoring[index] for index in order])
-        log_probs: Sequence[ray.ObjectRef | None] = [None] * len(order)
+    def settled(self, drawn: Sequence[Drawn]) -> list[Group]:
+        """The groups. Of what fixed actors score and compare, some may not be there yet, see Pool."""
+        rewards = self.rewards.settled([group.scoring for group in drawn])
+        log_probs: Sequence[ray.ObjectRef | None] = [None] * len(drawn)
         if self.references:
-            log_probs = self.references.settled([comparing[index] for index in order])
-        parts = zip([rollouts[index] for index in order], rewards, log_probs, strict=True)
-        groups = [Group(*part) for part in parts]
-        return groups, {"rollout_seconds": drawn - start, "scoring_seconds": monotonic() - drawn}
+            log_probs = self.references.settled([group.comparing for group in drawn if group.comparing])
+        parts = zip([group.rollout for group in drawn], rewards, log_probs, strict=True)
+        return [Group(*part) for part in parts]
+
+    def _groups(
+        self, draw: Draw, frozen: Path, version: int, weights: Callable[[], ray.ObjectRef] | None
+    ) -> list[Drawn]:
+        drawn: dict[int, Drawn] = {}
+        for index, rollout in stream(self.engines, draw, self.contexts, version, weights):
+            comparing = self.references.call("log_probs", rollout, frozen) if self.references else None
+            drawn[index] = Drawn(rollout, self.rewards.call("score", rollout), comparing)
+        return [drawn[prompt.index] for prompt in draw.prompts]

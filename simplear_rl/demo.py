@@ -9,10 +9,7 @@ from simplear_rl.config.stages import DemoConfig, GrpoConfig, SupervisedConfig
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
     command_line = read_command_line(DemoConfig, "demo")
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,12 @@ from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
 from simplear_rl.errors import UserError
-from simplear_rl.evaluate import evaluate
+from simplear_rl.evaluate import evaluate_policies
 from simplear_rl.inputs import require
 from simplear_rl.report.html import summary, write_report
 from simplear_rl.run.checkpoints import checkpoints
 from simplear_rl.run.lock import clear, locked
+from simplear_rl.run.phases import timed
 
 STAGES: dict[str, Callable[[Any], None]] = {**sft.STAGES, "grpo": grpo.train}
 GUIDANCE_SCALE = 2.5
@@ -53,25 +51,30 @@ def demo(config: DemoConfig) -> None:
         require(first, *first.data.folders, first.start)
         require(configs["sft"], *configs["sft"].data.folders)
         require(last, last.prompts)
+    outputs: dict[Path, tuple[Path, list[str]]] = {}  # policies to evaluate, and how
     for stage, train in STAGES.items():
-        if not (configs[stage].run / "final" / "config.json").is_file():
+        policy, output = configs[stage].run / "final", config.root / "evaluation" / stage
+        if not (policy / "config.json").is_file():
             with timed(config.root, stage):
                 train(configs[stage])
-        policy, output = configs[stage].run / "final", config.root / "evaluation" / stage
-        _evaluate(policy, output, overrides)
-        _evaluate(policy, output.with_name(f"{stage}-guided"), [*overrides, f"guidance_scale={GUIDANCE_SCALE}"])
+        outputs[output] = policy, []
+        outputs[output.with_name(f"{stage}-guided")] = policy, [f"guidance_scale={GUIDANCE_SCALE}"]
     for checkpoint in checkpoints(last.run)[:-1]:  # the way to the last, for the curve of scores
-        _evaluate(checkpoint / "model", config.root / "evaluation" / f"grpo-{checkpoint.name}", overrides)
+        outputs[config.root / "evaluation" / f"grpo-{checkpoint.name}"] = checkpoint / "model", []
+    evaluations = [
+        load_config(
+            EvaluateConfig,
+            CONFIGS / "shapes" / "evaluate.yaml",
+            [*overrides, f"policy={policy}", f"output={output}", *how],
+        )
+        for output, (policy, how) in outputs.items()
+        if not (output / "scores.json").exists()
+    ]
+    if evaluations:
+        with timed(config.root, "evaluations"):
+            evaluate_policies(evaluations)
     report = write_report(config.root, list(STAGES), GUIDANCE_SCALE)
     print(f"\n{summary(config.root, list(STAGES))}\n\nreport: {report}")
-
-
-def _evaluate(policy: Path, output: Path, overrides: list[str]) -> None:
-    """Evaluate a policy, unless that is done already."""
-    if not (output / "scores.json").exists():
-        values = [*overrides, f"policy={policy}", f"output={output}"]
-        with timed(output.parent.parent, f"evaluation of {output.name}"):
-            evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", values))
 
 
 def _same_seed(file: Path, seed: int) -> None:
@@ -81,17 +84,6 @@ def _same_seed(file: Path, seed: int) -> None:
     if before not in ("", str(seed)):
         raise UserError(f"{file.parent} was begun with seed {before}, not {seed}: set fresh=true, or another root")
     file.write_text(str(seed), encoding="utf-8")
-
-
-@contextmanager
-def timed(root: Path, phase: str) -> Iterator[None]:
-    """Append the seconds that a phase took to timings.jsonl, also when it is interrupted."""
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        with (root / "timings.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"phase": phase, "seconds": time.monotonic() - start}) + "\n")
 
 
 if __name__ == "__main__":

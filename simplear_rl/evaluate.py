@@ -27,62 +27,45 @@ OPTIONS = {
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
     command_line = read_command_line(EvaluateConfig, "evaluate", EXAMPLES, options=OPTIONS)
 
-import os
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 
-from actors.evaluation import draw_and_judge, judge
+from actors.evaluation import draw_and_judge, judge, weights_of
 from actors.placement import Stage
 from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
 from simplear_rl import sft
-from simplear_rl.benchmarks.benchmark import Benchmark, require_images
-from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
-from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.files import require_weights, require_writable
-from simplear_rl.inputs import require, require_same_tokenizer
-from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.benchmarks.opening import open_evaluation
+from simplear_rl.benchmarks.output import write_results
 from simplear_rl.run.lock import locked
-from simplear_rl.vision.files import require_judge
 
 
 @locked("output")
 def evaluate(config: EvaluateConfig) -> dict:
     """Draw, judge and write everything; returns what scores.json holds."""
-    read, others = partial(BENCHMARKS[config.benchmark], config), config.score_only
-    drawing = [config.tokenizer, config.policy] if config.policy and not others else []
-    checks: list[Callable[[], object]] = [partial(require_writable, config.output, "output"), read]
-    judging = not os.path.exists(config.output / "scores.json")  # else all is judged, and the page is made anew
-    models = config.models if judging else []
-    checks += [partial(require_judge, config)] if judging else []
-    require(config, *drawing, *models, stages=sft.STAGES, checks=checks)
-    benchmark = read()
-    checksums = require_images(benchmark, others, config.images_per_prompt, config.allow_missing) if others else None
-    layout = _check(config, benchmark, config.policy) if config.policy and not others else None
-    open_folder(config, benchmark)
-    if todo := unfinished(config, benchmark, checksums):
+    return evaluate_policies([config])[0]
+
+
+def evaluate_policies(configs: Sequence[EvaluateConfig]) -> list[dict]:
+    """The same for several policies of equal size, which the same actors draw and judge one after the other.
+
+    The configurations differ in `policy`, `output` and how images are drawn.
+    """
+    opened = [open_evaluation(config, sft.STAGES) for config in configs]
+    config, first = configs[0], opened[0]
+    if any(evaluation.todo for evaluation in opened):
         with Stage("evaluate", config.roles, config.faults) as stage:
-            scorers = stage.launch("scorer", ScorerActor, config, benchmark, layout)
+            scorers = stage.launch("scorer", ScorerActor, config, first.benchmark, first.layout)
             if config.score_only:
                 stage.ready()
-                judge(config, todo, scorers)
+                judge(config, first.todo, scorers)
             else:
                 engines = stage.pool("engine.actors", RolloutActor, config.policy, config.engine)
                 stage.ready()
-                draw_and_judge(config, benchmark, todo, engines, scorers)
-    return write_results(config, benchmark)
-
-
-def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageLayout:
-    """The policy's layout, once policy, tokenizer and prompts are known to fit each other. Raises UserError."""
-    layout = read_layout(policy, config.tokenizer)
-    require_same_tokenizer(config.tokenizer, [policy], accept=config.accept_tokenizer)
-    encode = read_encoder(policy, config.engine.max_prompt_tokens)
-    for text in benchmark.texts:
-        encode(text)
-    require_weights(policy)
-    return layout
+                for i, (other, evaluation) in enumerate(zip(configs, opened, strict=True)):
+                    draw_and_judge(
+                        other, evaluation.benchmark, evaluation.todo, engines, scorers, i, weights_of(other, i)
+                    )
+    return [write_results(config, evaluation.benchmark) for config, evaluation in zip(configs, opened, strict=True)]
 
 
 def report(config: EvaluateConfig) -> None:

@@ -23,13 +23,12 @@ from actors.reference import ReferenceActor
 from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor
 from actors.sampler import Sampler
+from actors.samples import Samples
 from simplear_rl import sft
-from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_rows
+from simplear_rl.data.prompts import read_rows
 from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.policy_gradient import PolicyGradient
 from simplear_rl.plan.dry_run import plan_grpo
-from simplear_rl.policy.rollouts import Draw
-from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rewards.files import check_rewards, model_checks
 from simplear_rl.rewards.metrics import reward_metrics
@@ -51,7 +50,6 @@ def train(config: GrpoConfig) -> None:
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_rows(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     check_rewards(config.reward, prompts)
-    sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
     evaluation = Evaluation(config)
     run = Run("grpo", config, evaluation.names)
     identity = require_same_tokenizer(config.tokenizer, run.policies, accept=config.accept_tokenizer)
@@ -63,26 +61,23 @@ def train(config: GrpoConfig) -> None:
         references = stage.pool("reference", ReferenceActor, *frozen) if compared else None
         evaluation.launch(stage)
         updates = config.steps * algorithm.optimizer_steps
-        objective = partial(PolicyGradient, config=algorithm)
+        objective = partial(PolicyGradient, config=algorithm, ahead=rollout.ahead)
         learner = LearnerGroup(
             stage, config.learner, config.start, updates, config.passes, config.run, objective, identity
         )
         stage.ready()
         for warning in ray.get(rewards.fixed[0].check.remote(prompts)):
             print(warning)
-        if run.last_checkpoint:
-            learner.load(run.last_checkpoint)
         broadcast = Broadcast(rollout.broadcast, learner, engines)
-        broadcast()
+        sampler = Sampler(engines, rewards, references, rollout.engine.max_concurrent, rollout.refill)
+        samples = Samples(config, prompts, sampler, broadcast, learner, run.reference)
+        samples.begin(run.last_checkpoint)
 
-        sample = Sampler(engines, rewards, references, run.reference, rollout.refill)
         warnings = Warnings(config.guards)
         for step in run.steps():
-            batch = prompts_of_step(prompts, step, rollout.prompts_per_step, config.seed)
-            draw = Draw(batch, rollout.samples_per_prompt, config.seed, step, sampling)
-            groups, metrics = sample(draw, further_prompts(prompts, draw), step - 1, learner.weights)
+            groups, metrics = samples(step)
             metrics |= learner.step(step, groups)
-            metrics |= broadcast()
+            metrics |= samples.renew()
             metrics |= reward_metrics(ray.get([group.rewards for group in groups]))
             if evaluation.due(step):
                 metrics |= evaluation(step, engines, learner.weights)
@@ -90,7 +85,7 @@ def train(config: GrpoConfig) -> None:
             for warning in warnings.check(step, metrics):
                 print(warning)
             if run.checkpoint_due:
-                run.checkpoint(learner.save)
+                run.checkpoint(partial(learner.save, behind=samples.behind))
             if step % config.samples_every == 0:
                 save_grid(run.samples / f"step-{step:06d}.png", rewards.fixed[0], groups[:8])
 

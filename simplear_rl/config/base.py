@@ -56,7 +56,10 @@ class ActorsConfig(Section):
     count: Count = 1
     cpus: Positive = Field(1.0, description="CPUs that Ray reserves for each actor; fractions share a core")
     gpus: NonNegative = Field(0.0, description="GPUs that Ray reserves for each actor")
-    threads: Count = Field(1, description="threads of each actor's CPU kernels")
+    threads: Count = Field(
+        default_factory=lambda values: max(1, int(values.get("cpus", 1))),
+        description="threads of each actor's CPU kernels; default: as many as whole CPUs",
+    )
 
 
 class PoolConfig(ActorsConfig):

@@ -42,6 +42,11 @@ class RolloutConfig(Section):
         description="groups whose rewards are all equal are replaced by those of further prompts, up to so many times "
         "in a step",
     )
+    ahead: Literal[0, 1] = Field(
+        0,
+        description="1: the next step is drawn while the learner takes this one, with weights that are a step older, "
+        "for which algorithm.correction allows; 0: one after the other",
+    )
     temperature: Positive = 1.0
     guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
     broadcast: Literal["object_store", "collective", "ipc"] = Field(

@@ -152,9 +152,12 @@ class GrpoConfig(StageConfig):
         return ("learner.actors", "rollout.engine.actors") if self.rollout.broadcast == "ipc" else ()
 
     def reference_step(self, step: int) -> int:
-        """After which step the policy became the reference of step `step` (from 1); 0: it is `start`."""
+        """After which step the policy became the reference of step `step` (from 1); 0: it is `start`.
+
+        With `rollout.ahead`, when a step is drawn the one before is not taken yet.
+        """
         every = self.reference.refresh_every
-        return (step - 1) // every * every if every else 0
+        return max(0, step - 1 - self.rollout.ahead) // every * every if every else 0
 
     @model_validator(mode="after")
     def _reference_is_saved(self) -> "GrpoConfig":
@@ -166,6 +169,15 @@ class GrpoConfig(StageConfig):
             )
         if every and self.reference.refresh_with == "ema" and self.learner.ema is None:
             raise ValueError("reference.refresh_with=ema: there is no average; set learner.ema, for example 0.99")
+        return self
+
+    @model_validator(mode="after")
+    def _older_samples_are_weighted(self) -> "GrpoConfig":
+        if self.rollout.ahead and self.algorithm.correction.kind == "none":
+            raise ValueError(
+                "rollout.ahead=1: older weights draw the samples, which algorithm.correction allows for, found "
+                "algorithm.correction.kind none: set it to truncate or mask"
+            )
         return self
 
     @model_validator(mode="after")

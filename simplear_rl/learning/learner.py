@@ -26,6 +26,7 @@ from simplear_rl.learning.optimizer import parameter_groups, schedule, weight_de
 from simplear_rl.policy.model import load_policy, save_policy
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import sample_codes
+from simplear_rl.run.checkpoints import BEHIND
 from simplear_rl.run.guards import Evidence, refusal
 from simplear_rl.weights.group import WeightGroup, meeting_place
 from simplear_rl.weights.sharing import shared
@@ -186,7 +187,8 @@ class Learner:
 
     def _watch(self, gradient: torch.Tensor) -> None:
         """Sees a parameter's gradient of one pass whole, under every ZeRO stage; does not wait for the device."""
-        self.finite.logical_and_(gradient.isfinite().all())
+        # Extremes are nan where a value is; one pass over the values, where `isfinite` makes four.
+        self.finite.logical_and_(torch.stack(gradient.aminmax()).isfinite().all())
 
     def finish_step(self) -> dict[str, float]:
         """Count the step; returns the gradients' norm and the learning rate that it was taken with."""
@@ -267,24 +269,27 @@ class Learner:
         self.model.train()
         return codes_BT.cpu().numpy().astype(np.uint16).reshape(len(captions), images, -1)
 
-    def save(self, folder: Path) -> Callable[[], None]:
+    def save(self, folder: Path, behind: Weights | None = None) -> Callable[[], None]:
         """Copy the state to host memory; every rank must call it.
 
         What it returns writes `folder/model` and, of the average, `folder/ema` (Hugging Face format) and
-        `folder/learner` (DeepSpeed state), in any thread and while further steps are taken.
+        `folder/learner` (DeepSpeed state), in any thread and while further steps are taken. The weights `behind` go to
+        the policy folder `folder/behind`.
         """
         self.engine.save_checkpoint(str(folder / "learner"), tag="state", client_state={"learner_step": self.step})
         files, self.copies.files = self.copies.files, {}
         weights = self.weights()
-        average = {name: tensor.clone() for name, tensor in self.ema.weights.items()} if self.ema else {}
+        policies = {"model": weights.tensors} if weights else {}
+        if self.ema:
+            policies["ema"] = {name: tensor.clone() for name, tensor in self.ema.weights.items()}
+        if behind:
+            policies[BEHIND] = behind.tensors
 
         def write() -> None:
             for file, content in files.items():
                 file.write_bytes(content.getbuffer())
-            if weights:
-                save_policy(folder / "model", self.model, self.encode.tokenizer, weights.tensors)
-            if average:
-                save_policy(folder / "ema", self.model, self.encode.tokenizer, average)
+            for name, tensors in policies.items():
+                save_policy(folder / name, self.model, self.encode.tokenizer, tensors)
 
         return write
 

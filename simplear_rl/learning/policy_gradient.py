@@ -4,7 +4,7 @@ Advantages, ratios and KL are computed here, where the log-probs are; their form
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,42 +31,43 @@ CLIPPED = ("clip_low_fraction", "clip_high_fraction")
 class PolicyGradient:
     """The objective of GRPO: the policy loss of what was drawn, with its KL term."""
 
-    def __init__(self, learner: "Learner", config: AlgorithmConfig):
-        self.learner, self.config = learner, config
+    def __init__(self, learner: "Learner", config: AlgorithmConfig, ahead: int = 0):
+        self.learner, self.config, self.ahead = learner, config, ahead
 
     def images(self, groups: Sequence[ScoredRollout]) -> int:
         """See Objective."""
-        return sum(len(group.rewards) for group in groups)
+        return len(groups) * len(groups[0].rewards) if groups else 0
 
     def step(self, step: int, groups: Sequence[ScoredRollout]) -> dict[str, float]:
         """See Objective."""
-        return update(self.learner, groups, self.config)
+        return update(self.learner, groups, self.config, self.ahead)
 
 
-def update(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig) -> dict[str, float]:
+def update(
+    learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig, ahead: int = 0
+) -> dict[str, float]:
     """One batch on this rank: an optimizer step for every minibatch of whole groups, and that several times over.
 
+    A group is taken from `groups` when its turn comes: with one optimizer step, others may still be scored meanwhile.
     A pass has a group, or `learner.micro_batch` samples of it. Old log-probs are those before the first optimizer step.
 
     Raises:
         UserError: rewards, log-probs, the loss or a gradient are not finite; that optimizer step is not taken, earlier
             ones of the batch are.
-        RuntimeError: other weights than the learner's drew a rollout.
+        RuntimeError: other weights than the learner's, or than those `ahead` steps before, drew a rollout.
     """
-    for group in groups:
-        _require_current(learner, group.rollout)
-        _require_finite(learner, group)
-    passes = [part for group in groups for part in _passes(learner, group, config)]
-    starts = range(0, len(passes), len(passes) // config.minibatches)
+    passes: Iterable[Pass] = _passes(learner, groups, config, ahead)
+    if config.optimizer_steps > 1:  # old log-probs come before the first of them
+        passes = list(passes)
     signals: list[Signal] = []
     updates: list[list[Mapping[str, torch.Tensor]]] = []  # metrics of each pass in each optimizer step
     for _ in range(config.updates_per_batch):
         for i, part in enumerate(passes):
-            if i in starts:
+            if i % learner.micro_batches == 0:
                 updates.append([])
             log_probs_GT, entropy_GT = log_probs_and_entropy(learner, part.samples.rollout, config)
             if i == len(signals):
-                signals.append(_signal(part, (log_probs_GT.detach(), entropy_GT.detach()), config))
+                signals.append(_signal(learner, part, (log_probs_GT.detach(), entropy_GT.detach()), config))
             loss, metrics = signals[i].loss(log_probs_GT, entropy_GT, config)
             updates[-1].append(metrics)
             learner.backward(loss, partial(_evidence, part.samples, log_probs_GT, part.first))
@@ -86,7 +87,14 @@ class Pass:
     old: tuple[torch.Tensor, torch.Tensor] | None
 
 
-def _passes(learner: "Learner", group: ScoredRollout, config: AlgorithmConfig) -> list[Pass]:
+def _passes(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig, ahead: int) -> Iterator[Pass]:
+    for group in groups:
+        _require_current(learner, group.rollout, ahead)
+        _require_finite(learner, group)
+        yield from _passes_of(learner, group, config)
+
+
+def _passes_of(learner: "Learner", group: ScoredRollout, config: AlgorithmConfig) -> list[Pass]:
     rows = group.rollout.rows(learner.images_per_pass)
     parts = [group.samples(part) for part in rows]
     rewards_G = torch.from_numpy(group.rewards).to(learner.device)
@@ -121,14 +129,20 @@ class Signal:
         return grpo_loss(log_probs_GT, self.old, self.reference, self.advantages, config, self.weights, entropy_GT)
 
 
-def _signal(part: Pass, first: tuple[torch.Tensor, torch.Tensor], config: AlgorithmConfig) -> Signal:
+def _signal(
+    learner: "Learner", part: Pass, first: tuple[torch.Tensor, torch.Tensor], config: AlgorithmConfig
+) -> Signal:
     """`first`: log-probs and entropy of the part's first pass, which are the old ones where it has no others."""
     (old_GT, entropy_GT), samples = part.old or first, part.samples
     reference = samples.reference_log_probs
     behaviour_GT = torch.from_numpy(samples.rollout.log_probs).to(old_GT)
     weights, metrics = correction_weights(old_GT, behaviour_GT, config.correction)
     metrics |= _mismatch(old_GT, behaviour_GT)
-    metrics |= {"entropy": entropy_GT.mean(), "zero_advantage_groups": torch.tensor(float(part.collapsed))}
+    metrics |= {
+        "entropy": entropy_GT.mean(),
+        "zero_advantage_groups": torch.tensor(float(part.collapsed)),
+        "staleness": torch.tensor(float(learner.step - samples.rollout.weight_version)),
+    }
     reference_GT = None if reference is None else torch.from_numpy(reference).to(old_GT)
     return Signal(old_GT, reference_GT, part.advantages, weights, metrics)
 
@@ -166,11 +180,11 @@ def _mismatch(log_probs_GT: torch.Tensor, behaviour_GT: torch.Tensor) -> dict[st
     }
 
 
-def _require_current(learner: "Learner", rollout: Rollout) -> None:
-    if rollout.weight_version != learner.step:
+def _require_current(learner: "Learner", rollout: Rollout, ahead: int) -> None:
+    if not learner.step - ahead <= rollout.weight_version <= learner.step:
         raise RuntimeError(
             f"step {learner.step + 1}: the rollout of prompt {rollout.prompt.text!r} has weights of step "
-            f"{rollout.weight_version}, expected step {learner.step}"
+            f"{rollout.weight_version}, expected step {learner.step}" + (f", or {ahead} before" if ahead else "")
         )
 
 

@@ -79,9 +79,12 @@ def _gpu(config: StageConfig) -> tuple[Speed | None, str]:
 def _crowding(roles: Mapping[str, ActorsConfig], places: Sequence[Place], nodes: int) -> Crowding:
     on = {role: Counter((place.node, *place.gpus[:1]) for place in places if place.role == role) for role in roles}
     crowd = {role: max(count.values()) for role, count in on.items() if roles[role].gpus}
-    scoring = [roles[role] for role in (REWARD, REFERENCE) if role in roles]
-    shared = all(not actors.gpus for actors in scoring) or bool(on[REWARD].keys() & on.get(REFERENCE, Counter()).keys())
-    return Crowding(crowd, shared, nodes)
+
+    def share(one: str, other: str) -> bool:
+        both = [role for role in (one, other) if role in roles]
+        return all(not roles[role].gpus for role in both) or bool(on[one].keys() & on.get(other, Counter()).keys())
+
+    return Crowding(crowd, share(REWARD, REFERENCE), share(ENGINE, LEARNER), nodes)
 
 
 def _print_step(config: SupervisedConfig | GrpoConfig, step: StepTime, gpus: int, source: str) -> None:

@@ -59,7 +59,7 @@ def layouts(config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, gpus_
         counted = next((one for one in in_batches if _fits(one, decoder, speed.device.memory, shared)), None)
         if not counted:
             continue
-        crowding = Crowding({}, scoring_shared=True, nodes=ceil(needed / gpus_per_node))
+        crowding = Crowding({}, True, training_shared=shared, nodes=ceil(needed / gpus_per_node))
         yield Layout(counted, shared, needed, grpo_step(counted, decoder, lambda _: speed, crowding))
 
 

@@ -24,12 +24,16 @@ class Crowding:
 
     actors: Mapping[str, int]  # of a role that share one, by role; 1 where a role is left out
     scoring_shared: bool = False  # whether a reward actor and the reference share one, or all compute on the same CPUs
+    training_shared: bool = False  # the same of an engine and a learner
     nodes: int = 1
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """A step: its phases one after the other, but for scoring and reference, which may overlap."""
+    """A step: its phases one after the other, but for scoring and reference, which may overlap.
+
+    With `rollout.ahead` the rest overlaps with drawing, unless both have the same GPUs.
+    """
 
     phases: Mapping[str, Seconds]
     seconds: float
@@ -107,7 +111,8 @@ def grpo_step(config: GrpoConfig, decoder: Decoder, speeds: Speeds, crowding: Cr
     each = {phase: sum(parts.values()) for phase, parts in phases.items()}
     reward, reference = each.get("pictures", 0) + each.get("reward", 0), each.get("reference", 0)
     scoring = reward + reference if crowding.scoring_shared else max(reward, reference)
-    return StepTime(phases, each["rollout"] + scoring + each["update"] + each["weights"])
+    beside = config.rollout.ahead and not crowding.training_shared
+    return StepTime(phases, (max if beside else sum)((each["rollout"], scoring + each["update"])) + each["weights"])
 
 
 def supervised_step(config: SupervisedConfig, decoder: Decoder, speed: Speed, nodes: int) -> StepTime:

@@ -23,7 +23,10 @@ def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Ten
     Top-k keeps the k likeliest codes, top-p the fewest likeliest ones whose probabilities reach p. At temperature 0
     they are those of temperature 1: the likeliest code is the same.
     """
-    log_probs_BC = torch.log_softmax(logits_BC.float() / (sampling.temperature or 1.0), dim=-1)
+    tempered_BC = logits_BC.float()
+    if sampling.temperature not in (0, 1):
+        tempered_BC = tempered_BC / sampling.temperature
+    log_probs_BC = torch.log_softmax(tempered_BC, dim=-1)
     if not 0 < sampling.top_k < logits_BC.shape[-1] and sampling.top_p >= 1:
         return log_probs_BC
     ordered_BC, codes_BC = log_probs_BC.sort(dim=-1, descending=True, stable=True)

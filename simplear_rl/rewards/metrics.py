@@ -17,14 +17,20 @@ def learned_rewards(scores: Sequence[Scores]) -> list[np.ndarray]:
     Raises:
         UserError: all groups of the step are left out.
     """
-    scored = [group for group in scores if group.error is None]
-    if scores and not scored:
+    if scores and all(group.error for group in scores):
         raise UserError(f"no group of the step could be scored, all {len(scores)} are left out: {scores[0].error}")
-    learned = [group.learned for group in scored]
-    if scored and scored[0].normalised is not None:
-        learned = batch_normalised(learned)
-    values = iter(learned)
-    return [np.zeros_like(g.total) if g.error else next(values).astype(np.float32) for g in scores]
+    alone = [values for group in scores if (values := learned_alone(group)) is not None]
+    if len(alone) == len(scores):
+        return alone
+    normalised = iter(batch_normalised([group.learned for group in scores if group.error is None]))
+    return [np.zeros_like(g.total) if g.error else next(normalised).astype(np.float32) for g in scores]
+
+
+def learned_alone(scores: Scores) -> np.ndarray | None:
+    """The same of one group, if it does not depend on the others: that of GDPO does."""
+    if scores.error:
+        return np.zeros_like(scores.total)
+    return scores.total.astype(np.float32) if scores.normalised is None else None
 
 
 def reward_metrics(groups: Sequence[Scores]) -> dict[str, float]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from simplear_rl.config.stages import GrpoConfig, StageConfig
 from simplear_rl.errors import UserError, causes
 from simplear_rl.files import count_weights, sync, write_text
+from simplear_rl.policy.sizes import BYTES
 
 CHECKSUMS = "checksums.json"  # inside every checkpoint: file -> SHA-256
 # Of one weight, in either precision: the model as it is published, the learner's copy, and AdamW's three values in
 # float32 (with float32 weights, two: the copy is one of them).
 BYTES_PER_WEIGHT = 16
+BEHIND = "behind"  # with rollout.ahead: the policy before the last step, with which the next one's samples are drawn
 REFUSED_BY_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 FULL = 2**20  # bytes; with less, a disk is full for any writer
 
@@ -143,10 +145,12 @@ def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> lis
     return [folder for folder in done if folder not in kept]
 
 
-def require_space(run: Path, start: Path) -> None:
+def require_space(config: StageConfig) -> None:
     """Raise UserError unless one more checkpoint fits: as large as the last one or, before the first, an estimate."""
-    done = checkpoints(run)
-    needed = size(done[-1]) if done else BYTES_PER_WEIGHT * count_weights(start)
+    run, done = config.run, checkpoints(config.run)
+    average = BYTES["float32"] if config.learner.ema is not None else 0
+    behind = BYTES[config.learner.dtype] if isinstance(config, GrpoConfig) and config.rollout.ahead else 0
+    needed = size(done[-1]) if done else (BYTES_PER_WEIGHT + average + behind) * count_weights(config.start)
     existing = next(folder for folder in (run, *run.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

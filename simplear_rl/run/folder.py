@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import wandb
@@ -58,7 +59,8 @@ class Run:
     config.yaml          the configuration as it ran
     metrics.jsonl        one line per step
     checkpoints/step-N/  `model` (Hugging Face format), `learner` (optimizer state) and `checksums.json`; with
-                         `learner.ema` also `ema`, the average as a policy folder
+                         `learner.ema` also `ema`, the average as a policy folder, and with `rollout.ahead` `behind`,
+                         the policy before the last step
     final                link to the last step's model, once the run is finished (a copy, where there are no links)
     wandb_run_id         of its Weights & Biases run, which every start of this folder continues
     samples/             pictures of samples
@@ -87,7 +89,7 @@ class Run:
         self._say_missing_rows()
         require_same_learner(self.before, config)
         require_replaceable(self.folder, self.last_checkpoint)
-        require_space(self.folder, config.start)
+        require_space(config)
 
     @property
     def policies(self) -> list[Path]:
@@ -164,6 +166,7 @@ class Run:
             self.stopping = True
 
         self._begin()
+        self.logged = monotonic()  # when the step before was recorded
         before = signal.signal(signal.SIGTERM, stop)
         try:
             with tqdm(total=self.config.steps, initial=self.step, desc=self.stage, unit="step") as self.bar:
@@ -182,7 +185,12 @@ class Run:
             sys.exit(128 + signal.SIGTERM)
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
-        """Record the metrics of a finished step; `show` names those that the progress bar displays."""
+        """Record the metrics of a finished step; `show` names those that the progress bar displays.
+
+        `step_seconds` is the time since the step before was recorded, with its checkpoint and what else followed it.
+        """
+        metrics = metrics | {"step_seconds": monotonic() - self.logged}
+        self.logged = monotonic()
         best, names = self.config.keep_best, sorted({*metrics, *self.sometimes})
         if best and best.metric not in names:
             raise UserError(f"keep_best.metric: {best.metric!r} is not logged; there are {', '.join(names)}")
@@ -220,7 +228,7 @@ class Run:
             UserError: the disk is full or cannot be written to; the checkpoints before are untouched.
         """
         self._settle()
-        require_space(self.folder, self.config.start)
+        require_space(self.config)
         folder = self.folder / "checkpoints" / f"step-{self.step:06d}"
         self.writing = self.writer.submit(self._finish, folder, begin_checkpoint(folder, save))
 
@@ -233,7 +241,7 @@ class Run:
         if self.saved == self.config.steps:
             set_final(self.folder, folder)
         else:
-            require_space(self.folder, self.config.start)  # now, while little would be lost
+            require_space(self.config)  # now, while little would be lost
 
     def _settle(self, wait: bool = True) -> None:
         """Wait for the checkpoint under way, unless told not to, and raise the error that it ended with."""

@@ -105,7 +105,7 @@ def test_a_sample_does_not_depend_on_its_engine(engines):
     prompts = [Prompt(i, text) for i, text in enumerate(["a red circle", "two cross", "a blue square", "a red circle"])]
 
     def drawn(actors, order):
-        drawn = stream(Pool(actors), Draw([prompts[i] for i in order], 2, 0, 5, Sampling()))
+        drawn = stream(Pool(actors), Draw([prompts[i] for i in order], 2, 0, 5, Sampling()), 64)
         return {i: ray.get(group) for i, group in drawn}
 
     together, swapped, alone = drawn(engines, range(4)), drawn(engines[::-1], range(4)), drawn(engines[:1], [3, 1])

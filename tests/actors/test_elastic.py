@@ -98,11 +98,11 @@ def watched_stream(engines, draw, *args):
     yield from stream(engines, draw, *args)
 
 
-def watched_broadcast(self):
+def watched_broadcast(self, fetched=None):
     if getattr(watched_stream, "step", 0) == 4 and phase == "broadcast":
         die()
         watched_stream.step = 0
-    return broadcast(self)
+    return broadcast(self, fetched)
 
 
 Stage.pool, Run.log, sampler.stream = remembered, watched, watched_stream

@@ -56,7 +56,9 @@ def numbered(texts, first=0):
 )
 def test_groups_of_equal_rewards_are_replaced_so_many_times(pools, refill, further, texts, replaced):
     draw = Draw(numbered(OWN), 3, 0, 1, Sampling())
-    groups, metrics = Sampler(*pools, None, lambda _: Path(), refill)(draw, iter(numbered(further, len(OWN))), 5, None)
+    sampler = Sampler(*pools, None, 64, refill)
+    drawn, metrics = sampler.draw(draw, iter(numbered(further, len(OWN))), Path(), 5, None)
+    groups = sampler.settled(drawn)
     rollouts = ray.get([group.rollout for group in groups])
     assert [rollout.prompt.text for rollout in rollouts] == texts
     assert all(rollout.prompt.text == [*OWN, *further][rollout.prompt.index] for rollout in rollouts)

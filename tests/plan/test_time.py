@@ -85,6 +85,16 @@ def test_scoring_and_reference_overlap_where_they_do_not_share_a_gpu(grpo):
     assert shared.idle("reference") == pytest.approx(1 - reference / shared.seconds)
 
 
+def test_drawing_ahead_hides_the_shorter_half_unless_engines_and_learner_share_gpus(grpo):
+    ahead, together = of_grpo(grpo, ahead=1), Crowding({}, training_shared=True)
+    one_by_one, beside = (grpo_step(config, DECODER, lambda _: H100, Crowding({})) for config in (grpo, ahead))
+    assert beside.phases == one_by_one.phases
+    drawing, weights = beside.of("rollout"), beside.of("weights")
+    rest = one_by_one.seconds - drawing - weights
+    assert beside.seconds == pytest.approx(max(drawing, rest) + weights)
+    assert grpo_step(ahead, DECODER, lambda _: H100, together).seconds == one_by_one.seconds
+
+
 def test_guidance_minibatches_and_sharing_cost_what_they_should(grpo):
     def step(config, **crowd):
         return grpo_step(config, DECODER, lambda _: H100, Crowding(crowd.get("crowd", {})))
