@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
 from typing import Any
 
 # Ray gives its proxy five seconds to start, which a busy machine does not do; read when ray.serve is imported.
@@ -113,6 +114,8 @@ class ServedArtist:
                         shown = len(progress.codes)
                         yield progress
                 return
+            except TimeoutError:  # no replica took it
+                break
             except LOST as error:
                 LOG.warning("an image is drawn again: %s", str(error).partition("\n")[0])
                 await asyncio.sleep(RETRY)
@@ -121,14 +124,16 @@ class ServedArtist:
     async def _draw(
         self, image: ImageRequest, user: str, seconds: float, stops: Collection[int]
     ) -> AsyncIterator[Progress]:
-        """On one replica, which is told when nobody listens any more."""
+        """On one replica, which is told when nobody listens any more. Raises TimeoutError."""
+        deadline = time.monotonic() + seconds
         if not stops:
-            yield await _cancelled_with_me(self.whole.remote(image, user, seconds))
+            yield await asyncio.wait_for(_cancelled_with_me(self.whole.remote(image, user, seconds)), seconds)
             return
         parts = self.parts.remote(image, user, seconds, stops)
         try:
-            async for progress in parts:
-                yield progress
+            with suppress(StopAsyncIteration):
+                while True:
+                    yield await asyncio.wait_for(anext(parts), deadline - time.monotonic())
         finally:
             parts.cancel()
 

@@ -10,11 +10,12 @@ import openai
 import pytest
 from ray import serve
 
-from actors.serving import application
+from actors.serving import ServedArtist, application
 from simplear_rl.config.base import PoolConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.config.serving import ServeConfig
 from simplear_rl.errors import UserError
+from simplear_rl.serving.drawing import LateError
 
 PROMPT = "a red circle"
 
@@ -107,3 +108,49 @@ def test_others_may_not_reach_a_server_without_a_key(world, monkeypatch):
         application(config)
     monkeypatch.setenv("SIMPLEAR_API_KEY", "a,b")
     assert application(config)
+
+
+class Silent:
+    """A deployment whose replicas are all lost: nothing is ever answered."""
+
+    def __init__(self):
+        self.open = []
+        self.whole = self.parts = self.ready = self.picture = self
+
+    def options(self, stream):
+        return self
+
+    def remote(self, *arguments):
+        call = asyncio.get_running_loop().create_future()
+        self.open.append(call)
+        return call
+
+
+class SilentParts(Silent):
+    def __init__(self):
+        super().__init__()
+        self.closed = 0
+
+    def remote(self, *arguments):
+        return self
+
+    async def __anext__(self):
+        await asyncio.sleep(3600)
+
+    def cancel(self):
+        self.closed += 1
+
+
+def test_an_image_that_no_replica_takes_is_late():
+    async def main():
+        silent = Silent()
+        artist = ServedArtist(silent, silent)
+        with pytest.raises(LateError):
+            await anext(artist.draw(None, "user", 0.05, ()))
+        assert any(call.cancelled() for call in silent.open) and not artist.loaded()
+        parts = artist.parts = SilentParts()
+        with pytest.raises(LateError):
+            await anext(artist.draw(None, "user", 0.05, (8,)))
+        assert parts.closed == 1
+
+    asyncio.run(main())

@@ -28,7 +28,7 @@ def deployed(folder, service_and_policy):
 def test_documents_fit_the_schema(service_and_policy):
     assert [document["kind"] for document in service_and_policy] == ["RayService", "NetworkPolicy"]
     for document in service_and_policy:
-        jsonschema.Draft202012Validator(SCHEMA).validate(document)
+        jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(document)))
 
 
 def test_serve_accepts_the_applications(deployed):
