@@ -8,6 +8,7 @@ Each actor wraps one plain class, which a test builds without Ray:
     PythonRewardActor  isolated.py  a reward of the user's in its own environment      rewards: PythonReward
     ReferenceActor   reference.py  log-probs of a group under the frozen policy        policy: ReferencePolicy
     LearnerActor     learner.py    one rank of the learner                             learning: Learner
+    Engine, Decoder  serving.py    draw and decode for the image API                   serving: Drawing, Pictures
     ScorerActor      scorer.py     judges the images of a prompt by a benchmark        benchmarks: BenchmarkScorer
 
 The actors that encode images for `tokenize` are made by Ray Data (encoding.py), from `data/images.py`.

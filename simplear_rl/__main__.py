@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "images for your own prompts",
     "reward_model": "a reward model from human labels, on frozen CLIP features",
     "label": "a page on which people choose the better one of two images",
+    "serve": "an OpenAI Images API and a page, pictures that appear row by row",
     "demo": "the whole pipeline on the miniature world, with a report",
 }
 

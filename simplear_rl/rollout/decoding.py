@@ -17,7 +17,7 @@ class Decoder:
 
     def __init__(self, step: DecodeStep):
         self.step = step
-        self.batches: dict[tuple[int, int, Sampling], _Batch] = {}
+        self.batches: dict[tuple[int, int, Sampling], Batch] = {}
 
     @torch.no_grad()
     def __call__(
@@ -27,7 +27,22 @@ class Decoder:
         seeds: Sequence[Sequence[int]],
         sampling: Sampling,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int64 [B, T] and their log-probs float32 [B, T] of one image per prompt.
+        """Codes int64 [B, T] and their log-probs float32 [B, T] of one image per prompt, see `begin`."""
+        batch = self.begin(prompts, unconditional, seeds, sampling)
+        for _ in range(self.step.layout.tokens - 1):
+            batch.next()
+        # Copies: the next batch overwrites the buffers.
+        return batch.codes_BT.cpu().numpy().copy(), batch.log_probs_BT.cpu().numpy().copy()
+
+    @torch.no_grad()
+    def begin(
+        self,
+        prompts: list[list[int]],
+        unconditional: list[list[int]] | None,
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+    ) -> "Batch":
+        """A batch of one image per prompt, of which the first codes are drawn.
 
         Args:
             prompts: prompt ids, of any lengths.
@@ -42,12 +57,16 @@ class Decoder:
         if key not in self.batches:
             if len(self.batches) == GRAPHS:
                 self.batches.clear()
-            self.batches[key] = _Batch(self.step, *key)
-        return self.batches[key].draw(contexts, seeds)
+            self.batches[key] = Batch(self.step, *key)
+        self.batches[key].begin(contexts, seeds)
+        return self.batches[key]
 
 
-class _Batch:
-    """Batches of one size and one sampling: their buffers and, on CUDA, their graph."""
+class Batch:
+    """Batches of one size and one sampling: their buffers and, on CUDA, their graph.
+
+    `next` draws the next code of each image. `codes_BT` has those that are drawn, `position` says how many they are.
+    """
 
     def __init__(self, step: DecodeStep, images: int, contexts: int, sampling: Sampling):
         self.step, self.images, self.contexts, self.sampling = step, images, contexts, sampling
@@ -60,16 +79,12 @@ class _Batch:
         if device.type == "cuda":
             self.next = self._captured()
 
-    def draw(self, contexts: list[list[int]], seeds: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """See Decoder."""
+    def begin(self, contexts: list[list[int]], seeds: Sequence[Sequence[int]]) -> None:
+        """Draw the first codes of other images; see Decoder."""
         tokens = self.step.layout.tokens
         self.uniforms_BT.copy_(torch.from_numpy(np.stack([uniform_stream(seed, tokens) for seed in seeds])))
         self.position.zero_()
         self._draw(self.step.begin(contexts))
-        for _ in range(tokens - 1):
-            self.next()
-        # Copies: the next batch overwrites the buffers.
-        return self.codes_BT.cpu().numpy().copy(), self.log_probs_BT.cpu().numpy().copy()
 
     def _next(self) -> None:
         self._draw(self.step(self.contexts))

@@ -82,16 +82,13 @@ class VllmEngine(WeightReceiver):
         """
         ids = [self.encode(prompt.text) for prompt in draw.prompts]
         unconditional = self.encode.unconditional(draw)
-        self._check_fits([max(ids, key=len), *([unconditional] if unconditional else [])])
+        self.check_fits([max(ids, key=len), *([unconditional] if unconditional else [])])
         images = [(i, k) for i in range(len(draw.prompts)) for k in range(draw.samples)]
         self._empty_cache()  # what was drawn before, an evaluation for instance, changes no rounding here
         try:
             for i, k in images:
                 extra = {"seed": [draw.seed, draw.step, draw.prompts[i].index, k], "sampling": draw.sampling}
-                self._add(f"{i}/{k}", ids[i], extra | ({"pair": f"{i}/{k}"} if unconditional else {}))
-                if unconditional:
-                    pair = {"pair": f"{i}/{k}", "unconditional": True}
-                    self._add(f"{i}/{k}{UNCONDITIONAL}", unconditional, extra | pair)
+                self.add_image(f"{i}/{k}", ids[i], unconditional, extra, logprobs=0)
             finished: dict[str, RequestOutput] = {}
             for i, prompt in enumerate(draw.prompts):
                 members = [f"{i}/{k}" for k in range(draw.samples)]
@@ -114,22 +111,38 @@ class VllmEngine(WeightReceiver):
                 )
         finally:
             # What is left when the caller did not take every group.
-            names = [f"{i}/{k}{half}" for i, k in images for half in ("", UNCONDITIONAL)]
-            self.llm.llm_engine.abort_request(names)
+            self.abort_images(f"{i}/{k}" for i, k in images)
 
-    def _add(self, name: str, prompt_ids: list[int], extra: dict[str, Any]) -> None:
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=self.layout.tokens,
-            ignore_eos=True,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=extra,
+    def add_image(
+        self, name: str, prompt_ids: list[int], unconditional: list[int] | None, extra: dict[str, Any], **params: Any
+    ) -> None:
+        """Queue an image, one request or two; `extra` is read by CodeSampler, `params` are further SamplingParams."""
+        if unconditional:
+            pair = extra | {"pair": name, "unconditional": True}
+            self._add(name + UNCONDITIONAL, unconditional, pair, params | {"output_kind": RequestOutputKind.FINAL_ONLY})
+            extra = extra | {"pair": name}
+        self._add(name, prompt_ids, extra, params)
+
+    def _add(self, name: str, prompt_ids: list[int], extra: dict[str, Any], more: dict[str, Any]) -> None:
+        params = {"output_kind": RequestOutputKind.FINAL_ONLY} | more
+        self.llm.llm_engine.add_request(
+            name,
+            {"prompt_token_ids": prompt_ids},
+            SamplingParams(
+                temperature=0,
+                max_tokens=self.layout.tokens,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args=extra,
+                **params,
+            ),
         )
-        self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt_ids}, params)
 
-    def _check_fits(self, contexts: list[list[int]]) -> None:
+    def abort_images(self, names: Iterable[str]) -> None:
+        """Forget images that are queued or drawn; names of others are passed over."""
+        self.llm.llm_engine.abort_request([f"{name}{half}" for name in names for half in ("", UNCONDITIONAL)])
+
+    def check_fits(self, contexts: list[list[int]]) -> None:
         """Raise UserError if an image with these contexts could never be admitted, see PairScheduler."""
         slots, blocks = self.scheduler.max_num_running_reqs, self.scheduler.capacity
         needed = sum(self.scheduler.blocks(len(ids), self.layout.tokens) for ids in contexts)

@@ -15,13 +15,13 @@ def texts(folder) -> dict[str, str]:
 
 def test_every_image_carries_the_locked_ray(texts, ray_version):
     tags = {name: [match["ray"] for match in IMAGE.finditer(text)] for name, text in texts.items()}
-    for name in "ray-cluster.yaml", "kuberay-cluster.yaml", "kuberay-job.yaml":
+    for name in "ray-cluster.yaml", "kuberay-cluster.yaml", "kuberay-job.yaml", "kuberay-service.yaml":
         assert tags[name] == [ray_version], name
     assert f"simplear-rl:ray-{ray_version} ." in texts["Containerfile"]
 
 
 def test_ray_asks_for_a_token_wherever_it_is_started(texts):
-    started = {name for name, text in texts.items() if name != "runtime-env.yaml"}
+    started = {name for name, text in texts.items() if name not in ("runtime-env.yaml", "serve.yaml")}
     for name in started:
         assert re.search(r"RAY_AUTH_MODE(=|, value: )token", texts[name]), name
         assert re.search(r"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO(=|, value: )\"?1", texts[name]), name
@@ -42,4 +42,5 @@ def test_only_the_operators_dashboard_leaves_loopback(texts):
         "slurm.sh": ["127.0.0.1"],
         "kuberay-cluster.yaml": ["127.0.0.1"],
         "kuberay-job.yaml": ["0.0.0.0"],
+        "kuberay-service.yaml": ["0.0.0.0"],
     }

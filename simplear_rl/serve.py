@@ -1,0 +1,86 @@
+"""Serves a policy: OpenAI's Images API, pictures that appear row by row, and a page to draw with.
+
+It listens on this machine alone unless --host says otherwise; then SIMPLEAR_API_KEY has to be set, to a key or to
+several, separated by commas.
+"""
+
+from simplear_rl.cli import read_command_line
+from simplear_rl.config.serving import ServeConfig
+
+EXAMPLES = """\
+  python -m simplear_rl.serve                                   the demo's policy, at http://127.0.0.1:8000
+  python -m simplear_rl.serve --model policies/published --tokenizer nvidia/Cosmos-1.0-Tokenizer-DV8x16x16
+  python -m simplear_rl.serve --follow runs/demo/grpo           the newest checkpoint of a training that runs
+  SIMPLEAR_API_KEY=$(openssl rand -hex 32) python -m simplear_rl.serve --host 0.0.0.0"""
+OPTIONS = {
+    "--model": "policy",
+    "--tokenizer": "tokenizer",
+    "--follow": "follow",
+    "--engine": "engine.type",
+    "--host": "host",
+    "--port": "port",
+}
+
+if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
+    command_line = read_command_line(ServeConfig, "serve", EXAMPLES, options=OPTIONS, on_ray=False)
+
+import logging
+import signal
+import socket
+from contextlib import suppress
+
+from ray import serve as ray_serve
+from ray.exceptions import RayError
+from ray.serve import Application
+
+from actors.connection import connect
+from actors.serving import application
+from simplear_rl.errors import UserError
+from simplear_rl.serving.room import check_policy
+
+APPLICATION = "simplear"
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        UserError: the policy cannot be served, see check_policy; others could reach the server and there is no key;
+            the address is taken.
+    """
+    check_policy(config)
+    deployed = application(config)
+    _require_free(config.host, config.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    connect()
+    with suppress(KeyboardInterrupt):
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"{config.policy}: loading; http://{host}:{config.port} answers 503 until it is there", flush=True)
+        try:
+            _run(config, deployed)
+            print(f"http://{host}:{config.port} draws; Ctrl-C ends it", flush=True)
+            signal.pause()
+        finally:
+            ray_serve.delete(APPLICATION)
+
+
+def _run(config: ServeConfig, deployed: Application) -> None:
+    try:
+        ray_serve.start(http_options={"host": config.host, "port": config.port})
+        ray_serve.run(deployed, name=APPLICATION, route_prefix="/")
+    except (RuntimeError, RayError) as error:  # an actor's constructor fails again and again
+        raise UserError(f"the server does not start: {error}") from error
+
+
+def _require_free(host: str, port: int) -> None:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot be listened on: {error.strerror}; choose another --port") from error
+
+
+if __name__ == "__main__":
+    command_line.run(serve)

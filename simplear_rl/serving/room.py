@@ -1,0 +1,41 @@
+"""Whether a policy can be served, and how many of its images an engine draws at a time."""
+
+from functools import partial
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from simplear_rl.config.serving import ServeConfig
+from simplear_rl.errors import all_faults
+from simplear_rl.files import require_weights
+from simplear_rl.inputs import require_same_tokenizer
+from simplear_rl.policy.sizes import Decoder
+from simplear_rl.policy.vocabulary import read_encoder, read_layout
+from simplear_rl.rollout import capacity
+from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.tokenizers.cosmos import read_geometry
+
+
+def served_policy(config: ServeConfig) -> Path:
+    """The folder that an engine starts from: the newest checkpoint of `follow` or, where there is none, `policy`."""
+    done = checkpoints(config.follow) if config.follow else []
+    return done[-1] / "model" if done else config.policy
+
+
+def check_policy(config: ServeConfig) -> None:
+    """Raise UserError unless policy and tokenizer are there, fit each other, and a guided image fits the engine."""
+    policy = served_policy(config)
+    all_faults(partial(read_geometry, config.tokenizer), partial(read_layout, policy))
+    read_layout(policy, config.tokenizer)
+    read_encoder(policy, config.engine.max_prompt_tokens)
+    require_weights(policy)
+    require_same_tokenizer(config.tokenizer, [policy], accept=config.accept_tokenizer)
+    images_at_once(config)
+
+
+def images_at_once(config: ServeConfig) -> int:
+    """Unguided images that one engine draws at a time. Raises UserError if not even one guided image fits."""
+    policy = served_policy(config)
+    layout = read_layout(policy)
+    decoder = Decoder.of(AutoConfig.from_pretrained(policy), layout.codebook_size, layout.tokens)
+    return capacity.images_at_once(decoder, config.engine, guided=False)

@@ -1,0 +1,48 @@
+"""The newest checkpoint of a run is served, without a stop and without those that are damaged."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.run.checkpoints import begin_checkpoint
+from simplear_rl.serving.batches import build_batch
+from simplear_rl.serving.drawing import Drawing
+from simplear_rl.serving.following import Following, newest_weights
+from tests.conftest import make_policy
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Adds a checkpoint to a run folder."""
+
+    def checkpoint(step: int) -> Path:
+        folder = tmp_path / "run" / "checkpoints" / f"step-{step:06d}"
+        policy = make_policy(tmp_path / f"policy-{step}", seed=step)
+        begin_checkpoint(folder, lambda partial: lambda: shutil.copytree(policy, partial / "model"))()
+        return folder
+
+    return checkpoint
+
+
+def test_new_checkpoints_are_served_and_damaged_ones_are_not(policy, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    assert newest_weights(run, 0, "float32") is None
+    checkpoint(1)
+    assert newest_weights(run, 0, "float32").version == 1 and newest_weights(run, 1, "float32") is None
+    damaged = checkpoint(2) / "model" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8] + b"12345678")
+    assert newest_weights(run, 0, "float32").version == 1 and newest_weights(run, 1, "float32") is None
+    drawing = Drawing(build_batch(policy, EngineConfig(type="transformers")))
+    engine = drawing.batch.engine
+    Following(run, 0.01, "float32", drawing)
+    assert engine.version == 1  # from the first image on
+    for step in 1, 3:
+        if step == 3:
+            checkpoint(3)
+        while engine.version != step:
+            time.sleep(0.01)
+        assert engine.checksum() == newest_weights(run, 0, "float32").checksum
+    drawing.failure = RuntimeError("ends the thread")
