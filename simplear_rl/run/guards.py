@@ -104,7 +104,8 @@ class Warnings:
         if metrics.get("kl", 0) > limits.kl_warning:  # without a reference there is none
             lines["kl_warning"] = f"the policy is far from the reference: kl {metrics['kl']:.3g}"
         for name in "mismatch_mean", "mismatch_p99":
-            if metrics[name] > getattr(limits, f"{name}_warning"):
+            # Of samples that were drawn ahead they contain what the policy has moved.
+            if metrics[name] > getattr(limits, f"{name}_warning") and not metrics["staleness"]:
                 lines[f"{name}_warning"] = f"rollout and learner disagree: {name} {metrics[name]:.3g}"
         if self.collapsed >= limits.collapsed_groups_warning:
             lines["collapsed_groups_warning"] = f"all rewards of every group were equal for {self.collapsed} steps"

@@ -162,7 +162,8 @@ def test_a_refused_part_of_a_group_names_its_samples_by_their_place_in_the_group
 
 
 def metrics(kl=0.0, mismatch=0.0, tail=0.0, collapsed=0.0):
-    return {"kl": kl, "mismatch_mean": mismatch, "mismatch_p99": tail, "zero_advantage_groups": collapsed}
+    values = {"kl": kl, "mismatch_mean": mismatch, "mismatch_p99": tail, "zero_advantage_groups": collapsed}
+    return values | {"staleness": 0.0}
 
 
 def test_warnings_come_when_a_threshold_is_crossed_and_not_again_before_it_was_met():
@@ -182,6 +183,12 @@ def test_the_mismatch_of_many_tokens_warns():
     assert line == "step 1: rollout and learner disagree: mismatch_p99 0.5 (guards.mismatch_p99_warning is 0.4)"
     (line,) = warnings.check(2, metrics(mismatch=0.2, tail=0.3) | {"mismatch_max": 9.0})
     assert line == "step 2: rollout and learner disagree: mismatch_mean 0.2 (guards.mismatch_mean_warning is 0.1)"
+
+
+def test_samples_that_were_drawn_ahead_may_differ():
+    warnings = Warnings(GuardsConfig(mismatch_mean_warning=0.1))
+    assert warnings.check(1, metrics(mismatch=0.2) | {"staleness": 1.0}) == []
+    assert len(warnings.check(2, metrics(mismatch=0.2))) == 1
 
 
 def test_collapsed_rewards_warn_after_as_many_steps_in_a_row_as_configured():
