@@ -151,7 +151,12 @@ CASES = [
     ("sft", None, ["learner.micro_batch=1"], "learner.micro_batch is for GRPO: set data.micro_batch"),
     ("grpo", None, ["algorithm.minibatches=3"], r"algorithm.minibatches \(3\) must divide the 2 prompts"),
     ("grpo", None, ["reward.models.0.weight=x"], "reward.models.0.weight=x.: reward.models is not a section"),
-    ("evaluate", None, ["benchmark=imagenet"], "benchmark: Input should be 'shapes', 'geneval' or 'dpg', found"),
+    (
+        "evaluate",
+        None,
+        ["benchmark=imagenet"],
+        "benchmark: Input should be 'shapes', 'geneval', 'geneval2' or 'dpg', found",
+    ),
     ("evaluate", None, ["temperature=-1"], "temperature: .* greater than or equal to 0, found -1"),
     # Prompts.
     ("grpo", None, ["prompts={root}/none.txt"], "none.txt: not found"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from simplear_rl.config.rewards import ClipHeadRewardConfig, ClipRewardConfig
 from simplear_rl.errors import UserError
-from simplear_rl.files import new_folder
+from simplear_rl.files import write_text
 from simplear_rl.rewards.clip import ClipReward
 
 WEIGHTS, ABOUT = "head.safetensors", "reward.json"
@@ -32,11 +32,12 @@ class Head(nn.Module):
 
 
 def save_reward(folder: Path, head: Head, clip: ClipRewardConfig, measured: dict[str, float]) -> None:
-    """Write what `ClipHeadReward` reads."""
-    with new_folder(folder) as part:
-        save_file({name: tensor.cpu() for name, tensor in head.state_dict().items()}, part / WEIGHTS)
-        about = {"clip": clip.model_dump(mode="json"), "head": head.sizes, "measured": measured}
-        (part / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    """Write what `ClipHeadReward` reads. ABOUT comes last: without it the folder is no reward model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ABOUT).unlink(missing_ok=True)
+    save_file({name: tensor.cpu() for name, tensor in head.state_dict().items()}, folder / WEIGHTS)
+    about = {"clip": clip.model_dump(mode="json"), "head": head.sizes, "measured": measured}
+    write_text(folder / ABOUT, json.dumps(about, indent=1))
 
 
 class ClipHeadReward(ClipReward):

@@ -195,7 +195,7 @@ def add(engine, prompt, k, half):
     pair = f"{prompt.index}/{k}"
     ids = engine.encode(prompt.text) if half == "conditional" else engine.encode.null
     draw = {"seed": [7, 0, prompt.index, k], "sampling": GUIDED, "pair": pair, "unconditional": half != "conditional"}
-    engine._add(f"{pair}/{half}", ids, draw)
+    engine._add(f"{pair}/{half}", ids, draw, {"logprobs": 0})
 
 
 @pytest.mark.parametrize("order", range(2))
