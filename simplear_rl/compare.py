@@ -70,7 +70,6 @@ def _draw(config: CompareConfig, side: str, policy: Path) -> Path:
     output = config.output / side
     values = {name: getattr(config, name) for name in DRAWING}
     generate(GenerateConfig(policy=policy, output=output, **values))
-    (output / "contact_sheet.png").unlink(missing_ok=True)  # no image of a prompt
     return output
 
 

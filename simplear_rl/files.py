@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from simplear_rl.errors import UserError
 
+CONTACT_SHEET = "contact_sheet.png"  # an overview of drawn images; it is no image of a prompt
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)  # how storage says that it lacks an operation
 
 

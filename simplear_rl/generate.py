@@ -38,7 +38,7 @@ from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.data.prompts import KINDS, check_prompt, read_prompts
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError, all_faults
-from simplear_rl.files import require_weights, require_writable
+from simplear_rl.files import CONTACT_SHEET, require_weights, require_writable
 from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
@@ -87,7 +87,7 @@ def generate(config: GenerateConfig) -> None:
             bar.update(len(group.codes))
     drawn = total - there
     rows = [(prompt.text, files.small(prompt, SHEET_PIXELS)) for prompt in prompts[:SHEET_ROWS]]
-    save_grid(config.output / "contact_sheet.png", rows)
+    save_grid(config.output / CONTACT_SHEET, rows)
     speed = f"{drawn} drawn, {drawn / (monotonic() - start):.2f} a second with the engine's start"
     print(f"{total} images, {speed}: {config.output}")
 

@@ -56,6 +56,7 @@ def make_images(folder, reds, prompts):
 
 def test_images_of_a_folder_stand_in_a_table_and_on_a_page_with_the_best_first(run, tmp_path, capsys):
     make_images(tmp_path / "images", [10, 30, 20, 40], ["a <b>", "b", "c", "d"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "contact_sheet.png")  # as `generate` leaves it
     rows, page = run(f"images={tmp_path / 'images'}", "batch_size=2", more=", arguments: {factor: 0.5}, weight: 2")
     assert [row["prompt"] for row in rows] == ["a <b>", "b", "c", "d"]
     assert [(float(row["total"]), float(row["red"])) for row in rows] == [(10, 5), (30, 15), (20, 10), (40, 20)]

@@ -16,6 +16,7 @@ from simplear_rl.data.prompts import check_prompt, read_rows
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
+from simplear_rl.files import CONTACT_SHEET
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
@@ -58,8 +59,12 @@ def _of_table(folder: Path, prompts: Path) -> list[Source]:
 
 
 def images_of(folder: Path) -> list[Source]:
-    """The images below a folder, with the prompts in or beside them. Raises UserError, see `find_sources`."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS]
+    """The images below a folder, with the prompts in or beside them, but for the overview that `generate` makes.
+
+    Raises UserError, see `find_sources`.
+    """
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS)
+    files = [path for path in found if path.name != CONTACT_SHEET]
     sources, bad = [], []
     for file in files:
         try:
