@@ -1,6 +1,6 @@
 """Evaluation on actors: engines draw a benchmark's images, scorers judge them; by itself, or while a stage trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from time import monotonic
@@ -21,7 +21,8 @@ from simplear_rl.benchmarks.spread import spread_names
 from simplear_rl.config.base import CommandConfig, PoolConfig
 from simplear_rl.config.benchmarks import BenchmarkConfig, EvaluateConfig, EvaluationConfig
 from simplear_rl.config.dpo import DpoConfig
-from simplear_rl.config.stages import GrpoConfig
+from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
@@ -31,34 +32,36 @@ from simplear_rl.rollout.capacity import images_at_once
 from simplear_rl.weights.snapshot import read_weights
 
 STEP = 0  # of all seeds: no step of training has it
+Drawing = Callable[[Draw], Iterator[tuple[int, ray.ObjectRef]]]  # indices of prompts with references to their Rollouts
 
 
 def draw_and_judge(
     config: EvaluateConfig,
     benchmark: Benchmark,
     todo: Sequence[int],
-    engines: Pool,
+    drawing: Drawing,
     scorers: list[ActorHandle],
-    version: int = 0,
-    weights: Callable[[], ray.ObjectRef] | None = None,
 ) -> None:
-    """Draw and judge the images of the prompts `todo`. Their seeds do not depend on what else is drawn.
-
-    `version` and `weights`: see actors.rollout.stream.
-    """
+    """Draw and judge the images of the prompts `todo`. Their seeds do not depend on what else is drawn."""
     prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
     draw = Draw(prompts, config.images_per_prompt, config.seed, STEP, sampling)
-    drawn = stream(engines, draw, config.engine.max_concurrent, version, weights)
     free = cycle(scorers)
     pending: list[ray.ObjectRef] = []
-    for _, rollout in tqdm(drawn, desc="evaluate", total=len(prompts), unit="prompt", leave=None):
+    for _, rollout in tqdm(drawing(draw), desc="evaluate", total=len(prompts), unit="prompt", leave=None):
         pending = _unfinished([*pending, next(free).judge_rollout.remote(rollout, config.output)])
     ray.get(pending)
 
 
+def by_engines(
+    engines: Pool, contexts: int, version: int, weights: Callable[[], ray.ObjectRef] | None = None
+) -> Drawing:
+    """For `draw_and_judge`: engines that hold the weights of `version`, see actors.rollout.stream."""
+    return lambda draw: stream(engines, draw, contexts, version, weights)
+
+
 def weights_of(config: EvaluateConfig, version: int) -> Callable[[], ray.ObjectRef]:
-    """For `draw_and_judge`: reads the weights of the policy, on any node."""
+    """For `by_engines`: reads the weights of the policy, on any node."""
     return partial(ray.remote(num_cpus=0)(read_weights).remote, config.policy, version, config.engine.dtype)
 
 
@@ -80,6 +83,8 @@ def _unfinished(verdicts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
 class Evaluation:
     """The evaluations of a run: every `evaluation.every` steps and after the last, with the weights of the step.
 
+    `engine` is what draws the images.
+
     Each is what `python -m simplear_rl.evaluate` makes of that policy, in the folder run/evaluations/step-N. All of
     them draw with the same random numbers, which no step of training draws with. Without `evaluation` in the
     configuration none is ever due.
@@ -89,23 +94,23 @@ class Evaluation:
             the engines, or `keep_best.metric` is a score that there is not.
     """
 
-    def __init__(self, config: GrpoConfig | DpoConfig):
-        assert config.rollout
+    def __init__(self, config: GrpoConfig | DpoConfig | SupervisedConfig, engine: EngineConfig):
         self.run, self.steps, self.evaluation = config.run, config.steps, config.evaluation
         self.names: list[str] = []
         if self.evaluation:
-            self.config = _evaluate_config(config, self.evaluation)
+            self.config = _evaluate_config(config, self.evaluation, engine)
             self.benchmark = BENCHMARKS[self.config.benchmark](self.config)
             spread = spread_names(self.config.images_per_prompt) if self.config.diversity else []
             self.names = [f"evaluation_{name}" for name in [*self.benchmark.score_names(), *spread]]
-            encode = read_encoder(config.start, config.rollout.engine.max_prompt_tokens)
+            encode = read_encoder(config.start, engine.max_prompt_tokens)
             for text in self.benchmark.texts:
                 encode(text)
             self.layout = read_layout(config.start)
             if self.evaluation.guidance_scale != 1:  # training may draw unguided, with half the contexts
                 sizes = AutoConfig.from_pretrained(config.start)
                 decoder = Decoder.of(sizes, self.layout.codebook_size, self.layout.tokens)
-                images_at_once(decoder, config.rollout.engine, guided=True)
+                key = "evaluation.engine" if isinstance(config, SupervisedConfig) else "rollout.engine"
+                images_at_once(decoder, engine, guided=True, key=key)
 
         best = config.keep_best
         if best and best.metric.startswith("evaluation_") and best.metric not in self.names:
@@ -121,23 +126,22 @@ class Evaluation:
         """Whether an evaluation follows the step."""
         return self.evaluation is not None and (step % self.evaluation.every == 0 or step == self.steps)
 
-    def __call__(self, step: int, engines: Pool, weights: Callable[[], ray.ObjectRef]) -> dict[str, float]:
-        """Evaluate the weights that the engines hold after `step`; `weights` fetches them for one that is restarted."""
+    def __call__(self, step: int, drawing: Drawing) -> dict[str, float]:
+        """Evaluate the weights of `step`, with which `drawing` draws."""
         start, name = monotonic(), f"step-{step:06d}"
         folders = {"policy": self.run / "checkpoints" / name / "model", "output": self.run / "evaluations" / name}
         config = self.config.model_copy(update=folders)
         open_folder(config, self.benchmark)
-        draw_and_judge(config, self.benchmark, unfinished(config, self.benchmark), engines, self.scorers, step, weights)
+        draw_and_judge(config, self.benchmark, unfinished(config, self.benchmark), drawing, self.scorers)
         scores = write_results(config, self.benchmark)["scores"]
         metrics = {f"evaluation_{name}": score for name, score in scores.items()}
         return metrics | {"evaluation_seconds": monotonic() - start}
 
 
-def _evaluate_config(config: GrpoConfig | DpoConfig, evaluation: EvaluationConfig) -> EvaluateConfig:
+def _evaluate_config(config: StageConfig, evaluation: EvaluationConfig, engine: EngineConfig) -> EvaluateConfig:
     """The configuration with which `python -m simplear_rl.evaluate` would do the same."""
-    assert config.rollout
     benchmark = {key: getattr(evaluation, key) for key in BenchmarkConfig.model_fields}
     command = {key: getattr(config, key) for key in CommandConfig.model_fields}
     folders = {"policy": config.start, "output": config.run / "evaluations"}
-    engine = config.rollout.engine.model_copy(update={"actors": PoolConfig()})  # the run's actors draw, however many
-    return EvaluateConfig(**benchmark, **command, **folders, engine=engine)
+    alone = engine.model_copy(update={"actors": PoolConfig()})  # the run's actors draw, however many
+    return EvaluateConfig(**benchmark, **command, **folders, engine=alone)

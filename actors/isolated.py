@@ -75,7 +75,10 @@ class IsolatedReward(WholeText):
             return ray.get(getattr(self.actor, method).remote(*args))
         except RayTaskError as error:
             raise list(causes(error))[-1] from error
-        except (RayActorError, ray.exceptions.RuntimeEnvSetupError) as error:
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            pip = [line.strip() for line in str(error).splitlines() if line.strip().startswith("ERROR: ")]
+            raise UserError(f"{self.about}: its environment cannot be made: {' '.join(pip) or error}") from error
+        except RayActorError as error:
             raise UserError(f"{self.about}: its process, in an environment of its own, is lost: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Learner actors: the ranks of one DeepSpeed group, and the handle that drives them as one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,7 +19,8 @@ from actors.weight_member import WeightMember
 from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.learning.objective import Objective
-from simplear_rl.policy.rollouts import ScoredRollout
+from simplear_rl.policy.rollouts import Draw, Prompt, Rollout, ScoredRollout
+from simplear_rl.policy.sampling import Sampling
 from simplear_rl.rewards.metrics import learned_alone, learned_rewards
 from simplear_rl.weights.group import meeting_place
 from simplear_rl.weights.snapshot import Weights
@@ -87,10 +89,12 @@ class LearnerActor(Monitored, WeightMember):
             sums = self.learner.share_weights(lambda handles: ray.get(engine.map_weights.remote(handles)))
             return ray.get(engine.accept_weights.remote(self.learner.step, sums))
 
-    def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
-        """See Learner.sample."""
-        with self.phase("sample", self.learner.step, images=len(captions) * images):
-            return self.learner.sample(captions, images, seed)
+    @ray.method(num_returns="streaming")
+    def draw(self, draw: Draw) -> Iterator[Rollout]:
+        """See Learner.draw."""
+        with self.phase("sample", self.learner.step, images=len(draw.prompts) * draw.samples):
+            for rollout in self.learner.draw(draw):  # noqa: UP028, Ray sends into the generator and a list has no `send`
+                yield rollout
 
     def save(self, folder: Path, behind: Weights | None) -> None:
         """Copy this rank's part of a checkpoint to host memory."""
@@ -188,9 +192,29 @@ class LearnerGroup:
         gather({f"learner-{rank}": call for rank, call in enumerate(gathered)})
         return references[0]
 
-    def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
-        """Draw `images` per caption from the current weights; codes [captions, images, T]."""
-        return self._all("sample", captions, images, seed)[0]
+    def draw(self, draw: Draw, contexts: int) -> Iterator[tuple[int, ray.ObjectRef]]:
+        """As engines do, with the weights as they are: yields (prompt index, reference to its Rollout).
+
+        The ranks share the prompts. `contexts` is how many each decodes at a time, a prompt's images at the least.
+        """
+        images = draw.samples * (1 if draw.sampling.guidance_scale == 1 else 2)
+        at_once = max(1, contexts // images) * len(self.ranks)
+        for first in range(0, len(draw.prompts), at_once):
+            batch = draw.prompts[first : first + at_once]
+            shares = [batch[rank :: len(self.ranks)] for rank in range(len(self.ranks))]
+            streams = [  # every rank takes part, if there is nothing left for it with a prompt of another one
+                actor.draw.remote(replace(draw, prompts=share or batch[:1]))
+                for actor, share in zip(self.ranks, shares, strict=True)
+            ]
+            _together([stream.completed() for stream in streams])
+            for share, stream in zip(shares, streams, strict=True):
+                yield from ((prompt.index, rollout) for prompt, rollout in zip(share, stream, strict=False))
+
+    def sample(self, captions: list[str], images: int, seed: int, step: int) -> list[np.ndarray]:
+        """Draw `images` per caption at temperature 1, unguided and all at once; codes [images, T] of each."""
+        prompts = [Prompt(i, caption) for i, caption in enumerate(captions)]
+        drawn = dict(self.draw(Draw(prompts, images, seed, step, Sampling()), contexts=images * len(captions)))
+        return [ray.get(drawn[prompt.index]).codes for prompt in prompts]
 
     def save(self, folder: Path, behind: ray.ObjectRef | None = None) -> Callable[[], None]:
         """Copy the state of every rank to host memory; what it returns writes it to `folder`, in any thread.

@@ -9,20 +9,20 @@ import numpy as np
 import ray
 
 from actors.broadcast import Broadcast
-from actors.evaluation import Evaluation
+from actors.evaluation import Evaluation, by_engines
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.pool import Call, Pool
 from actors.reward import RewardActor, save_grid
 from actors.rollout import RolloutActor
 from actors.sampler import Group, Sampler
+from actors.samples import Samples
 from simplear_rl.algorithms.pairs import preference_pairs
 from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.data.batches import PairDataset, Prefetcher
-from simplear_rl.data.prompts import further_prompts, prompts_of_step, read_rows
+from simplear_rl.data.prompts import read_rows
 from simplear_rl.data.shards import TokenShards
-from simplear_rl.policy.rollouts import Draw, Rollout, Scores
-from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder
 from simplear_rl.rewards.files import check_rewards
 from simplear_rl.rewards.metrics import learned_rewards, reward_metrics
@@ -119,8 +119,7 @@ class DrawnPairs:
         self.shards: list[TokenShards] = []
         self.prompts = read_rows(config.prompts, read_encoder(config.start, self.rollout.engine.max_prompt_tokens))
         check_rewards(self.reward, self.prompts)
-        self.sampling = Sampling(temperature=self.rollout.temperature, guidance_scale=self.rollout.guidance_scale)
-        self.evaluation = Evaluation(config)
+        self.evaluation = Evaluation(config, self.rollout.engine)
         self.names = self.evaluation.names
 
     def launch(self, stage: Stage, references: Pool) -> None:
@@ -139,18 +138,14 @@ class DrawnPairs:
         """See PairSource."""
         for warning in ray.get(self.rewards.fixed[0].check.remote(self.prompts)):
             print(warning)
-        self.learner = learner
-        self.broadcast = Broadcast(self.rollout.broadcast, learner, self.engines)
-        self.broadcast()
+        self.learner, broadcast = learner, Broadcast(self.rollout.broadcast, learner, self.engines)
+        self.samples = Samples(self.config, self.prompts, self.sampler, broadcast, learner, lambda _: self.config.start)
+        self.samples.begin(None)  # the learner is loaded already
 
     def __call__(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """See PairSource. `pairing_seconds` is the time from the last image to the pairs."""
-        batch = prompts_of_step(self.prompts, step, self.rollout.prompts_per_step, self.config.seed)
-        draw = Draw(batch, self.rollout.samples_per_prompt, self.config.seed, step, self.sampling)
-        further, frozen = further_prompts(self.prompts, draw), self.config.start
-        drawn, metrics = self.sampler.draw(draw, further, frozen, step - 1, self.learner.weights)
+        self.drawn, metrics = self.samples(step)
         start = monotonic()
-        self.drawn = self.sampler.settled(drawn)
         scores = ray.get([group.rewards for group in self.drawn])
         rollouts, rewards = [], []
         for group, learned in zip(self.drawn, learned_rewards(scores), strict=True):
@@ -162,9 +157,10 @@ class DrawnPairs:
 
     def finish(self, step: int) -> dict[str, float]:
         """See PairSource."""
-        metrics = self.broadcast()
+        metrics = self.samples.renew()
         if self.evaluation.due(step):
-            metrics |= self.evaluation(step, self.engines, self.learner.weights)
+            contexts = self.rollout.engine.max_concurrent
+            metrics |= self.evaluation(step, by_engines(self.engines, contexts, step, self.learner.weights))
         if step % self.config.samples_every == 0:
             save_grid(self.config.run / "samples" / f"step-{step:06d}.png", self.rewards.fixed[0], self.drawn[:8])
         return metrics

@@ -10,6 +10,7 @@ import ray
 from actors.broadcast import Broadcast
 from actors.learner import LearnerGroup
 from actors.sampler import Drawn, Group, Sampler
+from simplear_rl.config.dpo import DpoConfig
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.data.prompts import PromptRow, further_prompts, prompts_of_step
 from simplear_rl.policy.rollouts import Draw
@@ -19,7 +20,7 @@ from simplear_rl.weights.snapshot import read_weights
 
 
 class Samples:
-    """What GRPO learns from, step by step.
+    """What GRPO learns from, or DPO of its own images, step by step.
 
     With `rollout.ahead` = 0 a step is drawn when it is asked for, with the weights of the step before. With 1 the next
     step is drawn meanwhile, by a thread that waits for the engines, so with weights that are one step older. Weights
@@ -37,14 +38,15 @@ class Samples:
 
     def __init__(
         self,
-        config: GrpoConfig,
+        config: GrpoConfig | DpoConfig,
         prompts: list[PromptRow],
         sampler: Sampler,
         broadcast: Broadcast,
         learner: LearnerGroup,
         reference: Callable[[int], Path],
     ):
-        self.config, self.prompts, self.ahead = config, prompts, config.rollout.ahead
+        assert config.rollout
+        self.config, self.prompts, self.rollout, self.ahead = config, prompts, config.rollout, config.rollout.ahead
         self.sampler, self.broadcast, self.learner, self.reference = sampler, broadcast, learner, reference
         self.thread = ThreadPoolExecutor(1, "samples")
         self.next: Future[tuple[Drawn, dict[str, float]]] | None = None
@@ -88,7 +90,7 @@ class Samples:
         return metrics | ({"drawing_wait_seconds": waited} if self.ahead else {})
 
     def _start(self, step: int) -> Future[tuple[Drawn, dict[str, float]]]:
-        rollout, seed = self.config.rollout, self.config.seed
+        rollout, seed = self.rollout, self.config.seed
         batch = prompts_of_step(self.prompts, step, rollout.prompts_per_step, seed)
         sampling = Sampling(temperature=rollout.temperature, guidance_scale=rollout.guidance_scale)
         draw = Draw(batch, rollout.samples_per_prompt, seed, step, sampling)

@@ -16,7 +16,7 @@ import ray
 
 from actors.broadcast import Broadcast
 from actors.connection import check_machine
-from actors.evaluation import Evaluation
+from actors.evaluation import Evaluation, by_engines
 from actors.learner import LearnerGroup
 from actors.placement import Stage
 from actors.reference import ReferenceActor
@@ -52,7 +52,7 @@ def train(config: GrpoConfig) -> None:
     rollout, algorithm = config.rollout, config.algorithm
     prompts = read_rows(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
     check_rewards(config.reward, prompts)
-    evaluation = Evaluation(config)
+    evaluation = Evaluation(config, rollout.engine)
     run = Run("grpo", config, evaluation.names)
     identity = require_same_tokenizer(config.tokenizer, run.policies, accept=config.accept_tokenizer)
     with Stage("grpo", config.roles, config.faults, config.colocated) as stage, reporting(run), run:
@@ -82,7 +82,7 @@ def train(config: GrpoConfig) -> None:
             metrics |= samples.renew()
             metrics |= reward_metrics(ray.get([group.rewards for group in groups]))
             if evaluation.due(step):
-                metrics |= evaluation(step, engines, learner.weights)
+                metrics |= evaluation(step, by_engines(engines, contexts, step, learner.weights))
             run.log(step, metrics, show=("reward", "kl"))
             say(*warnings.check(step, metrics))
             if run.checkpoint_due:

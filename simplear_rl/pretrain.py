@@ -1,6 +1,7 @@
 """Pretraining: next-token prediction on token shards.
 
-For each step: batch -> cross-entropy over text and visual ids -> update. SFT is the same on curated data.
+For each step: batch -> cross-entropy over text and visual ids -> update; now and then evaluation and a sample grid. SFT
+is the same on curated data.
 """
 
 from simplear_rl.cli import read_command_line
@@ -14,6 +15,7 @@ from functools import partial
 from actors.connection import check_machine
 from actors.learner import LearnerGroup
 from actors.placement import Stage
+from actors.supervised_evaluation import SupervisedEvaluation
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.inputs import Stages, require, require_same_tokenizer
 from simplear_rl.learning.supervised import Supervised
@@ -41,22 +43,27 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     tokenizer, layout = CosmosTokenizer(config.tokenizer), read_layout(config.start, config.tokenizer)
     read_encoder(config.start)
     shards = [TokenShards(folder, layout) for folder in config.data.folders]  # refuses what the footers give away
-    run = Run(name, config, config.data.validation.names if config.data.validation else ())
+    evaluation, validated = SupervisedEvaluation(config), config.data.validation
+    run = Run(name, config, [*(validated.names if validated else ()), *evaluation.names])
     identity = require_same_tokenizer(config.tokenizer, run.policies, shards, config.accept_tokenizer)
     with Stage(name, config.roles, config.faults) as stage, reporting(run), run:
+        evaluation.launch(stage)
         objective = partial(Supervised, config=config.data, seed=config.seed)
         learner = LearnerGroup(
             stage, config.learner, config.start, config.steps, config.passes, config.run, objective, identity
         )
+        stage.ready()
         if run.last_checkpoint:
             learner.load(run.last_checkpoint)
         for step in run.steps():
             metrics = learner.step(step)
+            if evaluation.due(step):
+                metrics |= evaluation(step, learner)
             run.log(step, metrics, show=("loss",))
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
                 if config.sample_prompts:
-                    codes = learner.sample(config.sample_prompts, images=8, seed=config.seed)
+                    codes = learner.sample(config.sample_prompts, images=8, seed=config.seed, step=step)
                     images = [tokenizer.decode(c, layout.rows, layout.columns) for c in codes]
                     rows = list(zip(config.sample_prompts, images, strict=True))
                     save_grid(run.samples / f"step-{step:06d}.png", rows)

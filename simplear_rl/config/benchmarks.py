@@ -1,7 +1,7 @@
 """Benchmarks: their prompts, how their images are drawn, and what judges them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -117,7 +117,7 @@ class BenchmarkConfig(Section):
 
 
 class EvaluationConfig(BenchmarkConfig):
-    """Evaluation during training: with the weights of the step, on the rollout engines."""
+    """Evaluation during training, with the weights of the step: of GRPO and DPO on the rollout engines."""
 
     every: Count = Field(description="steps between evaluations; the last step always has one")
 
@@ -125,6 +125,17 @@ class EvaluationConfig(BenchmarkConfig):
     def files(self) -> list[Path]:
         """Files, folders and Hugging Face ids that it reads."""
         return [path for path in (self.prompts, self.questions, *self.models) if path]
+
+
+class SupervisedEvaluationConfig(EvaluationConfig):
+    """Evaluation during pretraining and SFT, which have no rollout engines."""
+
+    engine: EngineConfig | None = Field(
+        None, description="engines of its own, with actors of their own; null: the learner draws, between its steps"
+    )
+    learner_contexts: Annotated[int, Field(ge=2)] = Field(
+        16, description="without engine: contexts that a learner decodes at a time; a guided image has two"
+    )
 
 
 class EvaluateConfig(BenchmarkConfig, CommandConfig):

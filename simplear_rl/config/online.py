@@ -1,10 +1,10 @@
-"""What stages that draw images while they train must agree on: GRPO, and DPO with `rollout`."""
+"""What the parts of stages that draw images while they train must agree on."""
 
 from typing import Literal
 
 from simplear_rl.config.learner import LearnerConfig
 from simplear_rl.config.rewards import GenEvalRewardConfig, RewardConfig
-from simplear_rl.config.rollout import RolloutConfig
+from simplear_rl.config.rollout import EngineConfig, RolloutConfig
 
 
 def require_geneval_metadata(world: Literal["shapes"] | None, reward: RewardConfig) -> None:
@@ -15,14 +15,19 @@ def require_geneval_metadata(world: Literal["shapes"] | None, reward: RewardConf
         raise ValueError("a geneval reward needs `metadata`, except in the miniature world (world: shapes)")
 
 
+def require_same_dtype(learner: LearnerConfig, engine: EngineConfig, key: str) -> None:
+    """Raise ValueError if the engines, of the configuration's `key`, cannot hold the learner's weights."""
+    if learner.dtype != engine.dtype:
+        raise ValueError(
+            f"{key}.dtype ({engine.dtype}) must be learner.dtype ({learner.dtype}): "
+            "engines hold the learner's weights bit for bit"
+        )
+
+
 def require_weights_fit(learner: LearnerConfig, rollout: RolloutConfig) -> None:
     """Raise ValueError if the engines cannot hold or receive the learner's weights."""
     engine = rollout.engine
-    if learner.dtype != engine.dtype:
-        raise ValueError(
-            f"rollout.engine.dtype ({engine.dtype}) must be learner.dtype ({learner.dtype}): "
-            "engines hold the learner's weights bit for bit"
-        )
+    require_same_dtype(learner, engine, "rollout.engine")
     gpus = learner.actors.gpus, engine.actors.gpus
     if rollout.broadcast == "collective" and any(gpus) and not all(n and n == int(n) for n in gpus):
         raise ValueError(

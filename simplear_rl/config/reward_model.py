@@ -17,7 +17,7 @@ class HeadTrainingConfig(Section):
     images: Location = Field(description="folder of the labelled images")
     labels: Location = Field(
         description=".jsonl, .csv, .tsv or .parquet with the columns `file` (below the folder), `prompt` and `good` "
-        "(1 or 0)"
+        "(1 or 0), or labels.jsonl of `python -m simplear_rl.label`"
     )
     clip: ClipRewardConfig = Field(description="whose features of image and prompt the head reads")
     hidden: Count = Field(256, description="width of the head's hidden layer")

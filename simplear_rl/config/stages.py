@@ -14,12 +14,12 @@ from simplear_rl.config.base import (
     PromptText,
     Section,
 )
-from simplear_rl.config.benchmarks import EvaluationConfig
+from simplear_rl.config.benchmarks import EvaluationConfig, SupervisedEvaluationConfig
 from simplear_rl.config.data import TokenDataConfig
 from simplear_rl.config.learner import AlgorithmConfig, GuardsConfig, LearnerConfig, ReferenceConfig
-from simplear_rl.config.online import require_geneval_metadata, require_weights_fit
+from simplear_rl.config.online import require_geneval_metadata, require_same_dtype, require_weights_fit
 from simplear_rl.config.rewards import RewardConfig
-from simplear_rl.config.rollout import RolloutConfig
+from simplear_rl.config.rollout import EngineConfig, RolloutConfig
 from simplear_rl.gpus import GPUS
 
 
@@ -81,16 +81,35 @@ class SupervisedConfig(StageConfig):
     sample_prompts: list[PromptText] = Field(
         [], description="captions of the sample grid that goes with each checkpoint"
     )
+    evaluation: SupervisedEvaluationConfig | None = Field(
+        None, description="benchmark scores while it trains, in the metrics"
+    )
 
     @property
     def inputs(self) -> list[Path]:
         """What must be there before the stage starts."""
-        return [self.tokenizer, self.start, *self.data.folders]
+        evaluated = self.evaluation.files if self.evaluation else []
+        return [self.tokenizer, self.start, *self.data.folders, *evaluated]
 
     @property
     def roles(self) -> dict[str, ActorsConfig]:
         """The actors, by configuration key."""
-        return {"learner.actors": self.learner.actors}
+        roles: dict[str, ActorsConfig] = {"learner.actors": self.learner.actors}
+        if self.evaluation:
+            roles |= {"evaluation.scorer": self.evaluation.scorer}
+            roles |= {"evaluation.engine.actors": self.evaluation.engine.actors} if self.evaluation.engine else {}
+        return roles
+
+    @property
+    def drawing(self) -> EngineConfig:
+        """How an evaluation's images are drawn: by engines of its own, or by the learner in this way."""
+        data, evaluation = self.data, self.evaluation
+        if evaluation and evaluation.engine:
+            return evaluation.engine
+        contexts = {"max_concurrent": evaluation.learner_contexts} if evaluation else {}
+        return EngineConfig(
+            type="transformers", dtype=self.learner.dtype, max_prompt_tokens=data.max_prompt_tokens, **contexts
+        )
 
     @property
     def passes(self) -> int:
@@ -107,6 +126,11 @@ class SupervisedConfig(StageConfig):
             )
         if self.learner.micro_batch:
             raise ValueError("learner.micro_batch is for GRPO: set data.micro_batch, and leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_the_engines(self) -> "SupervisedConfig":
+        require_same_dtype(self.learner, self.drawing, "evaluation.engine")
         return self
 
 

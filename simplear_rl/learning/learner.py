@@ -7,6 +7,7 @@ optimises stands beside it: supervised.py, policy_gradient.py.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from simplear_rl.learning.ema import Ema
 from simplear_rl.learning.flops import ModelSize, peak_flops
 from simplear_rl.learning.optimizer import parameter_groups, schedule, weight_decays
 from simplear_rl.policy.model import load_policy, save_policy
+from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.transformers_engine import sample_codes
+from simplear_rl.rollout.transformers_engine import draw_together, sample_codes
 from simplear_rl.run.checkpoints import BEHIND
 from simplear_rl.run.guards import Evidence, refusal
 from simplear_rl.weights.group import WeightGroup, meeting_place
 from simplear_rl.weights.sharing import shared
-from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets
+from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets, read_weights
 
 # Gradients of bfloat16 are summed over passes, and between ranks, in float32; at once, so that no two copies are kept.
 IN_BFLOAT16 = {
@@ -260,14 +262,12 @@ class Learner:
                 yield {name: parameter.detach() for name, parameter in bucket.items()}
 
     @torch.no_grad()
-    def sample(self, captions: list[str], images: int, seed: int) -> np.ndarray:
-        """Unguided samples at temperature 1; uint16 codes [captions, images, T]. Every rank must call it."""
-        prompts = [self.encode(caption) for caption in captions for _ in range(images)]
-        seeds = [(seed, self.step, c, k) for c in range(len(captions)) for k in range(images)]
+    def draw(self, draw: Draw) -> list[Rollout]:
+        """Draw images with the weights as they are, see draw_together. Every rank must call it."""
         self.model.eval()  # in training mode, activation checkpointing goes without the key-value cache
-        codes_BT = self.engine(sample_codes, prompts, self.layout, seeds)
+        drawn = draw_together(partial(self.engine, sample_codes), draw, self.encode, self.layout, self.step)
         self.model.train()
-        return codes_BT.cpu().numpy().astype(np.uint16).reshape(len(captions), images, -1)
+        return drawn
 
     def save(self, folder: Path, behind: Weights | None = None) -> Callable[[], None]:
         """Copy the state to host memory; every rank must call it.
@@ -308,8 +308,7 @@ class Learner:
         self._set_optimizer()
         self.ema = self._start_ema()
         if self.ema and (folder / "ema").exists():
-            average = load_policy(folder / "ema")[0]
-            self.ema.weights = {name: parameter.detach() for name, parameter in average.named_parameters()}
+            self.ema.weights = read_weights(folder / "ema", self.step, "float32").tensors
 
     def _set_optimizer(self) -> None:
         """Give the optimizer the values of the configuration: DeepSpeed and the scheduler have restored older ones."""

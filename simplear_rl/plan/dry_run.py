@@ -21,7 +21,7 @@ from actors.placement import cluster_nodes
 from simplear_rl.config.base import ActorsConfig
 from simplear_rl.config.benchmarks import EvaluationConfig
 from simplear_rl.config.dpo import DpoConfig
-from simplear_rl.config.rollout import RolloutConfig
+from simplear_rl.config.rollout import EngineConfig, RolloutConfig
 from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.data.prompts import read_rows
 from simplear_rl.data.shards import PAIR, TokenShards
@@ -64,16 +64,31 @@ def plan_supervised(config: SupervisedConfig) -> list[Path]:
     if is_there(config.start):
         layout = read_layout(config.start)
         _check_tokenizer(config, [TokenShards(folder, layout) for folder in data.folders if is_there(folder)])
-    needed = memory.supervised_memory(decoder, learner, data.micro_batch, data.max_prompt_tokens)
-    keys = "data.micro_batch, data.max_prompt_tokens, or set learner.activation_checkpointing and learner.zero_stage"
+    evaluation = config.evaluation
+    _check_evaluation(config, evaluation, config.drawing)
+    own = config.drawing if evaluation and not evaluation.engine else None
+    scorer, unknown = memory.scorer_memory(evaluation) if evaluation else ({}, [])
+    needed = {
+        "learner.actors": memory.supervised_memory(decoder, learner, data.micro_batch, data.max_prompt_tokens, own),
+        "evaluation.engine.actors": memory.engine_memory(decoder, config.drawing),
+        "evaluation.scorer": scorer,
+    }
+    keys = KEYS | {
+        "learner.actors": "data.micro_batch, data.max_prompt_tokens, evaluation.learner_contexts, or set "
+        "learner.activation_checkpointing and learner.zero_stage",
+        "evaluation.engine.actors": "evaluation.engine.kv_cache_gib and evaluation.engine.max_concurrent",
+    }
     images = data.batch_size
     lines = [
         policy,
         f"steps    {config.steps:,} of {images:,} images = {config.steps * images:,} images; a step has "
         f"{images * decoder.tokens:,} visual tokens and up to {images * data.max_prompt_tokens:,} of prompts,",
         f"         in {config.passes} x {data.micro_batch} images on each of {learner.actors.count} ranks",
+        *([_in_words(evaluation)] if evaluation else []),
+        *(f"unknown  size of evaluation's {name}: not counted" for name in unknown),
     ]
-    return _report(config, decoder, lines, {"learner.actors": Role(learner.actors, needed, keys)})
+    roles = {role: Role(actors, needed[role], keys[role]) for role, actors in config.roles.items()}
+    return _report(config, decoder, lines, roles)
 
 
 def plan_grpo(config: GrpoConfig) -> list[Path]:
@@ -87,8 +102,7 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
     if is_there(config.start):
         _check_tokenizer(config)
     evaluation = config.evaluation
-    if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
-        Evaluation(config)
+    _check_evaluation(config, evaluation, engine)
     prompt = engine.max_prompt_tokens
     images = rollout.prompts_per_step * rollout.samples_per_prompt
     scorer, unknown_scorers = memory.scorer_memory(evaluation) if evaluation else ({}, [])
@@ -124,8 +138,7 @@ def plan_dpo(config: DpoConfig) -> list[Path]:
         if is_there(config.start) and is_there(config.prompts):
             rows = read_rows(config.prompts, read_encoder(config.start, rollout.engine.max_prompt_tokens))
         try_functions(config.reward, rows)
-        if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
-            Evaluation(config)
+        _check_evaluation(config, evaluation, rollout.engine)
         prompts, samples, images = rollout.prompts_per_step, rollout.samples_per_prompt, config.images_per_pass
         steps = f"{prompts} prompts x {samples} = {prompts * samples} images, up to {images} of a prompt in pairs"
         lines += [_engines(rollout, decoder), *([_in_words(evaluation)] if evaluation else [])]
@@ -153,6 +166,13 @@ def _engines(rollout: RolloutConfig, decoder: Decoder) -> str:
 def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) -> None:
     if is_there(config.tokenizer):
         require_same_tokenizer(config.tokenizer, [config.start], shards, config.accept_tokenizer)
+
+
+def _check_evaluation(
+    config: SupervisedConfig | GrpoConfig | DpoConfig, evaluation: EvaluationConfig | None, engine: EngineConfig
+) -> None:
+    if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
+        Evaluation(config, engine)
 
 
 def _in_words(evaluation: EvaluationConfig) -> str:

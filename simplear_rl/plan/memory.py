@@ -114,14 +114,21 @@ def states_memory(parameters: int, learner: LearnerConfig) -> Memory:
     }
 
 
-def supervised_memory(decoder: Decoder, learner: LearnerConfig, images: int, prompt: int) -> Memory:
-    """A learner's rank in pretraining and SFT: `images` a pass, prompts of `prompt` tokens."""
+def supervised_memory(
+    decoder: Decoder, learner: LearnerConfig, images: int, prompt: int, drawing: EngineConfig | None = None
+) -> Memory:
+    """A learner's rank in pretraining and SFT: `images` a pass, prompts of `prompt` tokens.
+
+    `drawing`: how it draws the images of evaluations, if it does.
+    """
     tokens = images * (prompt + decoder.tokens)
     passing = {
         "activations": tokens * activations(decoder, learner.dtype, learner.activation_checkpointing),
         "logits": logits_peak(decoder, learner.dtype, tokens, decoder.vocabulary, UNGUIDED),
     }
-    return _peak(states_memory(decoder.parameters, learner), passing)
+    drawn = engine_memory(decoder, drawing) if drawing else {}
+    own = {"drawing": sum(size for part, size in drawn.items() if part != "weights")}
+    return _peak(states_memory(decoder.parameters, learner), passing, own)
 
 
 def grpo_memory(
@@ -137,10 +144,10 @@ def grpo_memory(
     return _peak(states_memory(decoder.parameters, learner), passing)
 
 
-def _peak(states: Memory, passing: Memory) -> Memory:
-    """A pass and the optimizer step come one after the other: of the two, what takes more."""
+def _peak(states: Memory, *passing: Memory) -> Memory:
+    """A pass, the optimizer step and drawing come one after the other: of these, what takes most."""
     step = {"optimizer step": states.pop("optimizer step")}
-    return states | max(passing, step, key=lambda parts: sum(parts.values()))
+    return states | max(*passing, step, key=lambda parts: sum(parts.values()))
 
 
 def logits_peak(decoder: Decoder, dtype: str, rows: int, ids: int, per_logit: int) -> float:

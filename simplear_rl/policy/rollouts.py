@@ -19,22 +19,6 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A request to an engine: `samples` images for each prompt.
-
-    Sample k of a prompt is drawn with the uniform stream of (seed, step, prompt.index, k).
-    """
-
-    prompts: Sequence[Prompt]
-    samples: int  # G
-    seed: int  # of the run
-    step: int
-    sampling: Sampling  # with guidance every image is decoded in two contexts
-    negative_prompt: str | None = None  # caption of the unconditional context; None: training's null prompt
-    negative_prefix: bool = True  # whether the policy's prefix stands before it
-
-
-@dataclass(frozen=True)
 class Rollout:
     """The G samples drawn for one prompt."""
 
@@ -51,6 +35,38 @@ class Rollout:
     def samples(self, rows: slice) -> "Rollout":
         """Some of the samples."""
         return replace(self, codes=self.codes[rows], log_probs=self.log_probs[rows])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A request to an engine: `samples` images for each prompt."""
+
+    prompts: Sequence[Prompt]
+    samples: int  # G
+    seed: int  # of the run
+    step: int
+    sampling: Sampling  # with guidance every image is decoded in two contexts
+    negative_prompt: str | None = None  # caption of the unconditional context; None: training's null prompt
+    negative_prefix: bool = True  # whether the policy's prefix stands before it
+
+    def stream_seed(self, prompt: Prompt, sample: int) -> tuple[int, int, int, int]:
+        """Of the uniform stream that draws a sample, see `uniform_stream`."""
+        return self.seed, self.step, prompt.index, sample
+
+    def rollout(
+        self,
+        prompt: Prompt,
+        prompt_ids: list[int],
+        unconditional_ids: list[int] | None,
+        codes: np.ndarray,
+        log_probs: np.ndarray,
+        weight_version: int,
+    ) -> Rollout:
+        """What was drawn for one of the prompts."""
+        drawn = codes.astype(np.uint16), log_probs.astype(np.float32)
+        return Rollout(
+            prompt, prompt_ids, unconditional_ids, *drawn, self.sampling, weight_version, self.seed, self.step
+        )
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ def engine_cache(decoder: Decoder, engine: EngineConfig) -> float:
     return engine.max_concurrent * context_cache(decoder, engine)
 
 
-def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool) -> int:
+def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool, key: str = "rollout.engine") -> int:
     """How many images an engine draws at a time: slots and cache; of each image's contexts it takes all or none.
+
+    `key` is the engine's in the configuration.
 
     Raises:
         UserError: not even one guided image fits.
@@ -36,7 +38,7 @@ def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool) -> int:
     if contexts < 2:
         raise UserError(
             f"a guided image takes 2 contexts of {context_cache(decoder, engine) / GIB:.3f} GiB each; "
-            f"rollout.engine.kv_cache_gib={engine.kv_cache_gib:g} and rollout.engine.max_concurrent="
-            f"{engine.max_concurrent} have room for {contexts}: raise them"
+            f"{key}.kv_cache_gib={engine.kv_cache_gib:g} and {key}.max_concurrent={engine.max_concurrent} have "
+            f"room for {contexts}: raise them"
         )
     return contexts // 2 if guided else contexts

@@ -1,6 +1,6 @@
 """Sampling with Transformers alone: a batch of prompts of unequal lengths, guided or not, one key-value cache."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Rollout
 from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
 from simplear_rl.policy.visual_head import visual_logits
-from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.policy.vocabulary import ImageLayout, PromptEncoder, read_encoder, read_layout
 from simplear_rl.rollout.decode_step import DecodeStep
 from simplear_rl.rollout.decoding import Decoder
 from simplear_rl.rollout.jacobi import sample_codes_jacobi
@@ -60,24 +60,14 @@ class TransformersEngine(WeightReceiver):
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             contexts = [ids[prompt.index] for prompt, _ in batch]
-            seeds = [(draw.seed, draw.step, prompt.index, k) for prompt, k in batch]
+            seeds = [draw.stream_seed(prompt, k) for prompt, k in batch]
             codes_BT, log_probs_BT = self._draw(contexts, [other] * len(batch) if other else None, seeds, draw.sampling)
             drawn.extend(zip(codes_BT, log_probs_BT, strict=True))
             while len(drawn) >= draw.samples:
                 codes, log_probs = (np.stack(rows) for rows in zip(*drawn[: draw.samples], strict=True))
                 del drawn[: draw.samples]
                 prompt = next(complete)
-                yield Rollout(
-                    prompt=prompt,
-                    prompt_ids=ids[prompt.index],
-                    unconditional_ids=other,
-                    codes=codes.astype(np.uint16),
-                    log_probs=log_probs,
-                    sampling=draw.sampling,
-                    weight_version=self.version,
-                    seed=draw.seed,
-                    step=draw.step,
-                )
+                yield draw.rollout(prompt, ids[prompt.index], other, codes, log_probs, self.version)
 
     def _draw(
         self,
@@ -105,6 +95,25 @@ class TransformersEngine(WeightReceiver):
     def checksum(self) -> dict[str, str]:
         """See WeightReceiver."""
         return checksum(self.model.named_parameters())
+
+
+def draw_together(
+    sample: Callable[..., torch.Tensor], draw: Draw, encode: PromptEncoder, layout: ImageLayout, version: int
+) -> list[Rollout]:
+    """Draw all images of `draw` in one batch, with the weights of `version`; log-probs are not computed: they are NaN.
+
+    `sample` is sample_codes of a model.
+    """
+    ids, other = [encode(prompt.text) for prompt in draw.prompts], encode.unconditional(draw)
+    contexts = [row for row in ids for _ in range(draw.samples)]
+    seeds = [draw.stream_seed(prompt, k) for prompt in draw.prompts for k in range(draw.samples)]
+    codes_BT = sample(contexts, layout, seeds, draw.sampling, [other] * len(contexts) if other else None)
+    codes_NGT = codes_BT.cpu().numpy().reshape(len(ids), draw.samples, -1)
+    unknown = np.full(codes_NGT.shape[1:], np.nan)
+    return [
+        draw.rollout(prompt, prompt_ids, other, codes, unknown, version)
+        for prompt, prompt_ids, codes in zip(draw.prompts, ids, codes_NGT, strict=True)
+    ]
 
 
 def sample_codes(

@@ -87,7 +87,7 @@ class VllmEngine(WeightReceiver):
         self._empty_cache()  # what was drawn before, an evaluation for instance, changes no rounding here
         try:
             for i, k in images:
-                extra = {"seed": [draw.seed, draw.step, draw.prompts[i].index, k], "sampling": draw.sampling}
+                extra = {"seed": list(draw.stream_seed(draw.prompts[i], k)), "sampling": draw.sampling}
                 self.add_image(f"{i}/{k}", ids[i], unconditional, extra, logprobs=0)
             finished: dict[str, RequestOutput] = {}
             for i, prompt in enumerate(draw.prompts):
@@ -98,17 +98,7 @@ class VllmEngine(WeightReceiver):
                 group = [finished.pop(member).outputs[0] for member in members]
                 codes = np.array([image.token_ids for image in group]) - self.layout.visual_offset
                 log_probs = [[entry[token].logprob for token, entry in _positions(image)] for image in group]
-                yield Rollout(
-                    prompt=prompt,
-                    prompt_ids=ids[i],
-                    unconditional_ids=unconditional,
-                    codes=codes.astype(np.uint16),
-                    log_probs=np.array(log_probs, dtype=np.float32),
-                    sampling=draw.sampling,
-                    weight_version=self.version,
-                    seed=draw.seed,
-                    step=draw.step,
-                )
+                yield draw.rollout(prompt, ids[i], unconditional, codes, np.array(log_probs), self.version)
         finally:
             # What is left when the caller did not take every group.
             self.abort_images(f"{i}/{k}" for i, k in images)

@@ -32,7 +32,7 @@ class Engine:
         """See RolloutActor."""
         codes, log_probs = np.zeros((SAMPLES, TOKENS), np.uint16), np.zeros((SAMPLES, TOKENS), np.float32)
         for prompt in draw.prompts:
-            yield Rollout(prompt, [1, 2, 3], None, codes, log_probs, draw.sampling, version, draw.seed, draw.step)
+            yield draw.rollout(prompt, [1, 2, 3], None, codes, log_probs, version)
 
 
 @ray.remote(num_cpus=0)

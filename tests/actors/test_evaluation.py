@@ -110,11 +110,16 @@ def test_engines_that_join_later_evaluate_as_well(one_of_each, tmp_path, grpo_co
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_the_run_begins(tmp_path, overrides, message, grpo_config):
+    asked = grpo_config(tmp_path, *overrides)
     with pytest.raises(UserError, match=message):
-        Evaluation(grpo_config(tmp_path, *overrides))
+        Evaluation(asked, asked.rollout.engine)
 
 
 def test_the_last_step_always_has_one(tmp_path, grpo_config):
-    asked = Evaluation(grpo_config(tmp_path, "steps=7", "evaluation.every=3"))
+    config, other = (
+        grpo_config(tmp_path, "steps=7", "evaluation.every=3"),
+        grpo_config(tmp_path, "evaluation=null", "keep_best=null"),
+    )
+    asked = Evaluation(config, config.rollout.engine)
     assert [step for step in range(1, 8) if asked.due(step)] == [3, 6, 7]
-    assert not Evaluation(grpo_config(tmp_path, "evaluation=null", "keep_best=null")).due(2)
+    assert not Evaluation(other, other.rollout.engine).due(2)

@@ -32,5 +32,8 @@ def test_a_reward_has_packages_of_its_own(ray_cluster, tmp_path):
     assert version("six") != "1.16.0"
     with pytest.raises(UnscoredError, match=r"reward major .*: ValueError: no face \(my_reward.py, line 5\)$"):
         reward.score(images, ["fails"] * 2)
-    with pytest.raises(UserError, match="its process, in an environment of its own, is lost: .*no-such-package"):
+    with pytest.raises(
+        UserError,
+        match=r"reward major \(.*\): its environment cannot be made: ERROR: Could not find .*no-such-package[^\n]*$",
+    ):
         IsolatedReward(config.model_copy(update={"pip": ["no-such-package-of-this-name==1"]}))

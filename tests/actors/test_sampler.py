@@ -8,7 +8,7 @@ import ray
 
 from actors.pool import Pool
 from actors.sampler import Sampler
-from simplear_rl.policy.rollouts import Draw, Prompt, Rollout, Scores
+from simplear_rl.policy.rollouts import Draw, Prompt, Scores
 from simplear_rl.policy.sampling import Sampling
 
 OWN = ["equal 0", "a", "equal 1", "b"]
@@ -21,7 +21,7 @@ class Engine:
     def generate(self, draw, version, weights):
         for prompt in draw.prompts:
             empty = np.zeros((draw.samples, 1))
-            yield Rollout(prompt, [], None, empty, empty, draw.sampling, version, draw.seed, draw.step)
+            yield draw.rollout(prompt, [], None, empty, empty, version)
 
 
 @ray.remote(num_cpus=0.1)

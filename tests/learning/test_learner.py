@@ -17,7 +17,7 @@ from simplear_rl.learning.learner import Learner
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
-from simplear_rl.policy.rollouts import Prompt, Rollout, ScoredRollout
+from simplear_rl.policy.rollouts import Draw, Prompt, Rollout, ScoredRollout
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import ImageLayout, read_image_tokenizer
 from simplear_rl.weights.snapshot import checksum
@@ -170,7 +170,7 @@ def checkpointed_and_not(policy, zero_stage):
         metrics = supervised.train(learner, token_batch(learner.encode, learner.layout.visual_offset))
         trained = len(passes)
         metrics |= policy_gradient.update(learner, scored_groups(policy, version=1), AlgorithmConfig())
-        codes = learner.sample(["a red circle"], 2, 0)
+        codes = learner.draw(Draw([Prompt(0, "a red circle")], 2, 0, 2, Sampling()))[0].codes
         outcomes.append((metrics, learner.weights().checksum, codes, trained))
     return outcomes
 

@@ -14,8 +14,10 @@ from simplear_rl.config.reward_model import HeadTrainingConfig
 from simplear_rl.config.rewards import ClipHeadRewardConfig
 from simplear_rl.data.perturbed import perturbed
 from simplear_rl.errors import UserError
+from simplear_rl.labelling.labels import ImagePair, Labels
 from simplear_rl.reward_model import reward_model
 from simplear_rl.rewards.clip_head import ClipHeadReward
+from simplear_rl.rewards.human_labels import read_labels
 from simplear_rl.shapes.world import pair_samples
 
 
@@ -75,6 +77,18 @@ def test_the_head_learns_its_labels_and_is_read_again(world, tmp_path):
     (tmp_path / "out" / "head.safetensors").unlink()
     with pytest.raises(UserError, match="not a reward model of simplear_rl.reward_model"):
         ClipHeadReward(ClipHeadRewardConfig(path=tmp_path / "out"))
+
+
+def test_pairs_of_the_labelling_page_are_labels(tmp_path, capsys):
+    labels = Labels(tmp_path, [ImagePair("a circle", f"{i}.png", f"{i}b.png") for i in range(3)])
+    for number, choice in enumerate(("left", "right", "tie")):
+        labels.label("someone", number, choice)
+    for name in "0.png", "0b.png", "1.png", "1b.png", "2.png", "2b.png":
+        (tmp_path / name).touch()
+    judged = {image.file: image.good for image in read_labels(labels.file, tmp_path)}
+    expected = {labels.image(0, "left"): 1, labels.image(0, "right"): 0}
+    assert judged == expected | {labels.image(1, "right"): 1, labels.image(1, "left"): 0}
+    assert "labels.jsonl: 1 ties are left out" in capsys.readouterr().out
 
 
 def test_bad_labels_are_listed_together(world, tmp_path):

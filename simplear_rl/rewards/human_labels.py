@@ -1,0 +1,114 @@
+"""What people said of images, and the CLIP features of these that a reward model learns from (arXiv 2302.12192)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simplear_rl.benchmarks.benchmark import open_image
+from simplear_rl.config.reward_model import HeadTrainingConfig
+from simplear_rl.data.perturbed import perturbed
+from simplear_rl.data.prompts import PromptRow, read_rows
+from simplear_rl.errors import UserError
+from simplear_rl.rewards.clip import ClipReward
+from simplear_rl.rewards.clip_head import Head
+
+GOOD = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
+FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image, the prompt that it was drawn for, and whether it is good for that: 1 or 0."""
+
+    file: Path
+    prompt: str
+    good: float
+
+
+def read_labels(labels: Path, images: Path) -> list[LabelledImage]:
+    """The labels of images below the folder `images`.
+
+    A row has either `file` and `good`, or a pair as `python -m simplear_rl.label` writes it: of that the better image
+    is good and the other one is not. A tie says of neither which it is: these are left out, and their number is said.
+
+    Raises:
+        UserError: rows are bad; names them.
+    """
+    labelled, faults, ties = list[LabelledImage](), list[str](), 0
+    for number, row in enumerate(read_rows(labels), start=1):
+        try:
+            judged = _judged(row)
+            ties += not judged
+            labelled += [LabelledImage(_image(images, file), row.text, good) for file, good in judged.items()]
+        except ValueError as error:
+            faults.append(f"{labels}: row {number}: {error}")
+    if faults:
+        more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
+        raise UserError("\n".join([*faults[:FAULTS_SHOWN], *more]))
+    if ties:
+        print(f"{labels}: {ties} ties are left out")
+    return labelled
+
+
+def _judged(row: PromptRow) -> dict[str, float]:
+    """Images of a row, and whether they are good. Raises ValueError."""
+    columns = row.columns
+    if "jpg_0" in columns and "jpg_1" in columns:
+        found = columns.get("label_0"), columns.get("label_1")
+        try:
+            left, right = (float(str(label)) for label in found)
+        except ValueError:
+            raise ValueError(f"`label_0`, `label_1`: expected numbers, found {found[0]!r}, {found[1]!r}") from None
+        return {} if left == right else {columns["jpg_0"]: float(left > right), columns["jpg_1"]: float(right > left)}
+    good = str(columns.get("good")).lower()
+    if good not in GOOD:
+        raise ValueError(f"`good`: expected 1 or 0, found {columns.get('good')!r}")
+    return {str(columns.get("file")): GOOD[good]}
+
+
+def _image(images: Path, file: Any) -> Path:
+    if not (images / str(file)).is_file():
+        raise ValueError(f"`file`: expected an image below {images}, found {file!r}")
+    return images / str(file)
+
+
+class LabelledFeatures:
+    """CLIP features of labelled images [N, D], and of each one's own prompt and of wrong ones [N, 1 + wrong, D].
+
+    Raises:
+        UserError: an image cannot be read, or a prompt has too few wrong ones.
+    """
+
+    def __init__(self, config: HeadTrainingConfig, labelled: list[LabelledImage], clip: ClipReward):
+        self.labels_N = torch.tensor([image.good for image in labelled])
+        pixels = (np.asarray(open_image(image.file).convert("RGB")) for image in labelled)
+        self.images_ND = torch.cat([clip.image_features(image[None]) for image in pixels])
+        texts = sorted({image.prompt for image in labelled})
+        random, prompts = np.random.default_rng((config.seed, 1)), list[str]()
+        for image in labelled:
+            try:
+                prompts += [image.prompt, *perturbed(image.prompt, config.wrong_prompts, texts, random)]
+            except ValueError as error:
+                raise UserError(f"{config.labels}: {error}; lower wrong_prompts") from None
+        self.texts_NPD = clip.text_features(prompts).view(len(labelled), 1 + config.wrong_prompts, -1)
+
+    def rewards(self, head: Head, rows: np.ndarray) -> torch.Tensor:
+        """What a head says of some images with all their prompts, [B, 1 + wrong]."""
+        texts_BPD = self.texts_NPD[rows]
+        return head(self.images_ND[rows].unsqueeze(1).expand_as(texts_BPD), texts_BPD)
+
+    @torch.no_grad()
+    def measured(self, head: Head, rows: np.ndarray) -> dict[str, float]:
+        """Squared error, share of labels told, and share of good images whose own prompt is found."""
+        rewards_BP, labels_B = self.rewards(head, rows).cpu(), self.labels_N[rows]
+        own_B, good_B = rewards_BP[:, 0], labels_B == 1
+        measured = {
+            "squared_error": float((own_B - labels_B).square().mean()),
+            "accuracy": float(((own_B > 0.5) == good_B).float().mean()),
+        }
+        if good_B.any():
+            measured["prompts_found"] = float((rewards_BP[good_B].argmax(1) == 0).float().mean())
+        return measured
