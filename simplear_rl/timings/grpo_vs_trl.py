@@ -4,8 +4,10 @@
   python -m simplear_rl.timings.grpo_vs_trl --root ~/simplear_runs/shapes --steps 20 --rounds 3
   python -m simplear_rl.timings.grpo_vs_trl --root ~/simplear_runs/shapes --policy 5m --side 16 --steps 4
 
-Both train for --steps steps in turns, --rounds times; the first two steps of each run do not count. TRL is installed
-into an environment of its own (--environment), which takes all other packages from this one.
+Both train for --steps steps in turns, --rounds times; the first two steps of each run do not count. Both learn from
+all images of a step in one pass. Every process has --threads threads, but with `ahead`, where drawing and learning go on
+at the same time, half of them. TRL is installed into an environment of its own (--environment), which takes all other
+packages from this one.
 """
 
 import argparse
@@ -34,11 +36,13 @@ from simplear_rl.timings.policies import SMALL, geometry
 PACKAGES = ("trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0", "multiprocess==0.70.19")
 WARM_UP = 2  # steps
 VLLM, OTHER = "rollout.engine.type=vllm", "rollout.engine.type=transformers"
+AHEAD = "rollout.ahead=1"
+ROLES = "rollout.engine.actors", "learner.actors", "reference", "reward.actors"
 VARIANTS = {
     "vllm": [VLLM],
-    "vllm, ahead": [VLLM, "rollout.ahead=1"],
+    "vllm, ahead": [VLLM, AHEAD],
     "transformers": [OTHER],
-    "transformers, ahead": [OTHER, "rollout.ahead=1"],
+    "transformers, ahead": [OTHER, AHEAD],
     "transformers, bfloat16": [
         OTHER,
         "learner.dtype=bfloat16",
@@ -82,7 +86,6 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder = options, folder
-        roles = "rollout.engine.actors", "learner.actors", "reference", "reward.actors"
         self.overrides = [
             f"root={options.root}",
             f"steps={WARM_UP + options.steps}",
@@ -91,10 +94,10 @@ class Comparison:
             "evaluation=null",
             "keep_best=null",
             "wandb=false",
-            *(f"{role}.threads={options.threads}" for role in roles),
         ]
         config = self._config()
         self.images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+        self.overrides.append(f"learner.micro_batch={self.images}")
         if options.policy:
             self.overrides.append(f"start={folder / 'policy'}")
             self._write_policy(config)
@@ -119,7 +122,8 @@ class Comparison:
 
     def ours(self, values: list[str], name: str) -> tuple[list[float], float]:
         """Seconds of each step, and peak memory."""
-        output = self.folder / name
+        output, threads = self.folder / name, max(1, self.options.threads // (2 if AHEAD in values else 1))
+        values = [*values, *(f"{role}.threads={threads}" for role in ROLES)]
         command = [sys.executable, "-m", "simplear_rl.grpo", "--config", "configs/shapes/grpo.yaml"]
         peak = run([*command, *self.overrides, f"run={output}", *values], self.folder / f"{name}.log")
         return [row["step_seconds"] for row in read_metrics(output / "metrics.jsonl")][WARM_UP:], peak
