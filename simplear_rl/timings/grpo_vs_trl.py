@@ -5,8 +5,8 @@
   python -m simplear_rl.timings.grpo_vs_trl --root ~/simplear_runs/shapes --policy 5m --side 16 --steps 4
 
 Both train for --steps steps in turns, --rounds times; the first two steps of each run do not count. Both learn from
-all images of a step in one pass. Every process has --threads threads, but with `ahead`, where drawing and learning go on
-at the same time, half of them. TRL is installed into an environment of its own (--environment), which takes all other
+all images of a step in one pass. Every process has --threads threads, and half of them with `ahead`, where drawing and
+learning go on at the same time. TRL is installed into an environment of its own (--environment), which takes all other
 packages from this one.
 """
 
