@@ -16,7 +16,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +34,18 @@ from simplear_rl.timings.policies import SMALL, geometry
 
 PACKAGES = ("trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0", "multiprocess==0.70.19")
 WARM_UP = 2  # steps
+LOOK_SECONDS = 10
 VLLM, OTHER = "rollout.engine.type=vllm", "rollout.engine.type=transformers"
-AHEAD = "rollout.ahead=1"
+SYNC, AHEAD = "rollout.ahead=0", "rollout.ahead=1"
 ROLES = "rollout.engine.actors", "learner.actors", "reference", "reward.actors"
 VARIANTS = {
-    "vllm": [VLLM],
+    "vllm": [VLLM, SYNC],
     "vllm, ahead": [VLLM, AHEAD],
-    "transformers": [OTHER],
+    "transformers": [OTHER, SYNC],
     "transformers, ahead": [OTHER, AHEAD],
     "transformers, bfloat16": [
         OTHER,
+        SYNC,
         "learner.dtype=bfloat16",
         "rollout.engine.dtype=bfloat16",
         "learner.zero_stage=1",
@@ -65,17 +66,21 @@ def trl_python(environment: Path) -> Path:
 
 
 def run(command: list[str], log: Path) -> float:
-    """Run a command; returns the most bytes that it and its children held at a time, shared memory counted once."""
+    """Run a command; returns the most bytes that it and its children held at a time, shared memory counted once.
+
+    It looks seldom: to count shared memory takes processor time, the more the more processes there are.
+    """
     peak = 0.0
     with log.open("w", encoding="utf-8") as output:
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
+            with suppress(psutil.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
             held = 0.0
-            for part in [process, *process.children(recursive=True)]:
+            for part in [process, *process.children(recursive=True)] if process.is_running() else []:
                 with suppress(psutil.Error):  # it has just ended
                     held += part.memory_full_info().pss
             peak = max(peak, held)
-            time.sleep(1)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
     return peak

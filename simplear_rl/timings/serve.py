@@ -16,6 +16,7 @@ from statistics import median, quantiles
 from urllib.parse import urlsplit
 
 import httpx
+import torch
 
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.policy.rollouts import Draw, Prompt
@@ -78,12 +79,14 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-concurrent", type=int, default=64, help="contexts of the engine, as the server's has")
+    parser.add_argument("--threads", type=int, default=1, help="of the engine, as the server's has")
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     options = parser.parse_args()
     if urlsplit(options.url).hostname not in LOOPBACK:
         parser.error(f"--url {options.url}: a load is put on servers of this machine alone")
     if not all(1 <= clients <= MOST for clients in options.clients):
         parser.error(f"--clients: expected 1 to {MOST}")
+    torch.set_num_threads(options.threads)
     engine = VllmEngine(options.model, EngineConfig(max_concurrent=options.max_concurrent, kv_cache_gib=0.25))
     sampling = Sampling(guidance_scale=options.guidance_scale)
 

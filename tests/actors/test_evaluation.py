@@ -38,6 +38,7 @@ def test_scores_are_logged_and_their_folders_stay(one_of_each):
     assert len(list((one_of_each / "evaluations").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_it_draws_what_the_command_draws_from_the_checkpoint(one_of_each, world, tmp_path):
     """So it draws with the current weights, and with the same random numbers at every step."""
     policy = one_of_each / "checkpoints" / "step-000001" / "model"

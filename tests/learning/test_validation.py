@@ -83,6 +83,7 @@ def test_training_goes_on_as_if_nothing_had_been_validated(run, policy, shards):
     assert losses(metrics)[1][1] == pytest.approx(plain_loss(policy, shards / "clean", weights.tensors), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_and_zero_stages_agree(run, run_two_ranks, policy, shards):
     """Seven images and ten, in passes of two: ranks have unequal shares, and not the same number of full passes."""
     alone, _ = run(trained, policy, validated(shards), 0)
