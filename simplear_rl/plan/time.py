@@ -166,7 +166,7 @@ def _broadcasting(decoder: Decoder, learner: LearnerConfig, rollout: RolloutConf
 
 
 def supervised_step(config: SupervisedConfig, decoder: Decoder, speed: Speed, nodes: int) -> StepTime:
-    """One step of pretraining or SFT. Checkpoints and sample grids are left out."""
+    """One step of pretraining or SFT. Checkpoints, evaluations and sample grids are left out."""
     data, learner = config.data, config.learner
     prompt = min(CAPTION, data.max_prompt_tokens)
     sequences = config.passes * data.micro_batch
