@@ -1,8 +1,8 @@
 """Evaluation on actors: engines draw a benchmark's images, scorers judge them; by itself, or while a stage trains."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import cycle
+from pathlib import Path
 from time import monotonic
 
 import ray
@@ -29,7 +29,6 @@ from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.sizes import Decoder
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.capacity import images_at_once
-from simplear_rl.weights.snapshot import read_weights
 
 STEP = 0  # of all seeds: no step of training has it
 Drawing = Callable[[Draw], Iterator[tuple[int, ray.ObjectRef]]]  # indices of prompts with references to their Rollouts
@@ -54,15 +53,10 @@ def draw_and_judge(
 
 
 def by_engines(
-    engines: Pool, contexts: int, version: int, weights: Callable[[], ray.ObjectRef] | None = None
+    engines: Pool, contexts: int, version: int, weights: Callable[[], ray.ObjectRef] | Path | None
 ) -> Drawing:
     """For `draw_and_judge`: engines that hold the weights of `version`, see actors.rollout.stream."""
     return lambda draw: stream(engines, draw, contexts, version, weights)
-
-
-def weights_of(config: EvaluateConfig, version: int) -> Callable[[], ray.ObjectRef]:
-    """For `by_engines`: reads the weights of the policy, on any node."""
-    return partial(ray.remote(num_cpus=0)(read_weights).remote, config.policy, version, config.engine.dtype)
 
 
 def judge(config: EvaluateConfig, todo: Sequence[int], scorers: list[ActorHandle]) -> None:

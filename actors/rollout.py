@@ -27,16 +27,21 @@ class RolloutActor(Monitored, WeightMember):
         super().__init__(name, ("decode", "load weights"))
         from simplear_rl.rollout.engine import build_engine
 
+        self.dtype = config.dtype
         with self.building():
             self.engine: Any = build_engine(policy, config)
 
     @ray.method(num_returns="streaming", max_task_retries=0)  # `stream` asks again, for the rest
-    def generate(self, draw: Draw, version: int, weights: Weights | None) -> Iterator[Rollout]:
+    def generate(self, draw: Draw, version: int, weights: Weights | Path | None) -> Iterator[Rollout]:
         """Stream one Rollout per prompt, in order, each as soon as its group is complete.
 
-        All are drawn with the weights of `version`, loaded first from `weights` if given. An engine that was restarted
-        since they were broadcast, and is not given them, yields nothing.
+        All are drawn with the weights of `version`, loaded first from `weights`, or from a policy folder, if given. An
+        engine that was restarted since they were broadcast, and is not given them, yields nothing.
         """
+        if isinstance(weights, Path):
+            from simplear_rl.weights.snapshot import read_weights
+
+            weights = read_weights(weights, version, self.dtype)
         if weights:
             self.load_weights(weights)
         elif version != self.engine.version:
@@ -75,7 +80,7 @@ def stream(
     draw: Draw,
     contexts: int,
     version: int = 0,
-    weights: Callable[[], ray.ObjectRef] | None = None,
+    weights: Callable[[], ray.ObjectRef] | Path | None = None,
 ) -> Iterator[tuple[int, ray.ObjectRef]]:
     """Share the prompts out over the engines; yield (prompt index, reference to its Rollout) as groups complete.
 
@@ -84,8 +89,10 @@ def stream(
     is an extra one (see Pool), others draw what it still owes. The samples are the same in any case, since they depend
     on seed, step, indices and weights alone (see Draw).
 
-    All draw with the weights of `version`, 0 for those of the policy folder; `weights` fetches them for an engine that
-    was restarted or has just joined. `contexts` is how many an engine decodes at a time.
+    All draw with the weights of `version`, 0 for those of the policy folder. For an engine that does not hold them, for
+    example since it was restarted or has just joined, `weights` fetches them, or is the policy folder that has them.
+
+    `contexts` is how many an engine decodes at a time.
 
     Raises:
         ActorDiedError: an engine has used up its restarts, see Stage.launch.
@@ -96,8 +103,11 @@ def stream(
     streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, Sequence[Prompt], int]] = {}  # with how many it has drawn
     taken: set[int] = set()
 
-    def give(engine: ActorHandle, batch: Sequence[Prompt], source: ray.ObjectRef | None = None) -> None:
-        streams[engine.generate.remote(replace(draw, prompts=batch), version, source)] = engine, batch, 0
+    def give(engine: ActorHandle, batch: Sequence[Prompt], held: ray.ObjectRef | Path | None = None) -> None:
+        streams[engine.generate.remote(replace(draw, prompts=batch), version, held)] = engine, batch, 0
+
+    def source() -> ray.ObjectRef | Path | None:
+        return weights() if callable(weights) else weights
 
     while waiting or streams:
         busy = [engine for engine, *_ in streams.values()]
@@ -117,7 +127,7 @@ def stream(
         except (RayActorError, ObjectLostError) as error:
             by = engines.instead_of(engine, error)
             if by == [engine]:
-                give(engine, batch, weights and weights())
+                give(engine, batch, source())
             else:
                 owed = [prompt for prompt in batch if prompt.index not in taken]
                 waiting.extend(_batches(owed, len(by), most))
@@ -128,7 +138,7 @@ def stream(
                 taken.add(index)
                 yield index, reference
         elif not drawn:  # it does not hold the weights
-            give(engine, batch, weights and weights())
+            give(engine, batch, source())
 
 
 def _batches(prompts: Sequence[Prompt], engines: int, most: int) -> list[Sequence[Prompt]]:

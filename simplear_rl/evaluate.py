@@ -30,7 +30,7 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
 
 from collections.abc import Sequence
 
-from actors.evaluation import by_engines, draw_and_judge, judge, weights_of
+from actors.evaluation import by_engines, draw_and_judge, judge
 from actors.placement import Stage
 from actors.rollout import RolloutActor
 from actors.scorer import ScorerActor
@@ -63,7 +63,7 @@ def evaluate_policies(configs: Sequence[EvaluateConfig]) -> list[dict]:
                 engines = stage.pool("engine.actors", RolloutActor, config.policy, config.engine)
                 stage.ready()
                 for i, (other, evaluation) in enumerate(zip(configs, opened, strict=True)):
-                    drawing = by_engines(engines, config.engine.max_concurrent, i, weights_of(other, i))
+                    drawing = by_engines(engines, config.engine.max_concurrent, i, other.policy)
                     draw_and_judge(other, evaluation.benchmark, evaluation.todo, drawing, scorers)
     return [write_results(config, evaluation.benchmark) for config, evaluation in zip(configs, opened, strict=True)]
 
