@@ -168,12 +168,12 @@ class GenEval2:
 
     def requirements(self, index: int) -> list[str]:
         """See Benchmark."""
-        return [f"{question} {answer}" for question, answer in self.entries[index].vqa_list]
+        return [f"{question} \N{RIGHTWARDS ARROW} {answer}" for question, answer in self.entries[index].vqa_list]
 
     def outcome(self, row: dict) -> tuple[bool, str, list[str], list[Box]]:
         """See Benchmark."""
         reasons = [
-            f"{answer['question']} {answer['expected']}: {answer['probability']:.2f}"
+            f"{answer['question']} \N{RIGHTWARDS ARROW} {answer['expected']}: {answer['probability']:.2f}"
             for answer in row["answers"]
             if answer["probability"] < LIKELY
         ]

@@ -214,7 +214,7 @@ def test_an_evaluation_with_a_small_judge(judge_folder, tmp_path, pictures):
     )
     assert summary["judge"] == str(judge_folder) and summary["images"] == 2
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "required: How many circles are there two; is there a red circle Yes" in page and "4 atoms" in page
+    assert "required: How many circles are there → two; is there a red circle → Yes" in page and "4 atoms" in page
     assert re.findall(r'<img src="([^"]+)"', page) == ["../images/their-0.png", "../images/their-1.png"]
 
 
