@@ -31,7 +31,6 @@ def grpo_config(world, tmp_path_factory):
             "rollout.prompts_per_step=4",
             "rollout.samples_per_prompt=3",
             "rollout.guidance_scale=2.5",
-            "rollout.ahead=0",
             f"reward.models=[{{type: clip, model: '{clip}'}}, {second}]",
             "evaluation.every=1",
             "evaluation.prompt_count=6",

@@ -35,7 +35,7 @@ ray.init(cluster.address, log_to_driver=False, configure_logging=False)
 def train(name, *more):
     values = ["steps=8", "checkpoint_every=4", "samples_every=1000", "rollout.prompts_per_step=4", "wandb=false"]
     values += ["rollout.samples_per_prompt=3", "faults.heartbeat_seconds=60", f"root={world}", f"start={world}/policy"]
-    values += ["evaluation=null", "keep_best=null", "rollout.ahead=0"]
+    values += ["evaluation=null", "keep_best=null"]
     values += [f"{role}.cpus=1" for role in ("learner.actors", "rollout.engine.actors", "reward.actors", "reference")]
     grpo.train(load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", [*values, f"run={folder}/{name}", *more]))
 
@@ -137,7 +137,7 @@ ray.init(cluster.address, log_to_driver=False, configure_logging=False)
 def train(name):
     values = ["steps=6", "checkpoint_every=2", "samples_every=1000", "rollout.prompts_per_step=4", "wandb=false"]
     values += ["rollout.samples_per_prompt=3", "faults.heartbeat_seconds=60", f"root={world}", f"start={world}/policy"]
-    values += ["evaluation=null", "keep_best=null", "rollout.ahead=0", f"run={folder}/{name}"]
+    values += ["evaluation=null", "keep_best=null", f"run={folder}/{name}"]
     values += [f"{role}.cpus=1" for role in ("learner.actors", "rollout.engine.actors", "reward.actors", "reference")]
     grpo.train(load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", values))
 
