@@ -197,8 +197,7 @@ class LearnerGroup:
 
         The ranks share the prompts. `contexts` is how many each decodes at a time, a prompt's images at the least.
         """
-        images = draw.samples * (1 if draw.sampling.guidance_scale == 1 else 2)
-        at_once = max(1, contexts // images) * len(self.ranks)
+        at_once = draw.prompts_at_once(contexts) * len(self.ranks)
         for first in range(0, len(draw.prompts), at_once):
             batch = draw.prompts[first : first + at_once]
             shares = [batch[rank :: len(self.ranks)] for rank in range(len(self.ranks))]

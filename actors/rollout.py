@@ -97,8 +97,7 @@ def stream(
     Raises:
         ActorDiedError: an engine has used up its restarts, see Stage.launch.
     """
-    images = draw.samples * (1 if draw.sampling.guidance_scale == 1 else 2)
-    most = max(1, contexts // images)
+    most = draw.prompts_at_once(contexts)
     waiting = deque(_batches(draw.prompts, len(engines.up()), most))
     streams: dict[ray.ObjectRefGenerator, tuple[ActorHandle, Sequence[Prompt], int]] = {}  # with how many it has drawn
     taken: set[int] = set()

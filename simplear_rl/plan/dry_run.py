@@ -8,7 +8,7 @@ return what is missing, which the exit status tells.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -87,8 +87,7 @@ def plan_supervised(config: SupervisedConfig) -> list[Path]:
         *([_in_words(evaluation)] if evaluation else []),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown),
     ]
-    roles = {role: Role(actors, needed[role], keys[role]) for role, actors in config.roles.items()}
-    return _report(config, decoder, lines, roles)
+    return _report(config, decoder, lines, needed, keys)
 
 
 def plan_grpo(config: GrpoConfig) -> list[Path]:
@@ -119,8 +118,7 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
-    roles = {role: Role(actors, needed[role], KEYS[role]) for role, actors in config.roles.items()}
-    return _report(config, decoder, lines, roles)
+    return _report(config, decoder, lines, needed, KEYS)
 
 
 def plan_dpo(config: DpoConfig) -> list[Path]:
@@ -150,8 +148,7 @@ def plan_dpo(config: DpoConfig) -> list[Path]:
     passes = "the images of a pass (without algorithm.margin two)"
     keys = KEYS | {"reference": passes}
     keys["learner.actors"] = f"{passes}, or set learner.activation_checkpointing and learner.zero_stage"
-    roles = {role: Role(actors, needed[role], keys[role]) for role, actors in config.roles.items()}
-    return _report(config, decoder, [policy, f"steps    {config.steps:,} of {steps}", *lines], roles)
+    return _report(config, decoder, [policy, f"steps    {config.steps:,} of {steps}", *lines], needed, keys)
 
 
 def _engines(rollout: RolloutConfig, decoder: Decoder) -> str:
@@ -228,12 +225,19 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
 
 
 def _report(
-    config: SupervisedConfig | GrpoConfig | DpoConfig, decoder: Decoder, lines: list[str], roles: dict[str, Role]
+    config: SupervisedConfig | GrpoConfig | DpoConfig,
+    decoder: Decoder,
+    lines: list[str],
+    needed: Mapping[str, Memory],
+    keys: Mapping[str, str],
 ) -> list[Path]:
     """Print everything; returns the inputs that are missing.
 
+    `needed` and `keys`, by role: the memory of each actor, and what to change where it does not fit.
+
     Raises UserError if an actor has no place, or the actors of a GPU not enough memory.
     """
+    roles = {role: Role(actors, needed[role], keys[role]) for role, actors in config.roles.items()}
     nodes, source = _hardware(config)
     print(*lines, sep="\n")
     for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():

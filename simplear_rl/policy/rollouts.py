@@ -49,6 +49,11 @@ class Draw:
     negative_prompt: str | None = None  # caption of the unconditional context; None: training's null prompt
     negative_prefix: bool = True  # whether the policy's prefix stands before it
 
+    def prompts_at_once(self, contexts: int) -> int:
+        """The prompts whose images are decoded together in so many contexts; one at the least."""
+        images = self.samples * (1 if self.sampling.guidance_scale == 1 else 2)
+        return max(1, contexts // images)
+
     def stream_seed(self, prompt: Prompt, sample: int) -> tuple[int, int, int, int]:
         """Of the uniform stream that draws a sample, see `uniform_stream`."""
         return self.seed, self.step, prompt.index, sample
