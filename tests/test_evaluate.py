@@ -253,11 +253,12 @@ FEW_PROMPTS = """
 import sys
 from simplear_rl import evaluate
 from simplear_rl.benchmarks.geneval_files import GenEval
+from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.load import load_config
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.shapes.world import evaluation_prompts
-evaluate.BENCHMARKS["shapes"] = lambda config: GenEval(evaluation_prompts()[::5])
+BENCHMARKS["shapes"] = lambda config: GenEval(evaluation_prompts()[::5])
 evaluate.evaluate(load_config(EvaluateConfig, CONFIGS / "shapes" / "evaluate.yaml", sys.argv[1:]))
 """
 
