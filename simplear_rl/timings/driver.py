@@ -44,9 +44,9 @@ class Scorer:
         rewards = np.arange(SAMPLES, dtype=np.float32)
         return Scores({"reward": rewards}, rewards)
 
-    def log_probs(self, rollout: Rollout, policy: Path) -> np.ndarray:
+    def log_probs(self, rollouts: list[ray.ObjectRef], policy: Path) -> list[np.ndarray]:
         """See ReferenceActor."""
-        return rollout.log_probs
+        return [rollout.log_probs for rollout in ray.get(rollouts)]
 
 
 @ray.remote(num_cpus=0)
