@@ -105,7 +105,8 @@ class Stage:
             num_cpus=config.cpus,
             num_gpus=config.gpus,
             scheduling_strategy=strategy,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads)}},
+            # Of MKL, sums whose order does not depend on the place of their numbers in memory or on what it sees of caches.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads), "MKL_CBWR": "AUTO"}},
             max_restarts=restarts,
         ).remote(name, i, *args)
         self.actors[name] = handle

@@ -39,7 +39,7 @@ class RolloutActor(Monitored, WeightMember):
         engine that was restarted since they were broadcast, and is not given them, yields nothing.
         """
         if isinstance(weights, Path):
-            from simplear_rl.weights.snapshot import read_weights
+            from simplear_rl.weights.folder import read_weights
 
             weights = read_weights(weights, version, self.dtype)
         if weights:

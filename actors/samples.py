@@ -16,7 +16,15 @@ from simplear_rl.data.prompts import PromptRow, further_prompts, prompts_of_step
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.run.checkpoints import BEHIND, step_of
-from simplear_rl.weights.snapshot import read_weights
+from simplear_rl.weights.snapshot import Weights
+
+
+@ray.remote(num_cpus=0)
+def _read_weights(folder: Path, version: int, dtype: str) -> Weights:
+    """In a process of its own: Transformers' models take seconds to import."""
+    from simplear_rl.weights.folder import read_weights
+
+    return read_weights(folder, version, dtype)
 
 
 class Samples:
@@ -62,8 +70,7 @@ class Samples:
             self.learner.load(checkpoint)
             if self.ahead and (checkpoint / BEHIND).exists():
                 step = step_of(checkpoint)
-                read = ray.remote(num_cpus=0)(read_weights).remote
-                self.held = read(checkpoint / BEHIND, step - 1, self.config.learner.dtype)
+                self.held = _read_weights.remote(checkpoint / BEHIND, step - 1, self.config.learner.dtype)
                 self.version = int(self.broadcast.restore(self.held)["weight_version"])
                 self.next = self._start(step + 1)
         self.renew()

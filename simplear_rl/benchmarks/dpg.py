@@ -18,7 +18,7 @@ from PIL import Image
 
 from simplear_rl.benchmarks.dpg_questions import Question, Rules
 from simplear_rl.errors import UserError
-from simplear_rl.vision.vqa import JUDGES_DIFFER, VisualJudge
+from simplear_rl.vision.judges import JUDGES_DIFFER, VisualJudge
 
 
 def apply_dependencies(questions: Sequence[Question], yes: Mapping[int, bool]) -> dict[int, bool]:

@@ -10,7 +10,7 @@ from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
 from simplear_rl.benchmarks.dpg import grid, judge, split_grid, summary
 from simplear_rl.benchmarks.dpg_questions import Question, Rules
 from simplear_rl.errors import UserError
-from simplear_rl.vision.vqa import VisualJudge
+from simplear_rl.vision.judges import VisualJudge
 
 
 class DpgBench:

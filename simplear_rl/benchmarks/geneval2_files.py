@@ -28,7 +28,7 @@ from simplear_rl.benchmarks.geneval2 import (
 )
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
-from simplear_rl.vision.vqa import JUDGES_DIFFER, ProbabilityJudge
+from simplear_rl.vision.judges import JUDGES_DIFFER, ProbabilityJudge
 
 PUBLISHED = "https://github.com/facebookresearch/GenEval2 (geneval2_data.jsonl)"
 INDEX = "images.json"

@@ -1,9 +1,11 @@
 """The benchmarks by name, with the models that judge, and what a scorer actor does with a prompt's images."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.benchmarks.dpg_files import DpgBench
@@ -13,7 +15,7 @@ from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.geneval_metadata import read_metadata
 from simplear_rl.benchmarks.output import write_verdict
 from simplear_rl.benchmarks.spread import write_features
-from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.benchmarks import EvaluateConfig, FeaturesConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.files import writing_to
@@ -21,10 +23,9 @@ from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.shapes.world import evaluation_prompts
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
-from simplear_rl.vision.coco_detector import CocoDetector
-from simplear_rl.vision.features import ImageFeatures
+from simplear_rl.vision.detection import Detector
+from simplear_rl.vision.judges import VisualJudge
 from simplear_rl.vision.shapes_detector import ShapesDetector
-from simplear_rl.vision.vqa import MplugJudge, TransformersJudge, VisualJudge
 
 Entry = TypeVar("Entry")
 
@@ -61,10 +62,24 @@ def _subset(prompts: list[Entry], count: int | None) -> list[Entry]:
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
+def _detector(config: EvaluateConfig, device: str) -> Detector:
+    from simplear_rl.vision.coco_detector import CocoDetector  # Transformers' models take seconds to import
+
+    return CocoDetector(config.detector, device)
+
+
 def _judge(config: EvaluateConfig, device: str) -> VisualJudge:
+    from simplear_rl.vision.vqa import MplugJudge, TransformersJudge  # as above
+
     if config.judge.type == "mplug":
         return MplugJudge(config.judge_name, device)
     return TransformersJudge(Path(config.judge_name), config.judge.batch_size, config.judge.dtype, device)
+
+
+def _features(config: FeaturesConfig, device: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    from simplear_rl.vision.features import ImageFeatures  # so does open_clip
+
+    return ImageFeatures(config, device)
 
 
 BENCHMARKS: dict[str, Callable[[EvaluateConfig], Benchmark]] = {
@@ -75,7 +90,7 @@ BENCHMARKS: dict[str, Callable[[EvaluateConfig], Benchmark]] = {
 }
 MODELS: dict[str, Callable[[EvaluateConfig, str], Any]] = {
     "shapes": lambda config, device: ShapesDetector(),
-    "geneval": lambda config, device: CocoDetector(config.detector, device),
+    "geneval": _detector,
     "geneval2": _judge,
     "dpg": _judge,
 }
@@ -89,7 +104,7 @@ class BenchmarkScorer:
         device = default_device()
         self.tokenizer = CosmosTokenizer(config.tokenizer, device) if layout else None
         self.model = MODELS[config.benchmark](config, device)
-        self.features = ImageFeatures(config.diversity, device) if config.diversity else None
+        self.features = _features(config.diversity, device) if config.diversity else None
 
     def judge_rollout(self, rollout: Rollout, output: Path) -> int:
         """Write the images of a rollout below `output`, in the benchmark's layout, and judge them; see `judge`.

@@ -1,14 +1,18 @@
 """The loss of pretraining and SFT."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
-from transformers import Qwen2ForCausalLM
 
 from simplear_rl.policy.log_probs import in_chunks
 
+if TYPE_CHECKING:  # takes seconds to import, and the drivers do without
+    from transformers import Qwen2ForCausalLM
+
 
 def summed_cross_entropy(
-    model: Qwen2ForCausalLM, ids_BL: torch.Tensor, labels_BL: torch.Tensor, weights_B: torch.Tensor | None = None
+    model: "Qwen2ForCausalLM", ids_BL: torch.Tensor, labels_BL: torch.Tensor, weights_B: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Sum of next-token cross-entropies over the full vocabulary, weighted by row; label -100 is not counted."""
     # Right padding needs no mask: attention is causal, and padded positions have no label.

@@ -1,12 +1,15 @@
 """How much of the device's arithmetic a training step uses."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
-from transformers import Qwen2ForCausalLM
 
 from simplear_rl.gpus import GPUS, gpu_name
+
+if TYPE_CHECKING:  # takes seconds to import, and the drivers do without
+    from transformers import Qwen2ForCausalLM
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class ModelSize:
     head_size: int
 
     @classmethod
-    def of(cls, model: Qwen2ForCausalLM) -> "ModelSize":
+    def of(cls, model: "Qwen2ForCausalLM") -> "ModelSize":
         """The size of a model whose weights are not sharded yet."""
         weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
         head_size = model.model.layers[0].self_attn.head_dim

@@ -30,9 +30,10 @@ from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.transformers_engine import draw_together, sample_codes
 from simplear_rl.run.checkpoints import BEHIND
 from simplear_rl.run.guards import Evidence, refusal
+from simplear_rl.weights.folder import read_weights
 from simplear_rl.weights.group import WeightGroup, meeting_place
 from simplear_rl.weights.sharing import shared
-from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets, read_weights
+from simplear_rl.weights.snapshot import BUCKET_BYTES, Weights, checksum, in_buckets
 
 # Gradients of bfloat16 are summed over passes, and between ranks, in float32; at once, so that no two copies are kept.
 IN_BFLOAT16 = {

@@ -1,19 +1,21 @@
 """Log-probabilities of image codes under a policy: the one definition that learner and reference share."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2ForCausalLM
 
 from simplear_rl.policy.guidance import guided_logits
 from simplear_rl.policy.rollouts import Rollout
 from simplear_rl.policy.sampling import entropy, sampling_log_probs
 from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
+
+if TYPE_CHECKING:  # takes seconds to import, and the drivers do without
+    from transformers import Qwen2ForCausalLM
 
 # 256 MiB in float32. All logits of 4 images of 4,096 tokens at once would take 4.2 GB, and their gradients as much.
 LOGITS_PER_CHUNK = 2**26
@@ -22,7 +24,7 @@ Values = TypeVar("Values", torch.Tensor, tuple[torch.Tensor, ...])
 
 
 def hidden_states(
-    model: Qwen2ForCausalLM, groups: Sequence[tuple[list[int], torch.Tensor]], layout: ImageLayout
+    model: "Qwen2ForCausalLM", groups: Sequence[tuple[list[int], torch.Tensor]], layout: ImageLayout
 ) -> torch.Tensor:
     """Last hidden states [B, T, hidden_size] at the positions that predict the codes, for all images of the groups.
 
@@ -63,7 +65,7 @@ def in_chunks(function: Callable[..., Values], logits_per_row: int, *rows: torch
 
 
 def rollout_log_probs(
-    model: Qwen2ForCausalLM, rollouts: Sequence[Rollout], layout: ImageLayout, unconditional_gradient: bool = True
+    model: "Qwen2ForCausalLM", rollouts: Sequence[Rollout], layout: ImageLayout, unconditional_gradient: bool = True
 ) -> torch.Tensor:
     """float32 [B, T] natural log-probs of the rollouts' codes under `model`, of the distribution they were drawn from.
 
@@ -74,7 +76,7 @@ def rollout_log_probs(
 
 
 def rollout_log_probs_and_entropy(
-    model: Qwen2ForCausalLM,
+    model: "Qwen2ForCausalLM",
     rollouts: Sequence[Rollout],
     layout: ImageLayout,
     unconditional_gradient: bool = True,
@@ -89,7 +91,7 @@ def rollout_log_probs_and_entropy(
 
 
 def _of_distributions(
-    model: Qwen2ForCausalLM,
+    model: "Qwen2ForCausalLM",
     rollouts: Sequence[Rollout],
     layout: ImageLayout,
     unconditional_gradient: bool,

@@ -9,7 +9,6 @@ from simplear_rl.config.benchmarks import DetectorConfig
 from simplear_rl.config.rewards import GenEvalRewardConfig
 from simplear_rl.rewards.files import read_requirements, require_entries
 from simplear_rl.rewards.reward import Columns, WholeText
-from simplear_rl.vision.coco_detector import CocoDetector
 from simplear_rl.vision.detection import Detector
 from simplear_rl.vision.shapes_detector import ShapesDetector
 
@@ -28,6 +27,8 @@ class GenEvalReward(WholeText):
         self.config, self.entries = config, read_requirements(config)
         self.detector: Detector = ShapesDetector()
         if config.metadata:
+            from simplear_rl.vision.coco_detector import CocoDetector  # Transformers' models take seconds to import
+
             self.detector = CocoDetector(config.detector or DetectorConfig(), device)
 
     def check(self, texts: list[str], columns: Columns = ()) -> list[str]:

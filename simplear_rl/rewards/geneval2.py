@@ -6,7 +6,7 @@ from simplear_rl.benchmarks.geneval2_files import ask
 from simplear_rl.config.rewards import GenEval2RewardConfig
 from simplear_rl.rewards.files import read_questions, require_questions
 from simplear_rl.rewards.reward import Columns, WholeText
-from simplear_rl.vision.vqa import ProbabilityJudge, TransformersJudge
+from simplear_rl.vision.judges import ProbabilityJudge
 
 
 class GenEval2Reward(WholeText):
@@ -17,6 +17,8 @@ class GenEval2Reward(WholeText):
     """
 
     def __init__(self, config: GenEval2RewardConfig, device: str = "cpu"):
+        from simplear_rl.vision.vqa import TransformersJudge  # Transformers' models take seconds to import
+
         self.config, self.entries = config, read_questions(config)
         self.judge: ProbabilityJudge = TransformersJudge(config.judge, config.batch_size, config.dtype, device)
 

@@ -9,7 +9,6 @@ from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.device import default_device
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw, Rollout
-from simplear_rl.rollout.transformers_engine import TransformersEngine
 
 
 class Engine(Protocol):
@@ -26,6 +25,8 @@ def build_engine(policy: Path, config: EngineConfig) -> Engine:
         UserError: vLLM is not installed; `batch_invariant` without a GPU; the folder is no policy; see the engines.
     """
     if config.type != "vllm":
+        from simplear_rl.rollout.transformers_engine import TransformersEngine  # vLLM does without its imports
+
         return TransformersEngine(policy, config)
     if config.batch_invariant:
         if default_device() != "cuda":

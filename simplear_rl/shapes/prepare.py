@@ -10,10 +10,8 @@ import pyarrow.parquet as parquet
 
 from simplear_rl.config.base import CommandConfig
 from simplear_rl.files import new_folder
-from simplear_rl.policy.model import random_policy, word_tokenizer
 from simplear_rl.policy.prompt_prefixes import PROMPT_PREFIXES
 from simplear_rl.shapes import world
-from simplear_rl.shapes.clip_training import train_clip
 from simplear_rl.shapes.tokenizer_training import train_tokenizer
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry, read_identity
 from simplear_rl.tokenizers.fsq import export
@@ -67,12 +65,16 @@ def _tokenizer(path: Path, config: CommandConfig) -> None:
 
 
 def _clip(path: Path, config: CommandConfig) -> None:
+    from simplear_rl.shapes.clip_training import train_clip  # takes seconds to import, and most commands make nothing
+
     _require_tokenizer(config)
     with new_folder(path) as folder:
         train_clip(folder, CosmosTokenizer(config.tokenizer), config.seed, CLIP_STEPS)
 
 
 def _policy(path: Path, config: CommandConfig) -> None:
+    from simplear_rl.policy.model import random_policy, word_tokenizer  # as above
+
     _require_tokenizer(config)
     geometry = read_geometry(config.tokenizer)
     side = world.SIZE // geometry.patch

@@ -8,8 +8,6 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import open_clip
-
 from simplear_rl.config.benchmarks import BenchmarkConfig, DetectorConfig
 from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import is_hub_id, require_from_hub, require_weights
@@ -60,12 +58,17 @@ def require_network(what: str, model: str) -> None:
     elif kind == "hf-hub":
         require_from_hub(place, CLIP_SETTINGS)
         require_from_hub(place, *CLIP_WEIGHTS)
-    elif model.replace("/", "-") not in open_clip.list_models():
-        raise UserError(f"{what} {model}: open_clip knows no such model, see open_clip.list_models()")
+    else:
+        import open_clip  # takes seconds, and models of a folder do without
+
+        if model.replace("/", "-") not in open_clip.list_models():
+            raise UserError(f"{what} {model}: open_clip knows no such model, see open_clip.list_models()")
 
 
 def _require_tag(what: str, model: str, tag: str) -> None:
     """Raise UserError unless open_clip knows weights of that name, and they are there."""
+    import open_clip
+
     network = model.replace("/", "-")
     if not open_clip.is_pretrained_cfg(network, tag):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(network)) or "none"

@@ -1,11 +1,7 @@
-"""Visual judges: models that answer questions about images.
-
-Their numbers are their own: a report names the judge and says JUDGES_DIFFER.
-"""
+"""The visual judges: a vision-language model of Transformers, and mPLUG."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,32 +13,12 @@ from simplear_rl.config.benchmarks import JUDGES
 from simplear_rl.errors import UserError
 from simplear_rl.files import resolve
 from simplear_rl.vision.files import NEEDS_MODELSCOPE
+from simplear_rl.vision.judges import Picture
 
-JUDGES_DIFFER = "Scores from different judges do not compare; DPG-Bench's published scores are mPLUG-large's."
 DEFAULT_MODEL, MPLUG_MODEL = JUDGES["transformers"], JUDGES["mplug"]
 PROMPT = "{question}\nLook at the image and answer with one word, yes or no."
 SPELLINGS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
-
-Picture = np.ndarray | Image.Image  # uint8 [H, W, 3], or any PIL mode
-
-
-class VisualJudge(Protocol):
-    """What answers a question about an image; `name` goes into the results."""
-
-    name: str
-
-    def answer(self, images: Sequence[Picture], questions: Sequence[str]) -> list[str]:
-        """The answer to each question about the image at the same place; "yes" is spelled exactly so."""
-
-
-class ProbabilityJudge(Protocol):
-    """What says how likely it would give an answer."""
-
-    def probabilities(
-        self, images: Sequence[Picture], questions: Sequence[str], answers: Sequence[Sequence[str]]
-    ) -> np.ndarray:
-        """Probability of each question's answers about the image at the same place, float32 [N]."""
 
 
 class TransformersJudge:

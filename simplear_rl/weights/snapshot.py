@@ -4,12 +4,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
-
-from simplear_rl.policy.model import load_policy
 
 BUCKET_BYTES = 2**28
 BLOCK = 2**16  # words of 32 bits that go into one sum
@@ -22,13 +19,6 @@ class Weights:
     version: int  # the learner's step
     tensors: dict[str, torch.Tensor]
     checksum: dict[str, str]
-
-
-def read_weights(folder: Path, version: int, dtype: str) -> Weights:
-    """The weights of a policy folder. Raises UserError, see `load_policy`."""
-    policy = load_policy(folder, getattr(torch, dtype))[0]
-    tensors = {name: parameter.detach() for name, parameter in policy.named_parameters()}
-    return Weights(version, tensors, checksum(tensors.items()))
 
 
 def checksum(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
