@@ -105,7 +105,7 @@ class Stage:
             num_cpus=config.cpus,
             num_gpus=config.gpus,
             scheduling_strategy=strategy,
-            # Of MKL, sums whose order does not depend on the place of their numbers in memory or on what it sees of caches.
+            # MKL_CBWR: the order of sums does not depend on where numbers lie in memory, or on what MKL sees of caches.
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads), "MKL_CBWR": "AUTO"}},
             max_restarts=restarts,
         ).remote(name, i, *args)
