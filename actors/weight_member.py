@@ -30,5 +30,9 @@ class WeightMember:
         group, self.weight_group = self.weight_group, None
         if group is None:
             raise RuntimeError(f"{self} is in no weight group; it has to join one first")
-        yield group
+        try:
+            yield group
+        except BaseException:
+            group.leave()  # whoever keeps the error keeps its frames, and these the group
+            raise
         self.weight_group = group

@@ -7,6 +7,7 @@ runs without a GPU.
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,7 +41,8 @@ class WeightGroup:
         size: number of members.
         timeout: of joining, and of each operation.
 
-    After an error in any method the members no longer agree on what comes next: all of them must form a new group.
+    After an error in any method the members no longer agree on what comes next: each has to `leave`, and all of them
+    must form a new group.
     """
 
     def __init__(self, rendezvous: str, rank: int, size: int, timeout: timedelta = TIMEOUT):
@@ -82,13 +84,20 @@ class WeightGroup:
             load(bucket.items())
         return note["version"], note["checksum"]
 
+    def leave(self) -> None:
+        """Close the connections: the others see it at once. Gloo closes them when nothing refers to its group."""
+        self.group = None
+
     def _broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         options = distributed.BroadcastOptions()
         options.rootRank = 0
         with _peers():
-            works = [self.group.broadcast([tensor.flatten().view(torch.uint8)], options) for tensor in tensors]
-            for work in works:
-                work.wait(self.timeout)
+            works = deque(self.group.broadcast([tensor.flatten().view(torch.uint8)], options) for tensor in tensors)
+            try:
+                while works:
+                    works.popleft().wait(self.timeout)
+            finally:
+                works.clear()  # they hold the connections, and a traceback would hold them
 
     def _write(self, note: dict) -> None:
         with _peers():

@@ -9,10 +9,12 @@ from threading import Thread
 import pytest
 import torch
 
+from simplear_rl.errors import PeerLostError
 from simplear_rl.weights.group import WeightGroup, meeting_place
 
 MEMBER = """
 import sys
+from simplear_rl.errors import PeerLostError
 from simplear_rl.weights.group import WeightGroup
 
 group = WeightGroup(sys.argv[1], 1, 2)
@@ -64,3 +66,27 @@ def test_a_free_port_will_do_as_well():
     receiver.start()
     WeightGroup(rendezvous, 0, 2, timedelta(minutes=1)).send([{"weight": torch.ones(2)}], version=1)
     receiver.join()
+
+
+def test_who_leaves_is_missed_at_once_even_while_an_error_keeps_its_frames():
+    place, errors = meeting_place("127.0.0.1"), []
+
+    def refuse(tensors):
+        raise ValueError("not these")
+
+    def member():
+        group = WeightGroup(address(place), 1, 2)
+        try:
+            group.receive(refuse)
+        except ValueError as error:
+            errors.append(error)
+            group.leave()
+
+    receiver = Thread(target=member)
+    receiver.start()
+    group = WeightGroup(address(place), 0, 2, timedelta(seconds=20))
+    buckets = [{"weight": torch.ones(2_000_000)}] * 8  # more than what is sent without being read
+    with pytest.raises(PeerLostError, match="(?i)closed|reset|broken pipe"):
+        group.send(buckets, version=1)
+    receiver.join()
+    assert str(errors[0]) == "not these"
