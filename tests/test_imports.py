@@ -36,8 +36,13 @@ def loads(modules, libraries):
             ["torch", "torchvision", "ray", "transformers", "huggingface_hub", "vllm", "deepspeed"],
         ),
         ([f"simplear_rl.{command}" for command in COMMANDS], ["vllm", "deepspeed"]),
+        # What starts actors, and what every actor imports before it knows its role.
+        (
+            [*(f"simplear_rl.{name}" for name in ("demo", "dpo", "generate", "tokenize")), "actors.reward"],
+            ["transformers.modeling_utils", "open_clip"],
+        ),
     ],
-    ids=["command line", "commands"],
+    ids=["command line", "commands", "drivers"],
 )
 def test_heavy_libraries_are_imported_where_they_are_used(modules, libraries):
     assert loads(modules, libraries) == []
