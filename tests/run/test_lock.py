@@ -152,10 +152,11 @@ def test_of_many_that_find_the_lock_of_a_dead_process_one_gets_it(tmp_path):
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    found = [process.stdout.readline().split()[0] for process in processes]
+    # Who comes between the lock's creation and its first words waits for them, and says so before.
+    found = [next(line for line in process.stdout if not line.startswith(str(tmp_path))) for process in processes]
     for process in processes:
         process.communicate()
-    assert Counter(found) == {"held": 1, "refused": 3}
+    assert Counter(line.split()[0] for line in found) == {"held": 1, "refused": 3}
     assert list(tmp_path.iterdir()) == []
 
 
