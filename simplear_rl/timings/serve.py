@@ -29,6 +29,19 @@ MOST = 256  # requests at a time
 WAVES = 6  # requests of each client
 
 
+def session_of(clients: int) -> httpx.AsyncClient:
+    """A session for so many clients at a time, with the server's key."""
+    headers = {"Authorization": f"Bearer {os.environ.get('SIMPLEAR_API_KEY', 'none')}"}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
+    return httpx.AsyncClient(headers=headers, limits=limits, timeout=600)
+
+
+def require_loopback(parser: argparse.ArgumentParser, url: str) -> None:
+    """End with a message unless the server is on this machine."""
+    if urlsplit(url).hostname not in LOOPBACK:
+        parser.error(f"--url {url}: a load is put on servers of this machine alone")
+
+
 async def load(url: str, clients: int, guidance_scale: float) -> tuple[float, list[float]]:
     """Images per second and the seconds of every request, from clients that ask again as soon as they are answered.
 
@@ -38,8 +51,6 @@ async def load(url: str, clients: int, guidance_scale: float) -> tuple[float, li
     ends: list[float] = []
     seconds: list[float] = []
     enough = asyncio.Event()
-    headers = {"Authorization": f"Bearer {os.environ.get('SIMPLEAR_API_KEY', 'none')}"}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=clients)
 
     async def client(session: httpx.AsyncClient) -> None:
         while not enough.is_set():
@@ -51,7 +62,7 @@ async def load(url: str, clients: int, guidance_scale: float) -> tuple[float, li
             if len(ends) >= total:
                 enough.set()
 
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=600) as session:
+    async with session_of(clients) as session:
         tasks = [asyncio.create_task(client(session)) for _ in range(clients)]
         await enough.wait()
         for task in tasks:
@@ -82,8 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the engine, as the server's has")
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     options = parser.parse_args()
-    if urlsplit(options.url).hostname not in LOOPBACK:
-        parser.error(f"--url {options.url}: a load is put on servers of this machine alone")
+    require_loopback(parser, options.url)
     if not all(1 <= clients <= MOST for clients in options.clients):
         parser.error(f"--clients: expected 1 to {MOST}")
     torch.set_num_threads(options.threads)

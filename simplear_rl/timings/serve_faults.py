@@ -10,16 +10,14 @@ before. The server has to be on this machine, and the only one there.
 
 import argparse
 import asyncio
-import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from urllib.parse import urlsplit
+from collections.abc import Iterator
 
 import httpx
 import psutil
 
-from simplear_rl.timings.serve import LOOPBACK, PROMPTS
+from simplear_rl.timings.serve import PROMPTS, require_loopback, session_of
 
 REPLICA = "ray::ServeReplica:"
 ENGINE = ":Engine"
@@ -105,7 +103,7 @@ async def killed(clients: Clients, images: int, at_a_time: int) -> None:
     seeds, kill = iter(range(images)), images // 2
     asking = asyncio.create_task(clients.ask_for(seeds, at_a_time))
     done = len(clients.ends)
-    while len(clients.ends) < done + kill:
+    while len(clients.ends) < done + kill and not asking.done():
         await asyncio.sleep(0.1)
     at, before = time.monotonic(), clients.rate(time.monotonic())
     victim = replicas(ENGINE)[0]
@@ -119,17 +117,11 @@ async def killed(clients: Clients, images: int, at_a_time: int) -> None:
 
 async def measure(options: argparse.Namespace) -> None:
     """One after the other, on the same clients."""
-    headers = {"Authorization": f"Bearer {os.environ.get('SIMPLEAR_API_KEY', 'none')}"}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.clients)
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=600) as session:
+    async with session_of(options.clients) as session:
         clients = Clients(options.url, session)
-        parts: list[Callable[[], Awaitable[None]]] = [
-            lambda: overload(clients, options.at_once),
-            lambda: memory(clients, options.images, options.clients),
-            lambda: killed(clients, options.images // 4, options.clients),
-        ]
-        for part in parts:
-            await part()
+        await overload(clients, options.at_once)
+        await memory(clients, options.images, options.clients)
+        await killed(clients, options.images // 4, options.clients)
     others = {status: n for status, n in clients.statuses.items() if status not in (httpx.codes.OK, 429)}
     print(f"requests that failed: {others or 'none'}; longest {clients.longest:.1f} s")
     print(f"pictures that differ from those of the same seed before: {len(clients.different)}")
@@ -143,8 +135,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--at-once", type=int, default=400, help="more than limits.requests_per_key")
     options = parser.parse_args()
-    if urlsplit(options.url).hostname not in LOOPBACK:
-        parser.error(f"--url {options.url}: a load is put on servers of this machine alone")
+    require_loopback(parser, options.url)
     asyncio.run(measure(options))
 
 

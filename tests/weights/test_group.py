@@ -14,7 +14,6 @@ from simplear_rl.weights.group import WeightGroup, meeting_place
 
 MEMBER = """
 import sys
-from simplear_rl.errors import PeerLostError
 from simplear_rl.weights.group import WeightGroup
 
 group = WeightGroup(sys.argv[1], 1, 2)
