@@ -74,6 +74,8 @@ def connect() -> None:
     # Ray starts the workers of a runtime environment through a shell and does not quote the path of Python.
     if (quoted := shlex.quote(sys.executable)) != sys.executable:
         env["py_executable"] = quoted
+    # Ray would start a worker for each CPU beforehand; none is ever used, since actors have environments of their own.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # What actors print stays in their own logs, in the dashboard: the terminal belongs to the progress bars.
     try:
         ray.init(runtime_env=env, log_to_driver=False, logging_level=logging.WARNING)

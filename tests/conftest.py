@@ -12,6 +12,7 @@ os.environ.pop("WANDB_ENTITY", None)
 os.environ.pop("WANDB_RUN_ID", None)
 os.environ.pop("WANDB_RUN_GROUP", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # as in actors.connection
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
 
 import json
