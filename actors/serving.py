@@ -8,8 +8,16 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from typing import Any
 
-# Ray gives its proxy five seconds to start, which a busy machine does not do; read when ray.serve is imported.
-os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+# Serve's own work for a request takes the engine's time where cores are few (docs/timings.md). So messages go straight
+# from replica to replica instead of through Ray's object store, and a replica has a single event loop.
+LEAN = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+# For the proxy of a cluster that starts here. Ray gives it five seconds to start, which a busy machine does not do.
+for name, value in {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", **LEAN}.items():
+    os.environ.setdefault(name, value)
 
 import numpy as np
 from ray import serve
@@ -165,7 +173,7 @@ async def _cancelled_with_me(response: DeploymentResponse) -> Any:
 
 
 # Its requests are in memory, its files on its disk: there is one replica.
-@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0.25})
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0.25, "runtime_env": {"env_vars": LEAN}})
 @serve.ingress()
 class Front:
     """The API."""
@@ -209,7 +217,7 @@ def _replicas(actors: PoolConfig, at_once: int) -> dict[str, Any]:
     options = {
         "num_cpus": actors.cpus,
         "num_gpus": actors.gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(actors.threads)}},
+        "runtime_env": {"env_vars": LEAN | {"OMP_NUM_THREADS": str(actors.threads)}},
     }
     most = actors.max_count or actors.count
     if most == actors.count:
