@@ -5,9 +5,9 @@
   python -m simplear_rl.timings.grpo_vs_trl --root ~/simplear_runs/shapes --policy 5m --side 16 --steps 4
 
 Both train for --steps steps in turns, --rounds times; the first two steps of each run do not count. Both learn from
-all images of a step in one pass. Every process has --threads threads, and half of them with `ahead`, where drawing and
-learning go on at the same time. TRL is installed into an environment of its own (--environment), which takes all other
-packages from this one.
+--micro-batch images at a time, from all images of a step where it is not given. Every process has --threads threads,
+and half of them with `ahead`, where drawing and learning go on at the same time. TRL is installed into an environment
+of its own (--environment), which takes all other packages from this one.
 """
 
 import argparse
@@ -102,7 +102,7 @@ class Comparison:
         ]
         config = self._config()
         self.images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-        self.overrides.append(f"learner.micro_batch={self.images}")
+        self.overrides.append(f"learner.micro_batch={options.micro_batch or self.images}")
         if options.policy:
             self.overrides.append(f"start={folder / 'policy'}")
             self._write_policy(config)
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="that count, of each run")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of every process")
+    parser.add_argument("--micro-batch", type=int, help="images of a pass on both sides, a divisor of a step's images")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="TRL's")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["vllm", "vllm, ahead"])
     parser.add_argument("--environment", type=Path, default=Path(".trl"), help="of TRL; made if it is not there")
