@@ -102,7 +102,10 @@ class Comparison:
         ]
         config = self._config()
         self.images = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-        self.overrides.append(f"learner.micro_batch={options.micro_batch or self.images}")
+        micro_batch = options.micro_batch or self.images
+        if not 1 <= micro_batch <= self.images or self.images % micro_batch:
+            raise SystemExit(f"--micro-batch {micro_batch}: expected a divisor of {self.images}, the images of a step")
+        self.overrides.append(f"learner.micro_batch={micro_batch}")
         if options.policy:
             self.overrides.append(f"start={folder / 'policy'}")
             self._write_policy(config)
@@ -150,7 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="that count, of each run")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of every process")
-    parser.add_argument("--micro-batch", type=int, help="images of a pass on both sides, a divisor of a step's images")
+    parser.add_argument("--micro-batch", type=int, help="images of a pass, on both sides")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="TRL's")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["vllm", "vllm, ahead"])
     parser.add_argument("--environment", type=Path, default=Path(".trl"), help="of TRL; made if it is not there")

@@ -54,7 +54,7 @@ def main() -> None:
     ]
     rollout, learner, algorithm = config.rollout, config.learner, config.algorithm
     images = rollout.prompts_per_step * rollout.samples_per_prompt
-    micro_batch = learner.micro_batch or images
+    assert learner.micro_batch  # grpo_vs_trl sets it
     clock = Clock()
     GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(config.start, dtype=torch.float32),
@@ -64,8 +64,8 @@ def main() -> None:
         callbacks=[clock],
         args=GRPOConfig(
             output_dir=str(Path(output)),
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=images // micro_batch,
+            per_device_train_batch_size=learner.micro_batch,
+            gradient_accumulation_steps=images // learner.micro_batch,
             num_generations=rollout.samples_per_prompt,
             max_completion_length=layout.tokens,
             generation_kwargs={"min_new_tokens": layout.tokens},
