@@ -8,16 +8,8 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from typing import Any
 
-# Serve's own work for a request takes the engine's time where cores are few (docs/timings.md). So messages go straight
-# from replica to replica instead of through Ray's object store, and a replica has a single event loop.
-LEAN = {
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-}
-# For the proxy of a cluster that starts here. Ray gives it five seconds to start, which a busy machine does not do.
-for name, value in {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", **LEAN}.items():
-    os.environ.setdefault(name, value)
+# Ray gives its proxy five seconds to start, which a busy machine does not do; read when ray.serve is imported.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
 import numpy as np
 from ray import serve
@@ -42,6 +34,9 @@ KEYS = "SIMPLEAR_API_KEY"
 LOG = logging.getLogger("simplear.serve")
 LOST = (RayActorError, EngineFailedError, ReplicaUnavailableError)
 RETRY = 0.2  # seconds until an image of a lost replica is asked for again
+# Serve's own work for a request takes the engine's time where cores are few (docs/timings.md). So messages go straight
+# from replica to replica instead of through Ray's object store, without an event loop of their own.
+LEAN = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 
 
 @serve.deployment(health_check_period_s=5)
