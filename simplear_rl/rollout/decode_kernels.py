@@ -4,9 +4,14 @@ The kernels read the column from the device. Attention splits a row's columns am
 found (Flash-Decoding, https://pytorch.org/blog/flash-decoding/), so that a few contexts fill a GPU.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch.nn import functional
+
+from simplear_rl.policy.visual_head import visual_logits
 
 PROGRAMS = 264  # two for each multiprocessor of an H100
 COLUMNS = 64  # of the cache that a program reads at a time
@@ -25,8 +30,7 @@ def _add_norm(x, delta, weight, normed, eps, H: tl.constexpr, BLOCK: tl.constexp
     tl.store(normed + row * H + i, scaled.to(x.dtype.element_ty) * tl.load(weight + i, mask=i < H, other=0), mask=i < H)
 
 
-def add_norm(x_KH: torch.Tensor, delta_KH: torch.Tensor | None, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-    """See decode_operators."""
+def _normed(x_KH: torch.Tensor, delta_KH: torch.Tensor | None, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
     rows, size = x_KH.shape
     normed = torch.empty_like(x_KH)
     delta = x_KH if delta_KH is None else delta_KH
@@ -35,86 +39,98 @@ def add_norm(x_KH: torch.Tensor, delta_KH: torch.Tensor | None, weight_H: torch.
     return normed
 
 
-@triton.jit
-def _rotate_and_store(
-    qkv, cosines, sines, column, first, queries, keys, values, L, Q: tl.constexpr, N: tl.constexpr, D: tl.constexpr
-):
-    row, head = tl.program_id(0), tl.program_id(1)
-    i, here = tl.arange(0, D // 2), tl.load(column)
-    source = qkv + (row * (Q + 2 * N) + head) * D
-    low, high = tl.load(source + i).to(tl.float32), tl.load(source + D // 2 + i).to(tl.float32)
-    if head < Q + N:
-        angle = (here - tl.load(first + row)) * (D // 2) + i
-        cos, sin = tl.load(cosines + angle), tl.load(sines + angle)
-        low, high = low * cos - high * sin, high * cos + low * sin
-    if head < Q:
-        target = queries + (row * Q + head) * D
-        tl.store(target + i, low)
-        tl.store(target + D // 2 + i, high)
-    elif head < Q + N:
-        target = keys + ((row * N + head - Q).to(tl.int64) * L + here) * D
-        tl.store(target + i, low)
-        tl.store(target + D // 2 + i, high)
-    else:
-        target = values + ((row * N + head - Q - N).to(tl.int64) * L + here) * D
-        tl.store(target + i, low)
-        tl.store(target + D // 2 + i, high)
+def norm_linear(
+    x_KH: torch.Tensor,
+    delta_KH: torch.Tensor | None,
+    norm_H: torch.Tensor,
+    eps: float,
+    weight_FH: torch.Tensor,
+    bias_F: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See decode_operators."""
+    return x_KH, functional.linear(_normed(x_KH, delta_KH, norm_H, eps), weight_FH, bias_F)
 
 
-def rotate_and_store(
-    qkv_KF: torch.Tensor,
-    angles_2LD: torch.Tensor,
-    column: torch.Tensor,
-    first_K: torch.Tensor,
-    keys_KNLD: torch.Tensor,
-    values_KNLD: torch.Tensor,
+linear = functional.linear
+
+
+def norm_gated(
+    x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, weight_FH: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See decode_operators."""
+    return x_KH, gate(functional.linear(_normed(x_KH, delta_KH, norm_H, eps), weight_FH))
+
+
+def norm_logits(
+    x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, head_CH: torch.Tensor
 ) -> torch.Tensor:
     """See decode_operators."""
-    contexts, groups, columns, size = keys_KNLD.shape
-    heads = qkv_KF.shape[1] // size
-    queries = qkv_KF.new_empty(contexts, groups, heads // groups - 2, size)
-    _rotate_and_store[(contexts, heads)](
-        qkv_KF, angles_2LD[0], angles_2LD[1], column, first_K, queries, keys_KNLD, values_KNLD, columns,
-        Q=heads - 2 * groups, N=groups, D=size,
-    )  # fmt: skip
-    return queries
+    return visual_logits(_normed(x_KH, delta_KH, norm_H, eps), head_CH)
 
 
 @triton.jit
 def _attend(
-    queries, keys, values, column, first, parts, maxima, sums, L, scale,
+    qkv, cosines, sines, keys, values, column, first, parts, maxima, sums, L, scale,
     N: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(1)
-    end, begin = tl.load(column) + 1, tl.load(first + head // N)
-    share = (end - begin + S - 1) // S
+    row, group = head // N, head % N
+    g, half, d, c = tl.arange(0, ROWS), tl.arange(0, D // 2), tl.arange(0, D), tl.arange(0, C)
+    if AHEAD:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    here, begin = tl.load(column), tl.load(first + row)
+    share = (here - begin + S) // S
     low = begin + split * share
-    high = tl.minimum(low + share, end)
-    g, d, c = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, C)
-    query = tl.load(queries + (head * G + g[:, None]) * D + d[None, :], mask=g[:, None] < G, other=0)
-    largest, total = tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32)
-    attended = tl.zeros([ROWS, D], tl.float32)
+    high = tl.minimum(low + share, here + 1)
+    angle = (here - begin) * (D // 2) + half
+    cos, sin = tl.load(cosines + angle), tl.load(sines + angle)
+    kind = keys.dtype.element_ty
+    mine = qkv + row * ((G + 2) * N * D)
+    source = mine + (group * G + g[:, None]) * D + half[None, :]
+    x = tl.load(source, mask=g[:, None] < G, other=0).to(tl.float32)
+    y = tl.load(source + D // 2, mask=g[:, None] < G, other=0).to(tl.float32)
+    query_low, query_high = (x * cos - y * sin).to(kind), (y * cos + x * sin).to(kind)
     base = head.to(tl.int64) * L * D
+    if (low <= here) & (here < high):  # this program reads the new column: it writes it
+        new = mine + (G * N + group) * D + half
+        new_x, new_y = tl.load(new).to(tl.float32), tl.load(new + D // 2).to(tl.float32)
+        target = keys + base + here * D + half
+        tl.store(target, (new_x * cos - new_y * sin).to(kind))
+        tl.store(target + D // 2, (new_y * cos + new_x * sin).to(kind))
+        tl.store(values + base + here * D + d, tl.load(mine + (G * N + N + group) * D + d))
+    tl.debug_barrier()
+    largest, total = tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32)
+    sum_of_values = tl.zeros([ROWS, D], tl.float32)
     for start in range(low, high, C):
         seen = start + c < high
-        key = tl.load(keys + base + (start + c[None, :]) * D + d[:, None], mask=seen[None, :], other=0)
-        score = tl.where(seen[None, :], tl.dot(query, key, input_precision="ieee") * scale, LOWEST)
+        key = keys + base + (start + c[None, :]) * D + half[:, None]
+        score = tl.dot(query_low, tl.load(key, mask=seen[None, :], other=0), input_precision="ieee")
+        score = tl.dot(query_high, tl.load(key + D // 2, mask=seen[None, :], other=0), score, input_precision="ieee")
+        score = tl.where(seen[None, :], score * scale, LOWEST)
         larger = tl.maximum(largest, tl.max(score, 1))
         weight, kept = tl.exp(score - larger[:, None]), tl.exp(largest - larger)
         value = tl.load(values + base + (start + c[:, None]) * D + d[None, :], mask=seen[:, None], other=0)
-        attended = attended * kept[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+        sum_of_values = sum_of_values * kept[:, None] + tl.dot(weight.to(kind), value, input_precision="ieee")
         total = total * kept + tl.sum(weight, 1)
         largest = larger
     part = head * S + split
-    tl.store(parts + (part * ROWS + g[:, None]) * D + d[None, :], attended)
+    tl.store(parts + (part * ROWS + g[:, None]) * D + d[None, :], sum_of_values)
     tl.store(maxima + part * ROWS + g, largest)
     tl.store(sums + part * ROWS + g, total)
 
 
 @triton.jit
-def _combine(parts, maxima, sums, attended, G: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, S: tl.constexpr):
+def _combine(
+    parts, maxima, sums, attended, G: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+    AHEAD: tl.constexpr,
+):  # fmt: skip
     head, g = tl.program_id(0), tl.program_id(1)
     d, row = tl.arange(0, D), (head * S + tl.arange(0, S)) * ROWS + g
+    if AHEAD:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     largest, total = tl.load(maxima + row), tl.load(sums + row)
     weight = tl.where(total > 0, tl.exp(largest - tl.max(largest)), 0.0)
     part = tl.load(parts + row[:, None] * D + d[None, :])
@@ -122,24 +138,30 @@ def _combine(parts, maxima, sums, attended, G: tl.constexpr, ROWS: tl.constexpr,
 
 
 def attend(
-    queries_KNGD: torch.Tensor,
-    keys_KNLD: torch.Tensor,
-    values_KNLD: torch.Tensor,
+    qkv_KF: torch.Tensor,
+    angles_2LD: torch.Tensor,
     column: torch.Tensor,
     first_K: torch.Tensor,
+    keys_KNLD: torch.Tensor,
+    values_KNLD: torch.Tensor,
+    ahead: bool = False,
 ) -> torch.Tensor:
-    """See decode_operators."""
-    contexts, groups, queries, size = queries_KNGD.shape
+    """See decode_operators; `ahead`: launched as decode_few.py launches its kernels."""
+    contexts, groups, columns, size = keys_KNLD.shape
+    queries = qkv_KF.shape[1] // size // groups - 2
     heads, rows = contexts * groups, max(16, triton.next_power_of_2(queries))  # a matrix product has 16 rows or more
     splits = min(64, max(1, triton.next_power_of_2(PROGRAMS // heads)))
     parts = torch.empty(heads, splits, rows, size, device=column.device)
     maxima, sums = torch.empty(2, heads, splits, rows, device=column.device)
+    options: dict[str, Any] = {"launch_pdl": True} if ahead else {}
     _attend[(heads, splits)](
-        queries_KNGD, keys_KNLD, values_KNLD, column, first_K, parts, maxima, sums, keys_KNLD.shape[2], size**-0.5,
-        N=groups, G=queries, ROWS=rows, D=size, S=splits, C=COLUMNS,
+        qkv_KF, angles_2LD[0], angles_2LD[1], keys_KNLD, values_KNLD, column, first_K, parts, maxima, sums, columns,
+        size**-0.5, N=groups, G=queries, ROWS=rows, D=size, S=splits, C=COLUMNS, AHEAD=ahead, **options,
     )  # fmt: skip
-    attended = queries_KNGD.new_empty(contexts, groups * queries * size)
-    _combine[(heads, queries)](parts, maxima, sums, attended, G=queries, ROWS=rows, D=size, S=splits)
+    attended = qkv_KF.new_empty(contexts, groups * queries * size)
+    _combine[(heads, queries)](
+        parts, maxima, sums, attended, G=queries, ROWS=rows, D=size, S=splits, AHEAD=ahead, **options
+    )
     return attended
 
 
@@ -153,7 +175,7 @@ def _gate(gate_up, gated, size, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def gate(gate_up_KF: torch.Tensor) -> torch.Tensor:
-    """See decode_operators."""
+    """silu(gate) * up of the two halves of each row."""
     rows, width = gate_up_KF.shape
     gated = gate_up_KF.new_empty(rows, width // 2)
     _gate[(triton.cdiv(gated.numel(), 1024),)](gate_up_KF, gated, gated.numel(), WIDTH=width // 2, BLOCK=1024)

@@ -4,7 +4,7 @@ Transformers' own step costs 20 ms on an H100, mostly Python (docs/timings.md). 
 operators without Python decisions in between, so that a CUDA graph can replay it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout import decode_operators
+
+FEW = 2  # contexts: up to so many, matrix-vector products are faster (docs/timings.md)
 
 
 class DecodeStep:
@@ -48,11 +50,11 @@ class DecodeStep:
         self.angles = torch.stack([angles.cos(), angles.sin()])
         self.column = torch.zeros(1, dtype=torch.int32, device=weight.device)
         self.ids = torch.zeros(0, dtype=torch.long, device=weight.device)
-        self.operators: Any = decode_operators
+        self.operators: Callable[[int], Any] = lambda contexts: decode_operators
         if weight.device.type == "cuda":
-            from simplear_rl.rollout import decode_kernels  # Triton comes with torch for CUDA
+            from simplear_rl.rollout import decode_few, decode_kernels  # Triton comes with torch for CUDA
 
-            self.operators = decode_kernels
+            self.operators = lambda contexts: decode_few if contexts <= FEW else decode_kernels
 
     def reserve(self, contexts: int) -> bool:
         """Make room for `contexts` rows; says whether that took new memory, which graphs of the old one do not know."""
@@ -94,20 +96,20 @@ class DecodeStep:
 
     def __call__(self, contexts: int) -> torch.Tensor:
         """Logits, float32 [K, codebook_size], after the tokens `ids` of the first `contexts` rows; goes a column on."""
-        eps, operators = self.model.config.rms_norm_eps, self.operators
+        eps, operators = self.model.config.rms_norm_eps, self.operators(contexts)
         first_K = self.first[:contexts]
         x_KH = functional.embedding(self.ids[:contexts], self.model.model.embed_tokens.weight)
         delta_KH = None
         for i, (norm, qkv, bias, out, norm_2, gate_up, down) in enumerate(self.layers):
             keys, values = self.keys[i, :contexts], self.values[i, :contexts]
-            qkv_KF = functional.linear(operators.add_norm(x_KH, delta_KH, norm, eps), qkv, bias)
-            queries = operators.rotate_and_store(qkv_KF, self.angles, self.column, first_K, keys, values)
-            delta_KH = functional.linear(operators.attend(queries, keys, values, self.column, first_K), out)
-            gate_up_KF = functional.linear(operators.add_norm(x_KH, delta_KH, norm_2, eps), gate_up)
-            delta_KH = functional.linear(operators.gate(gate_up_KF), down)
-        hidden_KH = operators.add_norm(x_KH, delta_KH, self.model.model.norm.weight, eps)
+            x_KH, qkv_KF = operators.norm_linear(x_KH, delta_KH, norm, eps, qkv, bias)
+            attended_KF = operators.attend(qkv_KF, self.angles, self.column, first_K, keys, values)
+            delta_KH = operators.linear(attended_KF, out)
+            x_KH, gated_KF = operators.norm_gated(x_KH, delta_KH, norm_2, eps, gate_up)
+            delta_KH = operators.linear(gated_KF, down)
+        logits_KC = operators.norm_logits(x_KH, delta_KH, self.model.model.norm.weight, eps, self.head)
         self.column += 1
-        return visual_logits(hidden_KH, self.head)
+        return logits_KC
 
 
 def _fused(projections: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -12,6 +12,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 # CodeSampler, a logits processor, is written for vLLM's V1 model runner.
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+# Triton's attention would round float32 to tf32, of 10 bits, before it multiplies.
+os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
 import numpy as np
 import torch._dynamo

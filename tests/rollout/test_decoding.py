@@ -99,29 +99,71 @@ def test_triton_kernels_compute_what_the_operators_do():
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype):
+    triton = pytest.importorskip("triton")
+    from simplear_rl.rollout import decode_few, decode_kernels
+
+    names = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+    compiled = []
+
+    def run(kernel, *args, grid, warmup, **rest):
+        kinds = {int: "i32", float: "fp32"}
+        signature = {n: kinds.get(type(a)) or names[a.dtype] for n, a in zip(kernel.arg_names, args, strict=False)}
+        constants = {name: rest.pop(name) for name in kernel.arg_names if name in rest}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if "*" in kind}
+        source = triton.compiler.ASTSource(
+            kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants, attrs=aligned
+        )
+        target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+        compiled.append(triton.compile(source, target=target, options=rest).metadata.name)
+
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", run)
+    # The sizes of SimpleAR-0.5B.
+    x, norm, bias = (torch.zeros(shape, dtype=dtype) for shape in ((2, 896), (896,), (1152,)))
+    qkv, out, up, down = (
+        torch.zeros(n, m, dtype=dtype) for n, m in ((1152, 896), (896, 896), (9728, 896), (896, 4864))
+    )
+    cache, angles, at = (
+        torch.zeros(2, 2, 64, 64, dtype=dtype),
+        torch.zeros(2, 64, 32),
+        torch.zeros(2, dtype=torch.int32),
+    )
+    for operators in decode_kernels, decode_few:
+        first = operators.norm_linear(x, None, norm, 1e-6, qkv, bias)[1]
+        operators.linear(operators.attend(first, angles, at[:1], at, cache, cache), out)
+        operators.linear(operators.norm_gated(x, x, norm, 1e-6, up)[1], down)
+        operators.norm_logits(x, x, norm, 1e-6, out)
+    assert len(compiled) == 13 and set(compiled) == {"_add_norm", "_attend", "_combine", "_gate", "_product"}
+
+
 def compare_kernels() -> None:
     """Three rows whose first columns differ, in a cache whose other columns hold what must not be seen."""
-    from simplear_rl.rollout import decode_kernels
+    from simplear_rl.rollout import decode_few, decode_kernels
 
     decode_kernels.PROGRAMS = 24  # 4 splits of 6 heads
     torch.manual_seed(0)
     contexts, groups, queries, size, columns = 3, 2, 3, 16, 80
-    x, delta, weight = torch.randn(3, 24), torch.randn(3, 24), torch.randn(24)
-    qkv = torch.randn(contexts, (groups * queries + 2 * groups) * size)
+    x, delta, norm = torch.randn(3, 24), torch.randn(3, 24), torch.randn(24)
+    features = (groups * queries + 2 * groups) * size
+    weight, bias, head, other = (torch.randn(shape) for shape in ((features, 24), (features,), (53, 24), (24, 96)))
     keys, values = torch.randn(2, contexts, groups, columns, size)
     angles = torch.randn(2, columns, size // 2)
-    first, gate_up = torch.tensor([0, 3, 70], dtype=torch.int32), torch.randn(3, 50)
+    first = torch.tensor([0, 3, 70], dtype=torch.int32)
     results = []
-    for operators in decode_operators, decode_kernels:
-        own, k, v = x.clone(), keys.clone(), values.clone()
-        found = [operators.add_norm(own, None, weight, 1e-6), operators.add_norm(own, delta, weight, 1e-6), own]
+    for operators in decode_operators, decode_kernels, decode_few:
+        k, v = keys.clone(), values.clone()
+        found = [*operators.norm_linear(x.clone(), None, norm, 1e-6, weight, bias)]
+        own, qkv = operators.norm_linear(x.clone(), delta, norm, 1e-6, weight, None)
         for column in 70, 79:
             at = torch.tensor([column], dtype=torch.int32)
-            rotated = operators.rotate_and_store(qkv, angles, at, first, k, v)
-            found += [rotated, operators.attend(rotated, k, v, at, first)]
-        results.append([*found, k, v, operators.gate(gate_up)])
-    for plain, kernel in zip(*results, strict=True):
-        torch.testing.assert_close(kernel, plain, atol=1e-5, rtol=1e-5)
+            found.append(operators.attend(qkv + column, angles, at, first, k, v))
+        found += [own, qkv, k, v, *operators.norm_gated(x.clone(), delta, norm, 1e-6, weight)]
+        found += [operators.linear(found[2], other), operators.norm_logits(x.clone(), delta, norm, 1e-6, head)]
+        results.append(found)
+    for kernels in results[1:]:
+        for plain, kernel in zip(results[0], kernels, strict=True):
+            torch.testing.assert_close(kernel, plain, atol=1e-4, rtol=1e-5)
 
 
 if __name__ == "__main__":
