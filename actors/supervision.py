@@ -28,7 +28,9 @@ class Beat:
     actor: ActorHandle
     name: str
     age: float = 0.0  # seconds
-    built: bool = False  # the actor has answered before: it is not busy starting
+    built: bool = False  # it is not busy starting: it has answered before, or Ray says so
+    lost: bool = False  # the call before was lost, and that was said
+    killed: bool = False
 
 
 class Heartbeat(Thread):
@@ -72,10 +74,14 @@ class Heartbeat(Thread):
                 self._answered(reference, self.beats.pop(reference))
             for beat in list(self.beats.values()):
                 beat.age += passed
-                if beat.built and beat.age > self.seconds:
+                if beat.age <= self.seconds or beat.killed:
+                    continue
+                if beat.built:
                     say(f"{self.place(beat.name)}: no heartbeat for {self.seconds:g} s, killing it")
-                    beat.built = False
+                    beat.killed = True
                     ray.kill(beat.actor, no_restart=False)
+                elif _is_built(beat.actor):
+                    beat.built, beat.age = True, 0.0  # it may hang since its first moments
 
     def _answered(self, reference: ray.ObjectRef, beat: Beat) -> None:
         try:
@@ -83,14 +89,23 @@ class Heartbeat(Thread):
         except ActorDiedError:
             return  # for good: whoever calls it learns that too
         except RayActorError:
+            if beat.lost and not beat.killed:  # it hangs: Ray cannot reach it, and loses call after call
+                self._ask(beat)
+                return
             say(f"{self.place(beat.name)} died; Ray restarts it")
-            self._ask(Beat(beat.actor, beat.name))
+            self._ask(Beat(beat.actor, beat.name, lost=True))
         else:
             self._ask(Beat(beat.actor, beat.name, built=True))
 
     def _ask(self, beat: Beat) -> None:
         # One question is always on its way, so that no death and restart goes unnoticed.
         self.beats[beat.actor.beat.remote(self.seconds / 10)] = beat
+
+
+def _is_built(actor: ActorHandle) -> bool:
+    """Whether its constructor is done, in the process that it has now."""
+    row = ray._private.state.actors().get(actor._actor_id.hex())
+    return row is not None and row["State"] == "ALIVE"
 
 
 def lost_actor(error: BaseException | None) -> RayActorError | ObjectLostError | None:

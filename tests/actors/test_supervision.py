@@ -26,6 +26,12 @@ class Worker(Monitored):
         time.sleep(seconds)
         return os.getpid()
 
+    def halt_once(self, file):
+        if not file.exists():
+            file.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return os.getpid()
+
 
 def stage(**faults):
     return Stage("supervised", {"worker.actors": ActorsConfig(count=2, cpus=0.5)}, FaultsConfig(**faults))
@@ -44,6 +50,16 @@ def test_hung_actor_is_restarted_and_its_call_repeated_while_a_busy_one_is_left_
     assert after[0] != before[0]
     assert after[1] == before[1]
     assert re.search(r"supervised/worker-0 \(node .*, log .*\.err\): no heartbeat for 5 s", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_actor_that_hangs_in_its_first_call_after_a_restart_is_restarted_again(ray_cluster, capsys, tmp_path):
+    with stage(heartbeat_seconds=3) as running:
+        actor, _ = running.launch("worker.actors", Worker)
+        running.ready()
+        os.kill(ray.get(actor.process.remote()), signal.SIGKILL)
+        assert ray.get(actor.halt_once.remote(tmp_path / "halted"), timeout=60)
+    assert capsys.readouterr().out.count("no heartbeat for 3 s, killing it") == 1
 
 
 @pytest.mark.slow
