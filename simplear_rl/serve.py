@@ -52,8 +52,8 @@ def serve(config: ServeConfig) -> None:
     deployed = application(config)
     _require_free(config.host, config.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     connect()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose handler aborts the process
     with suppress(KeyboardInterrupt):
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{config.policy}: loading; http://{host}:{config.port} answers 503 until it is there", flush=True)

@@ -64,7 +64,8 @@ async def load(url: str, clients: int, guidance_scale: float) -> tuple[float, li
 
     async with session_of(clients) as session:
         tasks = [asyncio.create_task(client(session)) for _ in range(clients)]
-        await enough.wait()
+        # A client ends before only when it fails.
+        await asyncio.wait([asyncio.create_task(enough.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -101,7 +102,10 @@ def main() -> None:
     sampling = Sampling(guidance_scale=options.guidance_scale)
 
     def ask(clients: int) -> tuple[float, list[float]]:
-        return asyncio.run(load(options.url, clients, options.guidance_scale))
+        try:
+            return asyncio.run(load(options.url, clients, options.guidance_scale))
+        except httpx.HTTPError as error:
+            raise SystemExit(f"{options.url}: {error}") from error
 
     ask(8)
     own_rate(engine, 8, sampling)

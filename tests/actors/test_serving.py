@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 
 import httpx
 import openai
@@ -154,3 +156,15 @@ def test_an_image_that_no_replica_takes_is_late():
         assert parts.closed == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_command_quietly(world, tmp_path):
+    command = [sys.executable, "-m", "simplear_rl.serve", f"policy={world}/policy", f"tokenizer={world}/tokenizer"]
+    values = ["engine.type=transformers", "engine.actors={count: 1, cpus: 0.1}", "decoders={cpus: 0.1}", "port=8765"]
+    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_worker_niceness": "0"}
+    with subprocess.Popen([*command, *values], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if "Ctrl-C ends it" in line:
+                process.terminate()
+    assert process.returncode == 0
