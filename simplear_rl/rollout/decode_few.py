@@ -1,21 +1,20 @@
 """decode_operators.py in Triton for one or two contexts: matrix-vector products, each with all that stands around it.
 
 With so few contexts a step is a chain of short kernels that read weights, and starting them takes longer than reading.
-So a layer has six instead of ten, and each kernel fetches its weights before the one in front of it is done
-(programmatic dependent launch, CUDA programming guide). docs/timings.md has what that brings.
+So a layer has six instead of nine, and where the GPU can, each kernel fetches its weights before the one in front of it
+is done (programmatic dependent launch, CUDA programming guide). docs/timings.md has what that brings.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from triton import knobs
 
 from simplear_rl.rollout import decode_kernels
 
-AHEAD = not knobs.runtime.interpret  # the interpreter knows no launches
+# Hopper has launches of that kind, and what came after it.
+AHEAD = torch.cuda.is_available() and not torch.version.hip and torch.cuda.get_device_capability() >= (9, 0)
 WARPS = 4  # of a program
 PRODUCTS = 64  # numbers that a thread multiplies at a time
 
@@ -126,4 +125,13 @@ def norm_logits(
     return _run(x_KH, head_CH, norm=(delta_KH, norm_H, eps), out=torch.float32)[1]
 
 
-attend = partial(decode_kernels.attend, ahead=AHEAD)
+def attend(
+    qkv_KF: torch.Tensor,
+    angles_2LD: torch.Tensor,
+    column: torch.Tensor,
+    first_K: torch.Tensor,
+    keys_KNLD: torch.Tensor,
+    values_KNLD: torch.Tensor,
+) -> torch.Tensor:
+    """See decode_operators."""
+    return decode_kernels.attend(qkv_KF, angles_2LD, column, first_K, keys_KNLD, values_KNLD, ahead=AHEAD)

@@ -99,8 +99,8 @@ def test_triton_kernels_compute_what_the_operators_do():
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype):
+@pytest.mark.parametrize(("dtype", "gpu"), [(torch.bfloat16, 90), (torch.float32, 90), (torch.bfloat16, 80)])
+def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype, gpu):
     triton = pytest.importorskip("triton")
     from simplear_rl.rollout import decode_few, decode_kernels
 
@@ -115,10 +115,11 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype):
         source = triton.compiler.ASTSource(
             kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants, attrs=aligned
         )
-        target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+        target = triton.backends.compiler.GPUTarget("cuda", gpu, 32)
         compiled.append(triton.compile(source, target=target, options=rest).metadata.name)
 
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", run)
+    monkeypatch.setattr(decode_few, "AHEAD", gpu >= 90)
     # The sizes of SimpleAR-0.5B.
     x, norm, bias = (torch.zeros(shape, dtype=dtype) for shape in ((2, 896), (896,), (1152,)))
     qkv, out, up, down = (
