@@ -159,7 +159,7 @@ def test_an_image_that_no_replica_takes_is_late():
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_command_quietly(world, tmp_path):
+def test_sigterm_ends_the_command_quietly(world):
     command = [sys.executable, "-m", "simplear_rl.serve", f"policy={world}/policy", f"tokenizer={world}/tokenizer"]
     values = ["engine.type=transformers", "engine.actors={count: 1, cpus: 0.1}", "decoders={cpus: 0.1}", "port=8765"]
     environment = os.environ | {"RAY_ADDRESS": "local", "RAY_worker_niceness": "0"}
