@@ -11,10 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from simplear_rl.rollout import decode_kernels
+from simplear_rl.rollout.decode_kernels import Kernels
 
-# Hopper has launches of that kind, and what came after it.
-AHEAD = torch.cuda.is_available() and not torch.version.hip and torch.cuda.get_device_capability() >= (9, 0)
 WARPS = 4  # of a program
 PRODUCTS = 64  # numbers that a thread multiplies at a time
 
@@ -67,71 +65,64 @@ def _product(
     tl.store(out + r[:, None] * N + n[None, :], result.to(out.dtype.element_ty), mask=wanted)
 
 
-def _run(
-    x_KH: torch.Tensor,
-    weight_FH: torch.Tensor,
-    *,
-    bias_F: torch.Tensor | None = None,
-    norm: tuple[torch.Tensor | None, torch.Tensor, float] | None = None,
-    gated: bool = False,
-    out: torch.dtype | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of x and what `norm` has to add to it, and their product, [K, F] or, gated, [K, F / 2]."""
-    rows, size = x_KH.shape
-    width = len(weight_FH) // (2 if gated else 1)
-    delta_KH, norm_H, eps = norm or (None, x_KH, 0.0)
-    added = x_KH if delta_KH is None else torch.empty_like(x_KH)
-    result = torch.empty(rows, width, dtype=out or x_KH.dtype, device=x_KH.device)
-    # A norm needs a row as a whole.
-    r, block = triton.next_power_of_2(rows), triton.next_power_of_2(size) if norm or size < 1024 else 1024
-    height = max(1, PRODUCTS * 32 * WARPS // (r * block * (2 if gated else 1)))
-    options: dict[str, Any] = {"launch_pdl": True} if AHEAD else {}
-    _product[(triton.cdiv(width, height),)](
-        x_KH, x_KH if delta_KH is None else delta_KH, norm_H, weight_FH, x_KH if bias_F is None else bias_F, added,
-        result, width, eps, ROWS=rows, R=r, H=size, BN=height, BH=block, NORM=norm is not None,
-        ADD=delta_KH is not None, BIAS=bias_F is not None, GATED=gated, AHEAD=AHEAD, num_warps=WARPS, **options,
-    )  # fmt: skip
-    return added, result
+class FewKernels(Kernels):
+    """The products as well."""
 
+    # Hopper has launches of that kind, and what came after it.
+    ahead = torch.cuda.is_available() and not torch.version.hip and torch.cuda.get_device_capability() >= (9, 0)
 
-def norm_linear(
-    x_KH: torch.Tensor,
-    delta_KH: torch.Tensor | None,
-    norm_H: torch.Tensor,
-    eps: float,
-    weight_FH: torch.Tensor,
-    bias_F: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See decode_operators."""
-    return _run(x_KH, weight_FH, bias_F=bias_F, norm=(delta_KH, norm_H, eps))
+    def _run(
+        self,
+        x_KH: torch.Tensor,
+        weight_FH: torch.Tensor,
+        *,
+        bias_F: torch.Tensor | None = None,
+        norm: tuple[torch.Tensor | None, torch.Tensor, float] | None = None,
+        gated: bool = False,
+        out: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of x and what `norm` has to add to it, and their product, [K, F] or, gated, [K, F / 2]."""
+        rows, size = x_KH.shape
+        width = len(weight_FH) // (2 if gated else 1)
+        delta_KH, norm_H, eps = norm or (None, x_KH, 0.0)
+        added = x_KH if delta_KH is None else torch.empty_like(x_KH)
+        result = torch.empty(rows, width, dtype=out or x_KH.dtype, device=x_KH.device)
+        # A norm needs a row as a whole.
+        r, block = triton.next_power_of_2(rows), triton.next_power_of_2(size) if norm or size < 1024 else 1024
+        height = max(1, PRODUCTS * 32 * WARPS // (r * block * (2 if gated else 1)))
+        options: dict[str, Any] = {"launch_pdl": True} if self.ahead else {}
+        _product[(triton.cdiv(width, height),)](
+            x_KH, x_KH if delta_KH is None else delta_KH, norm_H, weight_FH, x_KH if bias_F is None else bias_F, added,
+            result, width, eps, ROWS=rows, R=r, H=size, BN=height, BH=block, NORM=norm is not None,
+            ADD=delta_KH is not None, BIAS=bias_F is not None, GATED=gated, AHEAD=self.ahead, num_warps=WARPS,
+            **options,
+        )  # fmt: skip
+        return added, result
 
+    def norm_linear(
+        self,
+        x_KH: torch.Tensor,
+        delta_KH: torch.Tensor | None,
+        norm_H: torch.Tensor,
+        eps: float,
+        weight_FH: torch.Tensor,
+        bias_F: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Operators."""
+        return self._run(x_KH, weight_FH, bias_F=bias_F, norm=(delta_KH, norm_H, eps))
 
-def linear(x_KH: torch.Tensor, weight_FH: torch.Tensor) -> torch.Tensor:
-    """See decode_operators."""
-    return _run(x_KH, weight_FH)[1]
+    def linear(self, x_KH: torch.Tensor, weight_FH: torch.Tensor) -> torch.Tensor:
+        """See Operators."""
+        return self._run(x_KH, weight_FH)[1]
 
+    def norm_gated(
+        self, x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, weight_FH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Operators."""
+        return self._run(x_KH, weight_FH, norm=(delta_KH, norm_H, eps), gated=True)
 
-def norm_gated(
-    x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, weight_FH: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See decode_operators."""
-    return _run(x_KH, weight_FH, norm=(delta_KH, norm_H, eps), gated=True)
-
-
-def norm_logits(
-    x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, head_CH: torch.Tensor
-) -> torch.Tensor:
-    """See decode_operators."""
-    return _run(x_KH, head_CH, norm=(delta_KH, norm_H, eps), out=torch.float32)[1]
-
-
-def attend(
-    qkv_KF: torch.Tensor,
-    angles_2LD: torch.Tensor,
-    column: torch.Tensor,
-    first_K: torch.Tensor,
-    keys_KNLD: torch.Tensor,
-    values_KNLD: torch.Tensor,
-) -> torch.Tensor:
-    """See decode_operators."""
-    return decode_kernels.attend(qkv_KF, angles_2LD, column, first_K, keys_KNLD, values_KNLD, ahead=AHEAD)
+    def norm_logits(
+        self, x_KH: torch.Tensor, delta_KH: torch.Tensor | None, norm_H: torch.Tensor, eps: float, head_CH: torch.Tensor
+    ) -> torch.Tensor:
+        """See Operators."""
+        return self._run(x_KH, head_CH, norm=(delta_KH, norm_H, eps), out=torch.float32)[1]

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch.nn import functional
 
-from simplear_rl.policy.visual_head import visual_logits
+from simplear_rl.rollout.decode_operators import Operators
 
 PROGRAMS = 264  # two for each multiprocessor of an H100
 COLUMNS = 64  # of the cache that a program reads at a time
@@ -28,44 +27,6 @@ def _add_norm(x, delta, weight, normed, eps, H: tl.constexpr, BLOCK: tl.constexp
         tl.store(x + row * H + i, value, mask=i < H)
     scaled = value / tl.sqrt(tl.sum(value * value) / H + eps)
     tl.store(normed + row * H + i, scaled.to(x.dtype.element_ty) * tl.load(weight + i, mask=i < H, other=0), mask=i < H)
-
-
-def _normed(x_KH: torch.Tensor, delta_KH: torch.Tensor | None, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-    rows, size = x_KH.shape
-    normed = torch.empty_like(x_KH)
-    delta = x_KH if delta_KH is None else delta_KH
-    block = triton.next_power_of_2(size)
-    _add_norm[(rows,)](x_KH, delta, weight_H, normed, eps, H=size, BLOCK=block, ADD=delta_KH is not None)
-    return normed
-
-
-def norm_linear(
-    x_KH: torch.Tensor,
-    delta_KH: torch.Tensor | None,
-    norm_H: torch.Tensor,
-    eps: float,
-    weight_FH: torch.Tensor,
-    bias_F: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See decode_operators."""
-    return x_KH, functional.linear(_normed(x_KH, delta_KH, norm_H, eps), weight_FH, bias_F)
-
-
-linear = functional.linear
-
-
-def norm_gated(
-    x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, weight_FH: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See decode_operators."""
-    return x_KH, gate(functional.linear(_normed(x_KH, delta_KH, norm_H, eps), weight_FH))
-
-
-def norm_logits(
-    x_KH: torch.Tensor, delta_KH: torch.Tensor, norm_H: torch.Tensor, eps: float, head_CH: torch.Tensor
-) -> torch.Tensor:
-    """See decode_operators."""
-    return visual_logits(_normed(x_KH, delta_KH, norm_H, eps), head_CH)
 
 
 @triton.jit
@@ -137,34 +98,6 @@ def _combine(
     tl.store(attended + (head * G + g) * D + d, tl.sum(part * weight[:, None], 0) / tl.sum(weight * total))
 
 
-def attend(
-    qkv_KF: torch.Tensor,
-    angles_2LD: torch.Tensor,
-    column: torch.Tensor,
-    first_K: torch.Tensor,
-    keys_KNLD: torch.Tensor,
-    values_KNLD: torch.Tensor,
-    ahead: bool = False,
-) -> torch.Tensor:
-    """See decode_operators; `ahead`: launched as decode_few.py launches its kernels."""
-    contexts, groups, columns, size = keys_KNLD.shape
-    queries = qkv_KF.shape[1] // size // groups - 2
-    heads, rows = contexts * groups, max(16, triton.next_power_of_2(queries))  # a matrix product has 16 rows or more
-    splits = min(64, max(1, triton.next_power_of_2(PROGRAMS // heads)))
-    parts = torch.empty(heads, splits, rows, size, device=column.device)
-    maxima, sums = torch.empty(2, heads, splits, rows, device=column.device)
-    options: dict[str, Any] = {"launch_pdl": True} if ahead else {}
-    _attend[(heads, splits)](
-        qkv_KF, angles_2LD[0], angles_2LD[1], keys_KNLD, values_KNLD, column, first_K, parts, maxima, sums, columns,
-        size**-0.5, N=groups, G=queries, ROWS=rows, D=size, S=splits, C=COLUMNS, AHEAD=ahead, **options,
-    )  # fmt: skip
-    attended = qkv_KF.new_empty(contexts, groups * queries * size)
-    _combine[(heads, queries)](
-        parts, maxima, sums, attended, G=queries, ROWS=rows, D=size, S=splits, AHEAD=ahead, **options
-    )
-    return attended
-
-
 @triton.jit
 def _gate(gate_up, gated, size, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -174,9 +107,53 @@ def _gate(gate_up, gated, size, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(gated + i, (gate * tl.sigmoid(gate)).to(up.dtype) * up, mask=i < size)
 
 
-def gate(gate_up_KF: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of the two halves of each row."""
-    rows, width = gate_up_KF.shape
-    gated = gate_up_KF.new_empty(rows, width // 2)
-    _gate[(triton.cdiv(gated.numel(), 1024),)](gate_up_KF, gated, gated.numel(), WIDTH=width // 2, BLOCK=1024)
-    return gated
+class Kernels(Operators):
+    """In Triton, but for the products."""
+
+    ahead = False  # whether a kernel is launched while the one before it runs, see decode_few.py
+
+    def add_norm(
+        self, x_KH: torch.Tensor, delta_KH: torch.Tensor | None, weight_H: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See Operators."""
+        rows, size = x_KH.shape
+        normed = torch.empty_like(x_KH)
+        delta = x_KH if delta_KH is None else delta_KH
+        block = triton.next_power_of_2(size)
+        _add_norm[(rows,)](x_KH, delta, weight_H, normed, eps, H=size, BLOCK=block, ADD=delta_KH is not None)
+        return normed
+
+    def attend(
+        self,
+        qkv_KF: torch.Tensor,
+        angles_2LD: torch.Tensor,
+        column: torch.Tensor,
+        first_K: torch.Tensor,
+        keys_KNLD: torch.Tensor,
+        values_KNLD: torch.Tensor,
+    ) -> torch.Tensor:
+        """See Operators."""
+        contexts, groups, columns, size = keys_KNLD.shape
+        queries = qkv_KF.shape[1] // size // groups - 2
+        heads = contexts * groups
+        rows = max(16, triton.next_power_of_2(queries))  # a matrix product has 16 or more
+        splits = min(64, max(1, triton.next_power_of_2(PROGRAMS // heads)))
+        parts = torch.empty(heads, splits, rows, size, device=column.device)
+        maxima, sums = torch.empty(2, heads, splits, rows, device=column.device)
+        options: dict[str, Any] = {"launch_pdl": True} if self.ahead else {}
+        _attend[(heads, splits)](
+            qkv_KF, angles_2LD[0], angles_2LD[1], keys_KNLD, values_KNLD, column, first_K, parts, maxima, sums, columns,
+            size**-0.5, N=groups, G=queries, ROWS=rows, D=size, S=splits, C=COLUMNS, AHEAD=self.ahead, **options,
+        )  # fmt: skip
+        attended = qkv_KF.new_empty(contexts, groups * queries * size)
+        _combine[(heads, queries)](
+            parts, maxima, sums, attended, G=queries, ROWS=rows, D=size, S=splits, AHEAD=self.ahead, **options
+        )
+        return attended
+
+    def gate(self, gate_up_KF: torch.Tensor) -> torch.Tensor:
+        """See Operators."""
+        rows, width = gate_up_KF.shape
+        gated = gate_up_KF.new_empty(rows, width // 2)
+        _gate[(triton.cdiv(gated.numel(), 1024),)](gate_up_KF, gated, gated.numel(), WIDTH=width // 2, BLOCK=1024)
+        return gated

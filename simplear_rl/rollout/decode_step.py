@@ -4,8 +4,7 @@ Transformers' own step costs 20 ms on an H100, mostly Python (docs/timings.md). 
 operators without Python decisions in between, so that a CUDA graph can replay it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 
 from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout import decode_operators
+from simplear_rl.rollout.decode_operators import Operators
 
 FEW = 2  # contexts: up to so many, matrix-vector products are faster (docs/timings.md)
 
@@ -50,11 +49,12 @@ class DecodeStep:
         self.angles = torch.stack([angles.cos(), angles.sin()])
         self.column = torch.zeros(1, dtype=torch.int32, device=weight.device)
         self.ids = torch.zeros(0, dtype=torch.long, device=weight.device)
-        self.operators: Callable[[int], Any] = lambda contexts: decode_operators
+        self.few = self.many = Operators()
         if weight.device.type == "cuda":
-            from simplear_rl.rollout import decode_few, decode_kernels  # Triton comes with torch for CUDA
+            from simplear_rl.rollout.decode_few import FewKernels  # Triton comes with torch for CUDA
+            from simplear_rl.rollout.decode_kernels import Kernels
 
-            self.operators = lambda contexts: decode_few if contexts <= FEW else decode_kernels
+            self.few, self.many = FewKernels(), Kernels()
 
     def reserve(self, contexts: int) -> bool:
         """Make room for `contexts` rows; says whether that took new memory, which graphs of the old one do not know."""
@@ -96,7 +96,7 @@ class DecodeStep:
 
     def __call__(self, contexts: int) -> torch.Tensor:
         """Logits, float32 [K, codebook_size], after the tokens `ids` of the first `contexts` rows; goes a column on."""
-        eps, operators = self.model.config.rms_norm_eps, self.operators(contexts)
+        eps, operators = self.model.config.rms_norm_eps, self.few if contexts <= FEW else self.many
         first_K = self.first[:contexts]
         x_KH = functional.embedding(self.ids[:contexts], self.model.model.embed_tokens.weight)
         delta_KH = None

@@ -14,7 +14,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
-from simplear_rl.rollout import decode_operators
+from simplear_rl.rollout.decode_operators import Operators
 from simplear_rl.rollout.decode_step import DecodeStep
 from simplear_rl.rollout.transformers_engine import TransformersEngine, sample_codes
 from simplear_rl.weights.sharing import shared
@@ -102,7 +102,8 @@ def test_triton_kernels_compute_what_the_operators_do():
 @pytest.mark.parametrize(("dtype", "gpu"), [(torch.bfloat16, 90), (torch.float32, 90), (torch.bfloat16, 80)])
 def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype, gpu):
     triton = pytest.importorskip("triton")
-    from simplear_rl.rollout import decode_few, decode_kernels
+    from simplear_rl.rollout.decode_few import FewKernels
+    from simplear_rl.rollout.decode_kernels import Kernels
 
     names = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
     compiled = []
@@ -119,7 +120,7 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype, g
         compiled.append(triton.compile(source, target=target, options=rest).metadata.name)
 
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", run)
-    monkeypatch.setattr(decode_few, "AHEAD", gpu >= 90)
+    monkeypatch.setattr(FewKernels, "ahead", gpu >= 90)
     # The sizes of SimpleAR-0.5B.
     x, norm, bias = (torch.zeros(shape, dtype=dtype) for shape in ((2, 896), (896,), (1152,)))
     qkv, out, up, down = (
@@ -130,7 +131,7 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype, g
         torch.zeros(2, 64, 32),
         torch.zeros(2, dtype=torch.int32),
     )
-    for operators in decode_kernels, decode_few:
+    for operators in Kernels(), FewKernels():
         first = operators.norm_linear(x, None, norm, 1e-6, qkv, bias)[1]
         operators.linear(operators.attend(first, angles, at[:1], at, cache, cache), out)
         operators.linear(operators.norm_gated(x, x, norm, 1e-6, up)[1], down)
@@ -140,7 +141,9 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype, g
 
 def compare_kernels() -> None:
     """Three rows whose first columns differ, in a cache whose other columns hold what must not be seen."""
-    from simplear_rl.rollout import decode_few, decode_kernels
+    from simplear_rl.rollout import decode_kernels
+    from simplear_rl.rollout.decode_few import FewKernels
+    from simplear_rl.rollout.decode_kernels import Kernels
 
     decode_kernels.PROGRAMS = 24  # 4 splits of 6 heads
     torch.manual_seed(0)
@@ -153,7 +156,7 @@ def compare_kernels() -> None:
     angles = torch.randn(2, columns, size // 2)
     first = torch.tensor([0, 3, 70], dtype=torch.int32)
     results = []
-    for operators in decode_operators, decode_kernels, decode_few:
+    for operators in Operators(), Kernels(), FewKernels():
         k, v = keys.clone(), values.clone()
         found = [*operators.norm_linear(x.clone(), None, norm, 1e-6, weight, bias)]
         own, qkv = operators.norm_linear(x.clone(), delta, norm, 1e-6, weight, None)
