@@ -31,6 +31,7 @@ from simplear_rl.config.benchmarks import DetectorConfig
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.policy.model import random_policy, word_tokenizer
+from simplear_rl.run.history import read_metrics
 
 torch.set_num_threads(1)
 
@@ -59,6 +60,12 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+
+
+def without_times(run: Path) -> list[dict[str, float]]:
+    """The metrics of a run but for its seconds, which no two runs share."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -26,6 +26,7 @@ from simplear_rl.run.history import read_metrics
 from simplear_rl.shapes.world import pair_samples
 from simplear_rl.tokenize import tokenize
 from simplear_rl.weights.snapshot import checksum
+from tests.conftest import without_times
 from tests.pictures import encoded, pickapic
 
 LN_2 = np.float32(math.log(2))
@@ -53,11 +54,6 @@ def stored(ray_cluster, world, tmp_path_factory):
 
 def config(name, values, run, *overrides):
     return load_config(DpoConfig, CONFIGS / "shapes" / f"{name}.yaml", [*values, f"run={run}", *overrides])
-
-
-def without_times(run):
-    rows = read_metrics(run / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
 
 
 def weights(run):

@@ -24,6 +24,7 @@ from simplear_rl.run.history import read_metrics
 from simplear_rl.run.lock import LOCK
 from simplear_rl.tokenizers.cosmos import read_identity
 from simplear_rl.weights.snapshot import checksum
+from tests.conftest import without_times
 
 UNSCORED = ["evaluation=null", "keep_best=null"]
 TWO_OF_EACH = [
@@ -75,11 +76,7 @@ def test_minibatches_and_passes_over_parts_of_a_group_or_two(one_of_each, grpo_c
 @pytest.mark.parametrize("transport", ["collective", "ipc"])
 def test_another_transport_changes_nothing_but_the_time(one_of_each, tmp_path, transport, grpo_config):
     grpo.train(grpo_config(tmp_path / "run", f"rollout.broadcast={transport}"))
-    rows = [
-        [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in read_metrics(file)]
-        for file in (one_of_each / "metrics.jsonl", tmp_path / "run" / "metrics.jsonl")
-    ]
-    assert rows[0] == rows[1]
+    assert without_times(one_of_each) == without_times(tmp_path / "run")
 
 
 @pytest.mark.slow
