@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+BLOCK = 64  # codes: the best of 16, 64 and 128 on a CPU, for codebooks of 1,000 to 64,000
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -16,6 +18,10 @@ class Sampling:
     top_p: float = 1.0
     guidance_scale: float = 1.0  # 1 is unguided
 
+    def leaves_codes_out(self, codebook_size: int) -> bool:
+        """Whether top-k or top-p does."""
+        return 0 < self.top_k < codebook_size or self.top_p < 1
+
 
 def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Normalised natural log-probs [..., codebook_size] that `sampling` draws from; -inf where it never draws.
@@ -23,11 +29,8 @@ def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Ten
     Top-k keeps the k likeliest codes, top-p the fewest likeliest ones whose probabilities reach p. At temperature 0
     they are those of temperature 1: the likeliest code is the same.
     """
-    tempered_BC = logits_BC.float()
-    if sampling.temperature not in (0, 1):
-        tempered_BC = tempered_BC / sampling.temperature
-    log_probs_BC = torch.log_softmax(tempered_BC, dim=-1)
-    if not 0 < sampling.top_k < logits_BC.shape[-1] and sampling.top_p >= 1:
+    log_probs_BC = torch.log_softmax(_tempered(logits_BC, sampling), dim=-1)
+    if not sampling.leaves_codes_out(logits_BC.shape[-1]):
         return log_probs_BC
     ordered_BC, codes_BC = log_probs_BC.sort(dim=-1, descending=True, stable=True)
     dropped_BC = torch.zeros_like(ordered_BC, dtype=torch.bool)
@@ -39,6 +42,11 @@ def sampling_log_probs(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Ten
         dropped_BC |= kept_BC.cumsum(-1) - kept_BC >= sampling.top_p
     dropped_BC = torch.zeros_like(dropped_BC).scatter_(-1, codes_BC, dropped_BC)
     return torch.log_softmax(log_probs_BC.masked_fill(dropped_BC, -torch.inf), dim=-1)
+
+
+def _tempered(logits_BC: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    logits_BC = logits_BC.float()
+    return logits_BC if sampling.temperature in (0, 1) else logits_BC / sampling.temperature
 
 
 def entropy(log_probs_BC: torch.Tensor) -> torch.Tensor:
@@ -63,22 +71,51 @@ def draw_each(
 
     `uniform_B` is float64 in [0, 1). At temperature 0 it is not used: the likeliest code is taken.
     """
-    log_probs_BC = sampling_log_probs(logits_BC, sampling)
-    codes_B = draw_codes(log_probs_BC, uniform_B) if sampling.temperature else log_probs_BC.argmax(-1)
-    return codes_B, log_probs_BC.gather(-1, codes_B.unsqueeze(-1)).squeeze(-1)
+    if sampling.temperature == 0:
+        log_probs_B, codes_B = sampling_log_probs(logits_BC, sampling).max(-1)
+        return codes_B, log_probs_B
+    if sampling.leaves_codes_out(logits_BC.shape[-1]):
+        return draw_codes(sampling_log_probs(logits_BC, sampling), uniform_B)
+    return draw_codes(_tempered(logits_BC, sampling), uniform_B)
 
 
-def draw_codes(log_probs_BC: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    """Inverse-CDF draw of one code per row.
+def draw_codes(logits_BC: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse-CDF draw of one code per row: first a block of codes, then a code of that block.
+
+    So float64, which the edges of a CDF need, is kept to the blocks' sums and the codes of one block. A float32
+    cumulative sum over 64,000 codes would shift the edges by about 1e-5.
 
     Args:
-        log_probs_BC: normalised natural log-probs [B, codebook_size].
+        logits_BC: float32 natural logits [B, codebook_size]. Log-probs are logits as well.
         uniform_B: float64 [B] in [0, 1).
 
     Returns:
-        int64 [B]. Codes of probability 0 are never drawn.
+        Codes int64 [B], and their log-probs float32 [B]. Codes of probability 0 are never drawn.
     """
-    # Float64: a float32 cumulative sum over 64,000 codes would shift the edges by about 1e-5.
-    cdf_BC = log_probs_BC.double().exp().cumsum(-1)
-    target_B1 = (uniform_B.to(cdf_BC.device) * cdf_BC[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cdf_BC, target_B1, right=True).squeeze(-1)
+    largest_B1 = logits_BC.amax(-1, keepdim=True)
+    size = logits_BC.shape[-1]
+    blocks = -(-size // BLOCK)
+    weights_BP = logits_BC.new_empty(len(logits_BC), blocks * BLOCK)
+    torch.sub(logits_BC, largest_B1, out=weights_BP[:, :size])
+    weights_BP[:, size:] = -torch.inf
+    weights_BKN = weights_BP.exp_().unflatten(-1, (blocks, BLOCK))
+    sums_BK = weights_BKN.sum(-1).double()
+    ends_BK = sums_BK.cumsum(-1)
+    total_B1 = ends_BK[:, -1:]
+    uniform_B1 = uniform_B.to(logits_BC.device).unsqueeze(-1)
+    block_B1 = _first_beyond(ends_BK, uniform_B1)
+    sum_B1 = sums_BK.gather(-1, block_B1)
+    start_B1 = ends_BK.gather(-1, block_B1) - sum_B1
+    codes_BN = weights_BKN.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double()
+    within_B1 = _first_beyond(codes_BN.cumsum(-1), (uniform_B1 * total_B1 - start_B1) / sum_B1)
+    drawn_B1 = block_B1 * BLOCK + within_B1
+    log_probs_B1 = logits_BC.gather(-1, drawn_B1) - largest_B1 - total_B1.log().float()
+    return drawn_B1.squeeze(-1), log_probs_B1.squeeze(-1)
+
+
+def _first_beyond(ends_BN: torch.Tensor, share_B1: torch.Tensor) -> torch.Tensor:
+    """Index [B, 1] of each row's first end beyond `share` of its last one, whatever rounding makes of shares."""
+    total_B1 = ends_BN[:, -1:]
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+    target_B1 = (share_B1 * total_B1).clamp(min=torch.zeros_like(total_B1), max=below_B1)
+    return torch.searchsorted(ends_BN, target_B1, right=True)

@@ -78,7 +78,7 @@ def redraw(
     excess_RC = (p_RC - q_BWC[rejected_BW]).clamp(min=0)
     # Where p and q are equal up to rounding, there may be no excess to draw from.
     excess_RC = torch.where(excess_RC.sum(-1, keepdim=True) > 0, excess_RC, p_RC)
-    tokens_BW[rejected_BW] = draw_codes(excess_RC.log(), uniforms_B2W[:, 1][rejected_BW])
+    tokens_BW[rejected_BW] = draw_codes(excess_RC.log(), uniforms_B2W[:, 1][rejected_BW])[0]
     return tokens_BW, kept_BW
 
 

@@ -106,7 +106,7 @@ class CodeSampler(LogitsProcessor):
         # A request's state is made when its row is added: a later image may use the name of an earlier pair.
         changed = process_dict_updates(self.requests, batch_update, lambda params, *_: _Request(params, self.step))
         if changed:
-            conditional = {row: request for row, request in self.requests.items() if not request.unconditional}
+            conditional = {row: request for row, request in sorted(self.requests.items()) if not request.unconditional}
             partner = {request.pair: row for row, request in self.requests.items() if request.unconditional}
             self.images = [
                 _Images(
@@ -125,7 +125,8 @@ class CodeSampler(LogitsProcessor):
                 codes_B1[rows] = codes_I1
                 drawn_B1[rows] = log_probs_I1
         self.step += 1
-        return logits.fill_(-torch.inf).scatter_(-1, codes_B1 + self.layout.visual_offset, drawn_B1)
+        visual_BC.fill_(-torch.inf).scatter_(-1, codes_B1, drawn_B1)  # text ids have it from compute_logits
+        return logits
 
 
 class _Request:
@@ -149,7 +150,7 @@ class _Images:
         rows = [list(requests)]
         if sampling.guidance_scale != 1:
             rows.append([partner[request.pair] for request in requests.values()])
-        self.contexts = [torch.tensor(half, device=device) for half in rows]
+        self.contexts = [_index(half, device) for half in rows]
         streams = np.stack([request.uniforms for request in requests.values()])
         self.uniforms_IT = torch.from_numpy(streams).to(device)
         self.first_step_I1 = torch.tensor([[request.first_step] for request in requests.values()], device=device)
@@ -162,3 +163,11 @@ class _Images:
         uniform_I = self.uniforms_IT.gather(-1, step - self.first_step_I1).squeeze(-1)
         codes_I, log_probs_I = draw_each(logits_IC, uniform_I, self.sampling)
         return codes_I.unsqueeze(-1), log_probs_I.unsqueeze(-1)
+
+
+def _index(rows: list[int], device: torch.device) -> slice | torch.Tensor:
+    """What selects `rows` of a batch. Evenly spaced ones, as most are, are a slice: selecting them copies nothing."""
+    spacing = rows[1] - rows[0] if len(rows) > 1 else 1
+    if spacing > 0 and rows == list(range(rows[0], rows[-1] + 1, spacing)):
+        return slice(rows[0], rows[-1] + 1, spacing)
+    return torch.tensor(rows, device=device)

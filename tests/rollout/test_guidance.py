@@ -60,7 +60,7 @@ def two_cache_loop(model, conditional, unconditional, layout, seed, sampling):
             for i, cache in zip(ids, caches, strict=True)
         )
         log_probs = sampling_log_probs(u + sampling.guidance_scale * (c - u), sampling)
-        drawn = draw_codes(log_probs, uniforms[t : t + 1]) if sampling.temperature else log_probs.argmax(-1)
+        drawn = draw_codes(log_probs, uniforms[t : t + 1])[0] if sampling.temperature else log_probs.argmax(-1)
         codes.append(int(drawn))
         ids = [[layout.visual_offset + codes[-1]]] * 2
     return codes

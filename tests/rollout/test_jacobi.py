@@ -98,7 +98,7 @@ def force_the_first_draft(drafts_BW, q_BWC, p_BWC, uniforms_B2W):
 
 def replace_from_p(drafts_BW, q_BWC, p_BWC, uniforms_B2W):
     _, kept_BW = true_redraw(drafts_BW, q_BWC, p_BWC, uniforms_B2W)
-    drawn_BW = draw_codes(p_BWC.log().flatten(0, 1), uniforms_B2W[:, 1].flatten()).view_as(drafts_BW)
+    drawn_BW = draw_codes(p_BWC.log().flatten(0, 1), uniforms_B2W[:, 1].flatten())[0].view_as(drafts_BW)
     return torch.where(kept_BW, drafts_BW, drawn_BW), kept_BW
 
 
