@@ -101,12 +101,12 @@ def draw_codes(logits_BC: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.
     weights_BKN = weights_BP.exp_().unflatten(-1, (blocks, BLOCK))
     sums_BK = weights_BKN.sum(-1).double()
     ends_BK = sums_BK.cumsum(-1)
-    total_B1 = ends_BK[:, -1:]
     uniform_B1 = uniform_B.to(logits_BC.device).unsqueeze(-1)
     block_B1 = _first_beyond(ends_BK, uniform_B1)
     sum_B1 = sums_BK.gather(-1, block_B1)
     start_B1 = ends_BK.gather(-1, block_B1) - sum_B1
     codes_BN = weights_BKN.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double()
+    total_B1 = ends_BK[:, -1:]
     within_B1 = _first_beyond(codes_BN.cumsum(-1), (uniform_B1 * total_B1 - start_B1) / sum_B1)
     drawn_B1 = block_B1 * BLOCK + within_B1
     log_probs_B1 = logits_BC.gather(-1, drawn_B1) - largest_B1 - total_B1.log().float()
@@ -114,8 +114,8 @@ def draw_codes(logits_BC: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.
 
 
 def _first_beyond(ends_BN: torch.Tensor, share_B1: torch.Tensor) -> torch.Tensor:
-    """Index [B, 1] of each row's first end beyond `share` of its last one, whatever rounding makes of shares."""
-    total_B1 = ends_BN[:, -1:]
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    target_B1 = (share_B1 * total_B1).clamp(min=torch.zeros_like(total_B1), max=below_B1)
-    return torch.searchsorted(ends_BN, target_B1, right=True)
+    """Index [B, 1] of each row's first end beyond `share` of its last one. Rounding may have put shares outside [0, 1).
+
+    (1 - 2^-52) x < x in float64 for every x: so there is one.
+    """
+    return torch.searchsorted(ends_BN, share_B1.clamp(0, 1 - 2**-52) * ends_BN[:, -1:], right=True)
