@@ -11,6 +11,7 @@ from typing import Any
 # Ray gives its proxy five seconds to start, which a busy machine does not do; read when ray.serve is imported.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
+import grpc
 import numpy as np
 from ray import serve
 from ray.exceptions import RayActorError
@@ -27,12 +28,12 @@ from simplear_rl.serving.api import Api
 from simplear_rl.serving.batches import ImageRequest
 from simplear_rl.serving.drawing import EngineFailedError, LateError, Progress
 from simplear_rl.serving.limits import digest
-from simplear_rl.serving.room import images_at_once, served_policy
+from simplear_rl.serving.room import check_policy, images_at_once, served_policy
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 KEYS = "SIMPLEAR_API_KEY"
 LOG = logging.getLogger("simplear.serve")
-LOST = (RayActorError, EngineFailedError, ReplicaUnavailableError)
+LOST = (RayActorError, EngineFailedError, ReplicaUnavailableError, grpc.aio.AioRpcError)
 RETRY = 0.2  # seconds until an image of a lost replica is asked for again
 # Serve's own work for a request takes the engine's time where cores are few (docs/timings.md). So messages go straight
 # from replica to replica instead of through Ray's object store, without an event loop of their own.
@@ -119,7 +120,9 @@ class ServedArtist:
                 return
             except TimeoutError:  # no replica took it
                 break
-            except LOST as error:
+            except (*LOST, RuntimeError) as error:
+                if not _lost(error):
+                    raise
                 LOG.warning("an image is drawn again: %s", str(error).partition("\n")[0])
                 await asyncio.sleep(RETRY)
         raise LateError
@@ -147,6 +150,12 @@ class ServedArtist:
                 return await _cancelled_with_me(self.decode.remote(codes, output_format))
             except LOST:
                 await asyncio.sleep(RETRY)
+
+
+def _lost(error: Exception) -> bool:
+    """Whether it says that a replica is gone: what it owed can be asked of another."""
+    # Of a replica that dies while it takes a stream Serve raises this RuntimeError.
+    return isinstance(error, LOST) or str(error).startswith("Unexpected error (")
 
 
 async def _load(*ready: DeploymentHandle) -> None:
@@ -190,8 +199,10 @@ def application(config: ServeConfig) -> Application:
     """What `serve run` and `serve deploy` start; the keys are those of the environment that it is built in.
 
     Raises:
-        UserError: others than this machine could reach the server, and no key is set.
+        UserError: the policy cannot be served, see check_policy; others than this machine could reach the server, and
+            no key is set.
     """
+    check_policy(config)
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
     if not keys and not config.on_loopback:
         raise UserError(f"host {config.host}: others could use this server: set {KEYS} to a key, or to several, a,b")
@@ -212,7 +223,8 @@ def _replicas(actors: PoolConfig, at_once: int) -> dict[str, Any]:
     options = {
         "num_cpus": actors.cpus,
         "num_gpus": actors.gpus,
-        "runtime_env": {"env_vars": LEAN | {"OMP_NUM_THREADS": str(actors.threads)}},
+        # MKL's sums: the same whatever the place in memory, as in the actors of a training.
+        "runtime_env": {"env_vars": LEAN | {"OMP_NUM_THREADS": str(actors.threads), "MKL_CBWR": "AUTO"}},
     }
     most = actors.max_count or actors.count
     if most == actors.count:

@@ -36,7 +36,6 @@ from ray.serve import Application
 from actors.connection import connect
 from actors.serving import application
 from simplear_rl.errors import UserError
-from simplear_rl.serving.room import check_policy
 
 APPLICATION = "simplear"
 
@@ -46,13 +45,13 @@ def serve(config: ServeConfig) -> None:
 
     Raises:
         UserError: the policy cannot be served, see check_policy; others could reach the server and there is no key;
-            the address is taken.
+            the address is taken, or the Ray cluster serves already.
     """
-    check_policy(config)
     deployed = application(config)
-    _require_free(config.host, config.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     connect()
+    _require_unused()
+    _require_free(config.host, config.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose handler aborts the process
     with suppress(KeyboardInterrupt):
         host = f"[{config.host}]" if ":" in config.host else config.host
@@ -62,7 +61,7 @@ def serve(config: ServeConfig) -> None:
             print(f"http://{host}:{config.port} draws; Ctrl-C ends it", flush=True)
             signal.pause()
         finally:
-            ray_serve.delete(APPLICATION)
+            ray_serve.shutdown()
 
 
 def _run(config: ServeConfig, deployed: Application) -> None:
@@ -71,6 +70,16 @@ def _run(config: ServeConfig, deployed: Application) -> None:
         ray_serve.run(deployed, name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:  # an actor's constructor fails again and again
         raise UserError(f"the server does not start: {error}") from error
+
+
+def _require_unused() -> None:
+    """Serve has one address on a cluster, and one set of applications, that whoever uses it would change."""
+    if there := ray_serve.status().applications:
+        raise UserError(
+            f"this Ray cluster serves already: {', '.join(there)}. End that with `serve shutdown`, or take a cluster "
+            "of your own with RAY_ADDRESS=local"
+        )
+    ray_serve.shutdown()  # what is left of one that ended, with its address
 
 
 def _require_free(host: str, port: int) -> None:

@@ -63,11 +63,11 @@ class HostCopies(TorchCheckpointEngine):
     def __init__(self) -> None:
         super().__init__()
         self.files: dict[Path, BytesIO] = {}
-        # More than half of the time, and nobody reads it: a checkpoint has checksums of its own.
-        torch.serialization.set_crc32_options(False)
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         """Keep a file. It has no part in the state's memory, which the next step overwrites."""
+        # More than half of the time, and nobody reads it: a checkpoint has checksums of its own. Holds for this thread.
+        torch.serialization.set_crc32_options(False)
         torch.save(state_dict, self.files.setdefault(Path(path), BytesIO()))
 
 

@@ -116,6 +116,7 @@ def draw_together(
     ]
 
 
+@torch.no_grad()
 def sample_codes(
     model: Qwen2ForCausalLM,
     prompts: list[list[int]],

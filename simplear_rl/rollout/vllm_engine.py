@@ -12,11 +12,14 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 # CodeSampler, a logits processor, is written for vLLM's V1 model runner.
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile. By environment, since
+# PyTorch's own setting would hold for this thread alone.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 # Triton's attention would round float32 to tf32, of 10 bits, before it multiplies.
 os.environ["TRITON_F32_DEFAULT"] = "ieee"
 
 import numpy as np
-import torch._dynamo
+import torch
 from vllm import LLM, CompletionOutput, ModelRegistry, RequestOutput, SamplingParams
 from vllm.logprobs import Logprob
 from vllm.sampling_params import RequestOutputKind
@@ -30,9 +33,6 @@ from simplear_rl.rollout.pairing import AsyncPairScheduler, PairScheduler
 from simplear_rl.rollout.vllm_policy import CodeSampler, VisualQwen2ForCausalLM
 from simplear_rl.weights.receiver import WeightReceiver
 from simplear_rl.weights.snapshot import checksum
-
-# vLLM's one compiled function, ranks of log-probs, is not used and takes seconds to compile.
-torch._dynamo.config.disable = True
 
 UNCONDITIONAL = "/unconditional"  # ends the name of a pair's second request
 ON_CPUS = {"scheduler_cls": PairScheduler, "async_scheduling": False, "enforce_eager": True}

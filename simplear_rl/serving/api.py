@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -38,6 +39,7 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 LOADING = "the engines are loading: try again soon"
+BODY_SECONDS = 30  # for all of it
 
 
 class Artist(Protocol):
@@ -77,12 +79,17 @@ class Api:
 
     def application(self) -> Starlette:
         """All routes, with errors in OpenAI's form."""
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=self.config.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
-        )
+        middleware = []
+        if not self.digests:
+            # Another site's page whose name is made to mean this machine (DNS rebinding) still sends that name.
+            hosts = ["localhost", "127.0.0.1", "[::1]", self.config.host]
+            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False))
+        if self.config.cors_origins:
+            origins, headers = self.config.cors_origins, ["authorization", "content-type"]
+            methods = ["GET", "POST"]
+            middleware.append(
+                Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers)
+            )
         return Starlette(
             routes=[
                 Route("/", self._page),
@@ -93,19 +100,31 @@ class Api:
                 Route("/v1/images/generations", self._answer(self._generate), methods=["POST"]),
                 Route("/files/{name}", self._file),
             ],
-            middleware=[cors] if self.config.cors_origins else [],
+            middleware=middleware,
+            lifespan=self._lifespan,
             exception_handlers={HTTPException: _http_error, Exception: _fault},  # type: ignore[dict-item]
         )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        yield
+        self.files.close()
 
     def _answer(self, route: Callable[[Request, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """A route for those who have a key, counted by the status of its answers."""
 
         async def counted(request: Request) -> Response:
+            def count(status: int) -> None:
+                self.metrics.requests.labels(request.scope["route"].path, status).inc()
+
             try:
                 response = await route(request, authenticate(request.headers.get("authorization", ""), self.digests))
             except ApiError as error:
                 response = error.response()
-            self.metrics.requests.labels(request.scope["route"].path, response.status_code).inc()
+            except Exception:
+                count(500)
+                raise
+            count(response.status_code)
             return response
 
         return counted
@@ -142,23 +161,27 @@ class Api:
     async def _generate(self, request: Request, key: str) -> Response:
         if not self.artist.loaded():
             raise ApiError(503, LOADING, headers={"Retry-After": "5"})
-        asked = self.read(await self._content(request))
-        entered = self.admission.enter(key, len(asked.images))
-        self._log(asked, key)
-        user = f"{key}/{asked.body.user or ''}"
-        if asked.body.stream:
-            return _EventStream(self._events(asked, user), entered)
-        with entered:
+        with self.admission.enter(key) as entered:
+            asked = self.read(await self._content(request))
+            self.admission.admit(len(asked.images), entered)
+            self._log(asked, key)
+            user = f"{key}/{asked.body.user or ''}"
+            if asked.body.stream:
+                return _EventStream(self._events(asked, user), entered.pop_all())
             return JSONResponse(await self._images(asked, user, str(request.base_url)))
 
     async def _content(self, request: Request) -> bytes:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(400, "expected a body of the type application/json", code="invalid_json")
         content, most = b"", self.config.limits.body_bytes
-        async for part in request.stream():
-            content += part
-            if len(content) > most:
-                raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    content += part
+                    if len(content) > most:
+                        raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {BODY_SECONDS} s") from None
         return content
 
     def _log(self, asked: Generation, key: str) -> None:
@@ -171,10 +194,15 @@ class Api:
         stops = asked.partial_stops(self.layout)
         try:
             async for progress in self.artist.draw(asked.images[index], user, seconds, stops):
-                yield progress, await self.artist.picture(progress.codes, asked.body.output_format)
-        except LateError:
+                async with asyncio.timeout(start + seconds - time.monotonic()):
+                    picture = await self.artist.picture(progress.codes, asked.body.output_format)
+                yield progress, picture
+        except (LateError, TimeoutError):
             self.metrics.late.inc()
             raise ApiError(503, f"not drawn within {seconds:g} s", headers={"Retry-After": "10"}) from None
+        except Exception:
+            self.metrics.failed.inc()
+            raise
         self.metrics.seconds.observe(time.monotonic() - start)
 
     async def _images(self, asked: Generation, user: str, base_url: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from simplear_rl.config.serving import LimitsConfig
 from simplear_rl.serving.errors import ApiError
 
 ANYBODY = "anybody"  # where no key is set
+RECENT = 60.0  # seconds: how fast images are drawn is judged by those that were finished since
 
 
 def digest(key: str) -> str:
@@ -41,7 +42,10 @@ def authenticate(authorization: str, digests: Sequence[str]) -> str:
 
 
 class Admission:
-    """Counts requests by key and images in all; what is beyond the limits comes back later."""
+    """Counts requests by key and images in all; what is beyond the limits comes back later.
+
+    A request counts from its first byte, so that nobody holds the server with bodies that never end.
+    """
 
     def __init__(self, limits: LimitsConfig):
         self.limits = limits
@@ -49,7 +53,7 @@ class Admission:
         self.images = 0  # that wait or are drawn
         self.finished: deque[float] = deque(maxlen=64)  # times of time.monotonic
 
-    def enter(self, key: str, images: int) -> ExitStack:
+    def enter(self, key: str) -> ExitStack:
         """Count a request until the stack that is returned is closed.
 
         Raises:
@@ -57,24 +61,37 @@ class Admission:
         """
         if self.requests[key] >= self.limits.requests_per_key:
             raise self._later(f"this key has {self.requests[key]} requests open: wait for one of them", 1)
+        self.requests[key] += 1
+        entered = ExitStack()
+        entered.callback(self._leave, key)
+        return entered
+
+    def admit(self, images: int, entered: ExitStack) -> None:
+        """Count the images of a request that has entered, for as long as it does.
+
+        Raises:
+            ApiError: 429, with Retry-After.
+        """
         if self.images + images > self.limits.queued_images:
             raise self._later(f"{self.images} images wait or are drawn: try again later", self.images)
-        self.requests[key] += 1
         self.images += images
-        stack = ExitStack()
-        stack.callback(self._leave, key, images)
-        return stack
+        entered.callback(self._finish, images)
 
-    def _leave(self, key: str, images: int) -> None:
-        self.images -= images
+    def _leave(self, key: str) -> None:
         self.requests[key] -= 1
         if not self.requests[key]:
             del self.requests[key]
+
+    def _finish(self, images: int) -> None:
+        self.images -= images
         self.finished.extend([time.monotonic()] * images)
 
     def _later(self, message: str, images: int) -> ApiError:
         """429; half of these images should be done by then."""
-        first = self.finished[0] if self.finished else time.monotonic()
-        seconds = (time.monotonic() - first) / max(1, len(self.finished)) * images / 2
+        now = time.monotonic()
+        while self.finished and self.finished[0] < now - RECENT:
+            self.finished.popleft()
+        first = self.finished[0] if self.finished else now
+        seconds = (now - first) / max(1, len(self.finished)) * images / 2
         retry = str(min(60, max(1, ceil(seconds))))
         return ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": retry})

@@ -17,5 +17,6 @@ class Metrics:
             "simplear_image_seconds", "from an image's request to its picture", buckets=SECONDS, registry=self.registry
         )
         self.late = Counter("simplear_late_images", "given up at their deadline", registry=self.registry)
+        self.failed = Counter("simplear_failed_images", "not drawn for a fault of the server", registry=self.registry)
         queued = Gauge("simplear_queued_images", "that wait or are drawn", registry=self.registry)
         queued.set_function(images)

@@ -1,6 +1,6 @@
 """Whether a policy can be served, and how many of its images an engine draws at a time."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -12,14 +12,20 @@ from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.sizes import Decoder
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout import capacity
-from simplear_rl.run.checkpoints import checkpoints
+from simplear_rl.run.checkpoints import checkpoints, damage
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 
 def served_policy(config: ServeConfig) -> Path:
-    """The folder that an engine starts from: the newest checkpoint of `follow` or, where there is none, `policy`."""
-    done = checkpoints(config.follow) if config.follow else []
-    return done[-1] / "model" if done else config.policy
+    """The folder an engine starts from: the newest intact checkpoint of `follow` or, where there is none, `policy`."""
+    done = reversed(checkpoints(config.follow)) if config.follow else ()
+    return next((folder / "model" for folder in done if _intact(folder)), config.policy)
+
+
+@cache
+def _intact(checkpoint: Path) -> bool:
+    """Reads all of it, so once."""
+    return damage(checkpoint) is None
 
 
 def check_policy(config: ServeConfig) -> None:

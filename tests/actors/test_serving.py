@@ -17,6 +17,7 @@ from simplear_rl.config.base import PoolConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.config.serving import ServeConfig
 from simplear_rl.errors import UserError
+from simplear_rl.serve import serve as serve_command
 from simplear_rl.serving.drawing import LateError
 
 PROMPT = "a red circle"
@@ -45,6 +46,12 @@ def server(ray_cluster, world):
         pass
     yield url
     serve.shutdown()
+
+
+def test_a_cluster_that_serves_is_left_alone(server, world):
+    with pytest.raises(UserError, match="serves already: simplear. End that with `serve shutdown`"):
+        serve_command(ServeConfig(policy=world / "policy", tokenizer=world / "tokenizer", port=8766))
+    assert httpx.get(f"{server}/health").status_code == 200
 
 
 def client(url):
@@ -77,15 +84,23 @@ def test_a_lost_engine_loses_no_image(server):
         expected = [await images.generate(**request) for request in asked]
         handle = serve.get_deployment_handle("Engine", "simplear")
         process = await handle.ready.remote()
+
+        async def streamed(request):
+            events = [event async for event in await images.generate(**request, stream=True, partial_images=2)]
+            complete = {e.index: e.b64_json for e in events if e.type == "image_generation.completed"}
+            return [complete[index] for index in sorted(complete)]
+
         tasks = [asyncio.create_task(images.generate(**request)) for request in asked]
+        streams = [asyncio.create_task(streamed(request)) for request in asked[:4]]
         while await queued(server) < 12:
             await asyncio.sleep(0.01)
         os.kill(process, signal.SIGKILL)
         answers = await asyncio.gather(*tasks)
-        return [[image.b64_json for image in answer.data] for answer in (*expected, *answers)]
+        whole = [[image.b64_json for image in answer.data] for answer in (*expected, *answers)]
+        return whole, await asyncio.gather(*streams)
 
-    pictures = asyncio.run(main())
-    assert pictures[:8] == pictures[8:]
+    whole, streamed = asyncio.run(main())
+    assert whole[:8] == whole[8:] and streamed == whole[:4]
 
 
 def test_a_client_that_leaves_takes_its_images_along(server):

@@ -63,11 +63,11 @@ def make_api(world, artist) -> Callable[..., Api]:
 
 
 def http(api: Api) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(api.application()), base_url="http://server")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(api.application()), base_url="http://localhost")
 
 
 def client(api: Api, key: str = "none") -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(api_key=key, base_url="http://server/v1", http_client=http(api), max_retries=0)
+    return openai.AsyncOpenAI(api_key=key, base_url="http://localhost/v1", http_client=http(api), max_retries=0)
 
 
 def run(coroutine):

@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+import shutil
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -15,6 +17,7 @@ from PIL import Image
 
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
+from simplear_rl.serving.files import ExpiringFiles
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 from tests.serving.conftest import client, http, run
 
@@ -92,7 +95,7 @@ def test_pictures_by_url_in_every_format(make_api, name, kind, expected):
         )
         found = await http(api).get(answer.data[0].url)
         other = [await http(api).get(f"/files/{path}") for path in ("x.png", "..%2f..%2fetc%2fpasswd", "%2e%2e/x")]
-        api.files.expiry = dict.fromkeys(api.files.expiry, 0.0)
+        api.files.kept = {name: (0.0, size) for name, (_, size) in api.files.kept.items()}
         return found, other, await http(api).get(answer.data[0].url)
 
     found, other, late = run(main())
@@ -163,6 +166,89 @@ def test_a_form_of_another_site_is_refused(make_api):
     assert posted.status_code == 400
     assert "access-control-allow-origin" not in off.headers and off.status_code == 405
     assert on.headers["access-control-allow-origin"] == "http://other"
+
+
+def test_a_site_whose_name_means_this_machine_is_refused(make_api):
+    """DNS rebinding: its pages may read what they ask for, but they ask under its name. With keys they have none."""
+
+    async def main():
+        def ask(api, host):
+            return http(api).get("/v1/models", headers={"Host": host, "Authorization": "Bearer secret"})
+
+        names = ["evil.example:8000", "localhost:8000", "127.0.0.1", "[::1]:8000"]
+        free = [(await ask(make_api(), name)).status_code for name in names]
+        return free, (await ask(make_api("secret"), "proxy.example")).status_code
+
+    assert run(main()) == ([400, 200, 200, 200], 200)
+
+
+def test_bodies_that_do_not_end_count_and_are_given_up(make_api, monkeypatch):
+    monkeypatch.setattr("simplear_rl.serving.api.BODY_SECONDS", 0.3)
+
+    async def main():  # by hand: httpx shows an application a body only when it has all of it
+        api = make_api(limits={"requests_per_key": 1})
+        sent, begun = [], asyncio.Event()
+
+        async def receive():
+            if begun.is_set():
+                await asyncio.sleep(3600)
+            begun.set()
+            return {"type": "http.request", "body": b"{", "more_body": True}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": GENERATE, "headers": headers, "query_string": b""}
+        task = asyncio.create_task(api.application()(scope, receive, send))
+        await begun.wait()
+        with pytest.raises(openai.RateLimitError, match="1 requests open"):
+            await client(api).images.generate(prompt=PROMPT)
+        await task
+        return sent[0]["status"], len(api.admission.requests)
+
+    assert run(main()) == (408, 0)
+
+
+def test_files_go_in_time_and_the_oldest_when_there_are_too_many():
+    async def main():
+        files = ExpiringFiles(0.2, most_bytes=10)
+        names = [files.add(content, "png") for content in (b"first", b"second", b"3")]
+        found = [files.get(name) for name in names]
+        Path(files.folder.name, names[1]).unlink()
+        gone = files.get(names[1])
+        shutil.rmtree(files.folder.name)  # by a cleaner of temporary folders
+        again = files.get(files.add(b"4", "png"))
+        await asyncio.sleep(0.3)
+        left = list(Path(files.folder.name).iterdir())
+        files.close()
+        return found, gone, again, left, Path(files.folder.name).exists()
+
+    assert run(main()) == ([None, b"second", b"3"], None, b"4", [], False)
+
+
+def test_a_picture_that_never_comes_is_late_and_a_fault_is_counted(make_api, artist, monkeypatch):
+    async def never(codes, output_format):
+        await asyncio.sleep(3600)
+
+    async def fault(codes, output_format):
+        raise RuntimeError("a fault")
+
+    async def main():
+        api = make_api(limits={"deadline_seconds": 3})
+        monkeypatch.setattr(artist, "picture", never)
+        with pytest.raises(openai.InternalServerError, match="not drawn within") as late:
+            await client(api).images.generate(prompt=PROMPT)
+        monkeypatch.setattr(artist, "picture", fault)
+        with pytest.raises(RuntimeError, match="a fault"):  # which the server's own handler answers with 500
+            await client(api).images.generate(prompt=PROMPT)
+        return late.value.status_code, (await http(api).get("/metrics")).text, api.admission.images
+
+    status, metrics, left = run(main())
+    assert status == 503 and left == 0
+    assert (
+        'route="/v1/images/generations",status="500"} 1.0' in metrics and "simplear_failed_images_total 1.0" in metrics
+    )
 
 
 def test_keys(make_api):

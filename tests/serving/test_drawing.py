@@ -146,6 +146,18 @@ def test_users_take_turns():
     assert order[4:] == [f"many {n}" for n in range(2, 6)] and len(waiting) == 0
 
 
+def test_a_key_has_no_more_turns_by_naming_users():
+    waiting = Waiting[str]()
+    for number in range(3):
+        waiting.put(f"a/{number}", "a")
+        waiting.put("b/", "b")
+    assert [waiting.start(waiting.next()[0]) for _ in range(6)] == list("ababab")
+    waiting.put("a/3", "a")
+    waiting.put("b/", "b")
+    waiting.finish("b/")
+    assert waiting.next() == ("b/", "b")
+
+
 def test_a_user_who_comes_late_is_next():
     waiting = Waiting[int]()
     for number in range(8):

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.config.serving import ServeConfig
 from simplear_rl.run.checkpoints import begin_checkpoint
 from simplear_rl.serving.batches import build_batch
 from simplear_rl.serving.drawing import Drawing
 from simplear_rl.serving.following import Following, newest_weights
+from simplear_rl.serving.room import served_policy
 from tests.conftest import make_policy
 
 
@@ -25,6 +27,14 @@ def checkpoint(tmp_path):
         return folder
 
     return checkpoint
+
+
+def test_a_server_starts_from_the_newest_intact_checkpoint(policy, checkpoint, tmp_path):
+    config = ServeConfig(policy=policy, tokenizer=tmp_path, follow=tmp_path / "run")
+    assert served_policy(config) == policy
+    first, second = checkpoint(1), checkpoint(2)
+    (second / "model" / "model.safetensors").write_bytes(b"")
+    assert served_policy(config) == first / "model"
 
 
 def test_new_checkpoints_are_served_and_damaged_ones_are_not(policy, checkpoint, tmp_path):
