@@ -27,7 +27,8 @@ if __name__ == "__main__":  # --help and mistakes are answered before the slow i
 import logging
 import signal
 import socket
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 
 from ray import serve as ray_serve
 from ray.exceptions import RayError
@@ -61,7 +62,8 @@ def serve(config: ServeConfig) -> None:
             print(f"http://{host}:{config.port} draws; Ctrl-C ends it", flush=True)
             signal.pause()
         finally:
-            ray_serve.shutdown()
+            with redirect_stdout(StringIO()):  # Ray says that Serve's controller has ended before it answered
+                ray_serve.shutdown()
 
 
 def _run(config: ServeConfig, deployed: Application) -> None:
