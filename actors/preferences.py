@@ -26,6 +26,7 @@ from simplear_rl.policy.rollouts import Rollout, Scores
 from simplear_rl.policy.vocabulary import ImageLayout, read_encoder
 from simplear_rl.rewards.files import check_rewards
 from simplear_rl.rewards.metrics import learned_rewards, reward_metrics
+from simplear_rl.run.events import say
 
 Begun = tuple[list[ray.ObjectRef], list[Call]]  # images, and what the reference is asked of them
 
@@ -136,8 +137,7 @@ class DrawnPairs:
 
     def begin(self, learner: LearnerGroup) -> None:
         """See PairSource."""
-        for warning in ray.get(self.rewards.fixed[0].check.remote(self.prompts)):
-            print(warning)
+        say(*ray.get(self.rewards.fixed[0].check.remote(self.prompts)))
         self.learner, broadcast = learner, Broadcast(self.rollout.broadcast, learner, self.engines)
         self.samples = Samples(self.config, self.prompts, self.sampler, broadcast, learner, lambda _: self.config.start)
         self.samples.begin(None)  # the learner is loaded already

@@ -23,7 +23,9 @@ from simplear_rl.inputs import require, require_same_tokenizer
 from simplear_rl.learning.preference import SOMETIMES, Preference
 from simplear_rl.plan.dry_run import plan_dpo
 from simplear_rl.policy.vocabulary import read_layout
+from simplear_rl.report.live import reporting
 from simplear_rl.rewards.files import model_checks
+from simplear_rl.run.events import say
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.guards import PreferenceWarnings
 from simplear_rl.run.lock import locked
@@ -42,7 +44,7 @@ def train(config: DpoConfig) -> None:
     pairs = pair_source(config, layout)
     run = Run("dpo", config, [*SOMETIMES, *pairs.names])
     identity = require_same_tokenizer(config.tokenizer, run.policies, pairs.shards, config.accept_tokenizer)
-    with Stage("dpo", config.roles, config.faults, config.colocated) as stage, run:
+    with Stage("dpo", config.roles, config.faults, config.colocated) as stage, reporting(run), run:
         pairs.launch(stage, stage.pool("reference", ReferenceActor, config.start, config.learner.dtype, None))
         objective = partial(Preference, config=config.algorithm)
         learner = LearnerGroup(
@@ -58,8 +60,7 @@ def train(config: DpoConfig) -> None:
             metrics |= learner.step(step, groups)
             metrics |= pairs.finish(step)
             run.log(step, metrics, show=("loss", "accuracy", "reward"))
-            for warning in warnings.check(step, metrics):
-                print(warning)
+            say(*warnings.check(step, metrics))
             if run.checkpoint_due:
                 run.checkpoint(learner.save)
 

@@ -47,6 +47,18 @@ def test_images_are_scored_in_pairs_with_the_largest_gain_first(tmp_path, capsys
     assert re.search(r"total .*A +20 +B +43.33 .*win rate of B 0.833", capsys.readouterr().out)
 
 
+def test_an_image_without_scores_leaves_the_others_theirs(tmp_path, monkeypatch):
+    """Several scores by name; of the first pair one image has none."""
+    code = (
+        "def red(images, prompts):\n    assert images.max() < 255\n"
+        "    return {'red': list(images[..., 0].mean((1, 2))), 'n': [1.0] * len(images)}\n"
+    )
+    monkeypatch.setattr("tests.test_compare.CODE", code)
+    rows, page = run(tmp_path, images(tmp_path / "a", [255, 20, 30]), images(tmp_path / "b", [20, 20, 90]))
+    assert [(row["a_red_red"], row["b_red_red"]) for row in rows] == [("", "20"), ("20", "20"), ("30", "90")]
+    assert "(1 pairs without)" in page and "nan → " in page
+
+
 def test_what_does_not_pair_is_named(tmp_path):
     a, b = images(tmp_path / "a", [1, 2, 3]), images(tmp_path / "b", [1, 2], "ax")
     with pytest.raises(UserError, match=r"(?s)a/2.png: no partner.*b/1.png: drawn for 'x', its partner for 'b'"):

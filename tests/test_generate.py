@@ -14,7 +14,10 @@ from PIL import Image
 from simplear_rl.characters import tidy
 from simplear_rl.cli import read_command_line
 from simplear_rl.config.generate import GenerateConfig
+from simplear_rl.errors import UserError
 from simplear_rl.generate import OPTIONS, SHEET_ROWS, generate
+from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.report.image_files import ImageFiles
 from simplear_rl.rollout.transformers_engine import TransformersEngine
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
@@ -87,6 +90,20 @@ def test_files_say_how_they_came_about(world, tmp_path):
     text = Image.open(tmp_path / "00000-00.png").text
     assert (text["prompt"], text["seed"], text["engine"]) == ("a cross", "7", "transformers")
     assert text["model"] == str(world / "policy")
+
+
+def test_images_of_a_checkpoint_before_are_not_those_of_the_newest(tmp_path):
+    """As where a run goes on: its `final` is a link that moves."""
+    config = GenerateConfig(policy=tmp_path / "final", tokenizer="a/b", prompts="a", output=tmp_path / "out")
+    files, prompt = ImageFiles(config), Prompt(0, "a")
+    files.make_folder()
+    config.policy.symlink_to("step-1")
+    files.write(prompt, np.zeros((1, 8, 8, 3), np.uint8))
+    assert files.complete(prompt)
+    config.policy.unlink()
+    config.policy.symlink_to("step-2")
+    with pytest.raises(UserError, match="was drawn with model '.*step-1', not '.*step-2'"):
+        files.complete(prompt)
 
 
 def test_the_policy_is_named_as_the_user_named_it(world, tmp_path, monkeypatch):

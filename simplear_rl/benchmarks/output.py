@@ -25,7 +25,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
-FREE = ("root", "world", "prompts", "questions", "allow_missing", "accept_tokenizer", "scorer")
+FREE = ("root", "world", "prompts", "questions", "allow_missing", "accept_tokenizer", "scorer", "faults")
 DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engine")  # no matter for score_only
 FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
 

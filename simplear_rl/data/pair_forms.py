@@ -11,6 +11,7 @@ image_path, prompt_id, rank           zai-org/ImageRewardDB       the one of the
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 from simplear_rl.data.images import BadSampleError
@@ -47,7 +48,7 @@ class PairForm:
 
 
 def _difference(first: Any, second: Any, name: str) -> float:
-    if not all(isinstance(value, int | float) for value in (first, second)):
+    if not all(isinstance(value, int | float) and isfinite(value) for value in (first, second)):
         raise BadSampleError(f"{name}: expected two numbers, found {first!r} and {second!r}")
     return first - second
 

@@ -74,6 +74,9 @@ class ImageFiles:
     def _about(self, prompt: Prompt) -> dict[str, str]:
         """What an image depends on: its file's text entries."""
         config = self.config
-        about = {"engine": config.engine, "model": str(config.policy), "tokenizer": str(config.tokenizer)}
+        model = config.policy
+        if model.is_symlink():  # `final` is the newest checkpoint
+            model = model.parent / model.readlink()
+        about = {"engine": config.engine, "model": str(model), "tokenizer": str(config.tokenizer)}
         about |= {name: str(getattr(config, name)) for name in SETTINGS}
         return about | {"prompt": prompt.text}

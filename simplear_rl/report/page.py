@@ -45,7 +45,7 @@ LABELS = {
     "learning_rate": "learning rate",
     "tokens_per_second": "tokens per second",
 }
-LOSSES = {"Pretraining and SFT": "cross-entropy, nats per token"}
+LOSSES = {"Pretraining and SFT": "cross-entropy, nats per token", "DPO": "loss of the preferences"}
 HELD_OUT = ("evaluation_", "validation_")
 SUMMARY = ("reward", "loss", "validation_loss", "evaluation_overall", "evaluation_total", "kl", "diversity")
 FRAMES, TILES = 10, 8

@@ -57,6 +57,8 @@ class RunRead:
     @property
     def kind(self) -> str:
         """What is compared with what: runs of one kind share their charts."""
+        if "label_smoothing" in (self.config.get("algorithm") or {}):
+            return "DPO"
         if "rollout" in self.config:
             return "GRPO"
         return "Pretraining and SFT" if "data" in self.config else "Run"

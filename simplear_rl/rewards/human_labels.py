@@ -1,6 +1,7 @@
 """What people said of images, and the CLIP features of these that a reward model learns from (arXiv 2302.12192)."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def read_labels(labels: Path, images: Path) -> list[LabelledImage]:
         raise UserError("\n".join([*faults[:FAULTS_SHOWN], *more]))
     if ties:
         print(f"{labels}: {ties} ties are left out")
+    if not labelled:
+        raise UserError(f"{labels}: expected labels of images, found ties alone")
     return labelled
 
 
@@ -60,6 +63,8 @@ def _judged(row: PromptRow) -> dict[str, float]:
         found = columns.get("label_0"), columns.get("label_1")
         try:
             left, right = (float(str(label)) for label in found)
+            if not (isfinite(left) and isfinite(right)):
+                raise ValueError
         except ValueError:
             raise ValueError(f"`label_0`, `label_1`: expected numbers, found {found[0]!r}, {found[1]!r}") from None
         return {} if left == right else {columns["jpg_0"]: float(left > right), columns["jpg_1"]: float(right > left)}
@@ -83,9 +88,9 @@ class LabelledFeatures:
     """
 
     def __init__(self, config: HeadTrainingConfig, labelled: list[LabelledImage], clip: ClipReward):
-        self.labels_N = torch.tensor([image.good for image in labelled])
         pixels = (np.asarray(open_image(image.file).convert("RGB")) for image in labelled)
         self.images_ND = torch.cat([clip.image_features(image[None]) for image in pixels])
+        self.labels_N = torch.tensor([image.good for image in labelled], device=self.images_ND.device)
         texts = sorted({image.prompt for image in labelled})
         random, prompts = np.random.default_rng((config.seed, 1)), list[str]()
         for image in labelled:
@@ -103,7 +108,7 @@ class LabelledFeatures:
     @torch.no_grad()
     def measured(self, head: Head, rows: np.ndarray) -> dict[str, float]:
         """Squared error, share of labels told, and share of good images whose own prompt is found."""
-        rewards_BP, labels_B = self.rewards(head, rows).cpu(), self.labels_N[rows]
+        rewards_BP, labels_B = self.rewards(head, rows), self.labels_N[rows]
         own_B, good_B = rewards_BP[:, 0], labels_B == 1
         measured = {
             "squared_error": float((own_B - labels_B).square().mean()),

@@ -104,11 +104,16 @@ def pair_up(a: Mapping[str, Scored], b: Mapping[str, Scored]) -> list[Pair]:
     return pairs
 
 
+def names_of(pairs: Sequence[Pair]) -> list[str]:
+    """The names of all scores; an image that could not be scored has fewer of them."""
+    return list(dict.fromkeys(name for pair in pairs for side in (pair.a, pair.b) for name in side.scores))
+
+
 def comparisons(pairs: Sequence[Pair]) -> dict[str, tuple[Comparison, int]]:
     """Of every score that both sides have: how B fares, and how many pairs lack it."""
     found = {}
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(pair.a.prompt for pair in pairs))}
-    for name in (name for name in pairs[0].a.scores if name in pairs[0].b.scores):
+    for name in names_of(pairs):
         known = [pair for pair in pairs if np.isfinite(pair.difference(name))]
         if known:
             values = np.array([[pair.a.scores[name], pair.b.scores[name]] for pair in known])
@@ -121,7 +126,7 @@ def comparisons(pairs: Sequence[Pair]) -> dict[str, tuple[Comparison, int]]:
 
 def write_table(file: Path, pairs: Sequence[Pair]) -> None:
     """A row for each pair, in the order in which they were found."""
-    names = list(pairs[0].a.scores)
+    names = names_of(pairs)
     with open(file, "w", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["a", "b", "prompt", *(f"{side}_{name}" for name in names for side in "ab")])
@@ -147,7 +152,7 @@ def write_page(
     ]
     source = resources.files(__package__).joinpath("pairs.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    file.write_text(page.render(shown=shown, found=found, name=name, titles=titles), encoding="utf-8")
+    file.write_text(page.render(shown=shown, found=found, name=name, titles=titles, nan=np.nan), encoding="utf-8")
 
 
 def _without_part(file: Path) -> Path:

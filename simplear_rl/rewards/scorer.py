@@ -115,7 +115,8 @@ class RewardModels:
                 if isinstance(model, ClipReward):
                     features = model.image_features(images)
                     found = {config.name: model.score_features(features, texts)}
-                    diversities.append(diversity(features))
+                    if len(images) > 1:
+                        diversities.append(diversity(features))
                 else:
                     found = by_name(model.score(images, texts, columns), config.name)
             except UnscoredError as reason:

@@ -73,7 +73,12 @@ def _require_tag(what: str, model: str, tag: str) -> None:
     if not open_clip.is_pretrained_cfg(network, tag):
         known = ", ".join(open_clip.list_pretrained_tags_by_model(network)) or "none"
         raise UserError(f"{what} {model}: weights {tag!r} are neither a file nor known to open_clip; it knows {known}")
-    repository, _, file = open_clip.get_pretrained_cfg(network, tag).get("hf_hub", "").rpartition("/")
+    pretrained, right = open_clip.get_pretrained_cfg(network, tag), f"{network}-quickgelu"
+    # open_clip only warns, and computes other features than the weights were trained for.
+    quick = (open_clip.get_model_config(network) or {}).get("quick_gelu", False)
+    if pretrained.get("quick_gelu") and not quick and right in open_clip.list_models():
+        raise UserError(f"{what} {model}: weights {tag!r} were trained with another activation: the model is {right}")
+    repository, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repository and file:
         require_from_hub(repository, str(Path(file).with_suffix(".safetensors")), file)
     elif repository:

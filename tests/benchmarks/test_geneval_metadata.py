@@ -58,6 +58,16 @@ def test_every_official_prompt_fails_on_what_its_tag_is_about():
         assert not judge(entry, detections, colour_of).correct, entry["prompt"]
 
 
+def test_nulls_of_a_table_require_nothing(tmp_path):
+    file = tmp_path / "metadata.jsonl"
+    objects = [{"class": "cow", "count": 1}, {"class": "dog", "count": 1, "color": "red", "position": ["above", 0]}]
+    nulls = {"color": None, "position": None}
+    lines = [COW | {"include": objects}, COW | {"include": [nulls | required for required in objects]}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries = read_entries(file)
+    assert entries == [lines[0]] * 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -36,7 +36,8 @@ def begin(config):
 
 def test_where_and_how_fast_it_runs_may_change(tmp_path):
     begin(settings(tmp_path))
-    open_folder(settings(tmp_path, "scorer.count=3", "engine.actors.gpus=1", "engine.kv_cache_gib=2"), BENCHMARK)
+    others = "scorer.count=3", "engine.actors.gpus=1", "engine.kv_cache_gib=2", "faults.heartbeat_seconds=600"
+    open_folder(settings(tmp_path, *others), BENCHMARK)
 
 
 @pytest.mark.parametrize(

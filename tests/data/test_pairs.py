@@ -67,6 +67,7 @@ def test_pickapic(tmp_path):
         ("no image", None, IMAGES[1], 1.0, True),
         (" ", IMAGES[0], IMAGES[1], 1.0, True),
         ("no number", IMAGES[0], IMAGES[1], None, True),
+        ("nan", IMAGES[0], IMAGES[1], float("nan"), True),
     ]
     pickapic(tmp_path / "x.parquet", rows)
     good, bad = read(tmp_path)
@@ -78,9 +79,10 @@ def test_pickapic(tmp_path):
         "5": "no image bytes",
         "6": "empty caption",
         "7": "label_0 and label_1: expected two numbers, found None and None",
+        "8": "label_0 and label_1: expected two numbers, found nan and nan",
     }
     reasons = Reasons(bad.values())
-    assert reasons.bad == 3 and reasons.counts.total() == 5 and set(LEFT_OUT) == {"a tie", "no label"}
+    assert reasons.bad == 4 and reasons.counts.total() == 6 and set(LEFT_OUT) == {"a tie", "no label"}
 
 
 def test_ties_are_kept_in_an_order_of_their_own(tmp_path):

@@ -106,6 +106,13 @@ def test_runs_side_by_side_say_what_differs(tmp_path):
     assert re.findall(r"<td>(.*?)</td>", differing) == ["seed"]
 
 
+def test_dpo_on_stored_pairs_has_charts_of_its_own(tmp_path):
+    """Its configuration has the key of GRPO's rollouts as well, without a value."""
+    config = {"rollout": None, "data": {"batch_size": 4}, "algorithm": {"beta": 0.1, "label_smoothing": 0.0}}
+    run = make_run(tmp_path / "dpo", 5, config, loss=lambda i: 1 / i)
+    assert [run["kind"] for run in data_of(render([run, make_grpo(tmp_path / "grpo")]))["runs"]] == ["DPO", "GRPO"]
+
+
 def test_texts_of_a_run_stand_there_as_they_are(tmp_path):
     run = make_grpo(tmp_path / "run")
     bad = "</script><script>alert(1)</script>"

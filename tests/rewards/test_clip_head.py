@@ -91,6 +91,15 @@ def test_pairs_of_the_labelling_page_are_labels(tmp_path, capsys):
     assert "labels.jsonl: 1 ties are left out" in capsys.readouterr().out
 
 
+def test_labels_that_say_nothing_are_an_error(tmp_path):
+    (tmp_path / "x.png").touch()
+    pair = {"prompt": "a circle", "jpg_0": "x.png", "jpg_1": "x.png", "label_1": 0.5}
+    for label, message in (float("nan"), "expected numbers, found nan, 0.5"), (0.5, "found ties alone"):
+        (tmp_path / "labels.jsonl").write_text(json.dumps(pair | {"label_0": label}))
+        with pytest.raises(UserError, match=message):
+            read_labels(tmp_path / "labels.jsonl", tmp_path)
+
+
 def test_bad_labels_are_listed_together(world, tmp_path):
     labelled(tmp_path / "in", {3: {"good": 0.5}, 7: {"file": "none.png"}})
     with pytest.raises(UserError, match=r"row 4: `good`: expected 1 or 0, found 0.5\n.*row 8: `file`: expected an im"):

@@ -266,6 +266,8 @@ def test_diversity_is_that_of_the_image_features_and_the_mean_over_the_models(fo
 
     geneval = RewardScorer(RewardConfig.model_validate({"models": [{"type": "geneval"}]}), tokenizer, LAYOUT)
     assert geneval.score(rollout()).diversity is None
+    one = scorer.models.score(images[:1], ["a red circle"], [{}])  # `score` and `compare` may have no more
+    assert one.diversity is None and one.total == pytest.approx(scorer.score(rollout()).total[:1], abs=1e-5)
 
 
 def test_reward_that_is_not_finite_is_refused(folders):

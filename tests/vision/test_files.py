@@ -75,6 +75,7 @@ def test_the_models_of_a_detector_are_named_together(detector_config, cached):
         ("", None, "a reward : open_clip knows no such model"),
         ("ViT-L/14", "/nowhere.pt", "weights '/nowhere.pt' are neither a file nor known to open_clip; it knows openai"),
         ("ViT-L-14", None, "weights '' are neither"),
+        ("ViT-L-14", "openai", "were trained with another activation: the model is ViT-L-14-quickgelu"),
         (
             "ViT-L-14",
             "laion2b_s32b_b82k",
