@@ -60,6 +60,8 @@ class Broadcast:
         while True:
             try:
                 self.engines = self.pool.up()
+                # One that Ray restarts is waited for, as long as its node takes; a transfer has its time.
+                ray.get([engine.ready.remote() for engine in self.engines])
                 versions = send()
                 break
             except RayError as error:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorClass
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.connection import connect
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
+from actors.supervision import ACTOR_LOST
 from simplear_rl.config.rewards import PythonRewardConfig, RewardModelConfig
 from simplear_rl.errors import UserError, causes
 from simplear_rl.rewards.reward import Columns, RewardModel, WholeText
@@ -78,7 +79,7 @@ class IsolatedReward(WholeText):
         except ray.exceptions.RuntimeEnvSetupError as error:
             pip = [line.strip() for line in str(error).splitlines() if line.strip().startswith("ERROR: ")]
             raise UserError(f"{self.about}: its environment cannot be made: {' '.join(pip) or error}") from error
-        except RayActorError as error:
+        except ACTOR_LOST as error:
             raise UserError(f"{self.about}: its process, in an environment of its own, is lost: {error}") from error
 
 

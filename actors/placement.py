@@ -6,13 +6,13 @@ from typing import Any
 
 import ray
 from ray.actor import ActorClass, ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.connection import connect, require_workers
 from actors.pool import Pool
-from actors.supervision import Heartbeat, lost_actor
+from actors.supervision import Heartbeat, is_behind, lost_actor
 from simplear_rl.config.base import ActorsConfig, FaultsConfig, PoolConfig
 from simplear_rl.errors import ActorLostError, UserError, all_faults
 
@@ -128,16 +128,17 @@ class Stage:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.ended = True
         self.heartbeat.stop()
+        lost = lost_actor(error)
+        names = [name for name, actor in self.actors.items() if lost and is_behind(actor, lost)]
         for actor in self.actors.values():
             ray.kill(actor)
         remove_placement_group(self.placement)
-        if lost := lost_actor(error):
-            raise self._explain(lost) from error
+        if lost:
+            raise self._explain(lost, names) from error
 
-    def _explain(self, lost: RayActorError | ObjectLostError) -> ActorLostError:
-        for name, actor in self.actors.items():
-            if isinstance(lost, RayActorError) and lost.actor_id == actor._actor_id.hex():
-                return ActorLostError(f"{self.heartbeat.place(name)} is lost: {lost}", "/learner-" in name)
+    def _explain(self, lost: RayError, names: Sequence[str]) -> ActorLostError:
+        if names:
+            return ActorLostError(f"{self.heartbeat.place(names[0])} is lost: {lost}", "/learner-" in names[0])
         return ActorLostError(f"an object is lost with the node that held it: {lost}", learner=True)
 
 

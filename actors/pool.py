@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError
 
+from actors.supervision import ACTOR_LOST, LOST, is_behind
 from simplear_rl.errors import causes
 from simplear_rl.run.events import say
 
@@ -36,7 +38,8 @@ class Pool:
     """Actors of one role.
 
     Fixed actors are always there: Ray restarts one that dies and calls wait for it. Extra actors may join and leave:
-    if one dies, alone or with its node, its calls go to the others and a replacement is requested.
+    if one dies, alone or with its node, its calls go to the others and a replacement is requested. Several threads may
+    use a pool.
 
     Args:
         fixed: the fixed actors, already started.
@@ -47,6 +50,7 @@ class Pool:
         self.fixed, self.starters = list(fixed), dict(extra or {})
         self.extra = [self._ask_for(name) for name in self.starters]
         self.gone: set[str] = set()  # identifiers of extra actors
+        self.changing = RLock()
         self.turn = 0
 
     def _ask_for(self, name: str) -> Extra:
@@ -60,17 +64,19 @@ class Pool:
             UserError: an extra one found that it cannot be built.
             ActorDiedError: it failed to.
         """
-        for extra in self.extra:
-            if not extra.joined and ray.wait([extra.built], timeout=0)[0]:
-                try:
-                    ray.get(extra.built)
-                except RayActorError as error:
-                    if error.actor_init_failed or not self.replace_lost(error):
-                        raise
-                else:
-                    extra.joined = True
-                    say(f"{extra.name} has joined")
-        return self.fixed + [extra.actor for extra in self.extra if extra.joined]
+        with self.changing:
+            for extra in self.extra:
+                if not extra.joined and ray.wait([extra.built], timeout=0)[0]:
+                    try:
+                        ray.get(extra.built)
+                    except ACTOR_LOST as error:
+                        cannot_be_built = isinstance(error, RayActorError) and error.actor_init_failed
+                        if cannot_be_built or not self.replace_lost(error):
+                            raise
+                    else:
+                        extra.joined = True
+                        say(f"{extra.name} has joined")
+            return self.fixed + [extra.actor for extra in self.extra if extra.joined]
 
     def is_extra(self, actor: ActorHandle) -> bool:
         """Whether it is not one of the fixed actors."""
@@ -79,13 +85,15 @@ class Pool:
     def replace_lost(self, error: RayError) -> bool:
         """Whether an extra actor that is gone is behind the error. Another one is then asked for."""
         lost = {cause.actor_id for cause in causes(error) if isinstance(cause, RayActorError)}
-        for i, extra in enumerate(self.extra):
-            if (identifier := extra.actor._actor_id.hex()) in lost:
-                say(f"{extra.name} is gone, others do its work: {error}")
-                self.gone.add(identifier)
-                ray.kill(extra.actor)  # if it is out of reach only
-                self.extra[i] = self._ask_for(extra.name)
-        return not lost.isdisjoint(self.gone)
+        with self.changing:
+            for i, extra in enumerate(self.extra):
+                if is_behind(extra.actor, error):
+                    say(f"{extra.name} is gone, others do its work: {error}")
+                    lost.add(extra.actor._actor_id.hex())
+                    self.gone.add(extra.actor._actor_id.hex())
+                    ray.kill(extra.actor)  # if it is out of reach only
+                    self.extra[i] = self._ask_for(extra.name)
+            return not lost.isdisjoint(self.gone)
 
     def instead_of(self, actor: ActorHandle, error: RayError) -> list[ActorHandle]:
         """Who does what `actor` owes after an error: itself, if Ray restarts it, or all others, if it was an extra one.
@@ -116,7 +124,7 @@ class Pool:
             call = waiting.pop(done)
             try:
                 ray.get(done)  # so that a copy outlives the actor's node
-            except (RayActorError, ObjectLostError) as error:
+            except LOST as error:
                 self.instead_of(call.actor, error)
                 again = self.call(call.method, *call.args)
                 call.actor, call.reference = again.actor, again.reference

@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.pool import Pool
+from actors.supervision import LOST
 from actors.weight_member import WeightMember
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.policy.rollouts import Draw, Prompt, Rollout
@@ -123,7 +123,7 @@ def stream(
                 ray.get(reference)  # so that a copy outlives the engine's node
             elif not reference:
                 ray.get(ready.completed())
-        except (RayActorError, ObjectLostError) as error:
+        except LOST as error:
             by = engines.instead_of(engine, error)
             if by == [engine]:
                 give(engine, batch, source())

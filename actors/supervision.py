@@ -12,11 +12,14 @@ from typing import Any, NoReturn
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from simplear_rl.errors import PeerLostError, causes
 from simplear_rl.run.events import say
 
+# The second one: Ray's memory monitor has ended an actor that has no restarts left. It does not say which.
+ACTOR_LOST = (RayActorError, OutOfMemoryError)
+LOST = (*ACTOR_LOST, ObjectLostError)
 GRACE = 10.0  # seconds in which what explains another actor's error comes to light
 TIMEOUT = 300.0  # seconds of a weight broadcast; less than the process group's own, so that who is late is named
 
@@ -86,7 +89,7 @@ class Heartbeat(Thread):
     def _answered(self, reference: ray.ObjectRef, beat: Beat) -> None:
         try:
             self.places[beat.name] = ray.get(reference)
-        except ActorDiedError:
+        except (ActorDiedError, OutOfMemoryError):
             return  # for good: whoever calls it learns that too
         except RayActorError:
             if beat.lost and not beat.killed:  # it hangs: Ray cannot reach it, and loses call after call
@@ -104,13 +107,28 @@ class Heartbeat(Thread):
 
 def _is_built(actor: ActorHandle) -> bool:
     """Whether its constructor is done, in the process that it has now."""
+    return _state(actor) == "ALIVE"
+
+
+def _state(actor: ActorHandle) -> str | None:
     row = ray._private.state.actors().get(actor._actor_id.hex())
-    return row is not None and row["State"] == "ALIVE"
+    return row["State"] if row else None
 
 
-def lost_actor(error: BaseException | None) -> RayActorError | ObjectLostError | None:
+def lost_actor(error: BaseException | None) -> RayError | None:
     """The lost actor or object behind an error."""
-    return next((cause for cause in causes(error) if isinstance(cause, RayActorError | ObjectLostError)), None)
+    return next((cause for cause in causes(error) if isinstance(cause, LOST)), None)
+
+
+def is_behind(actor: ActorHandle, error: BaseException) -> bool:
+    """Whether an error says that this actor is lost, or that some actor is and this one is dead."""
+    for cause in causes(error):
+        if isinstance(cause, RayActorError):
+            if cause.actor_id == actor._actor_id.hex():
+                return True
+        elif isinstance(cause, OutOfMemoryError) and _state(actor) == "DEAD":
+            return True
+    return False
 
 
 def raise_cause(error: RayTaskError, calls: list[ray.ObjectRef]) -> NoReturn:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic, sleep
 
 import yaml
 
@@ -27,6 +28,7 @@ from simplear_rl.files import write_text
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
 FREE = ("root", "world", "prompts", "questions", "allow_missing", "accept_tokenizer", "scorer", "faults")
 DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engine")  # no matter for score_only
+SEEN_WITHIN = 60.0  # seconds; NFS remembers for up to a minute that a file was not there
 FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
 
 
@@ -99,8 +101,13 @@ def unfinished(
 
 
 def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
-    """Write results.jsonl, scores.json and index.html from the verdicts; returns what scores.json holds."""
-    rows = [row for index in range(len(benchmark.texts)) for row in _read_verdict(config.output, index) or []]
+    """Write results.jsonl, scores.json and index.html from the verdicts; returns what scores.json holds.
+
+    Raises:
+        UserError: too few images for a score; or a verdict is not there, or damaged, though all were judged.
+    """
+    verdicts = _read_all(config, len(benchmark.texts))
+    rows = [row for verdict in verdicts for row in verdict]
     left_out = len(benchmark.texts) * config.images_per_prompt - len(rows)
     try:
         summary = {"images": len(rows), "left_out": left_out} | benchmark.summary(rows)
@@ -114,6 +121,22 @@ def write_results(config: EvaluateConfig, benchmark: Benchmark) -> dict:
     write_page(config, benchmark, rows, summary)
     write_text(config.output / "scores.json", json.dumps(summary, indent=1))  # last: it says that all is there
     return summary
+
+
+def _read_all(config: EvaluateConfig, number: int) -> list[list[dict]]:
+    """The rows of every prompt. On storage of several nodes, those of another node may take a while to be seen."""
+    deadline = monotonic() + SEEN_WITHIN
+    while True:
+        found = [_read_verdict(config.output, index) for index in range(number)]
+        missing = [str(_verdict(config.output, index)) for index, rows in enumerate(found) if rows is None]
+        if not missing or config.allow_missing:
+            return [rows or [] for rows in found]
+        if monotonic() > deadline:
+            raise UserError(
+                f"{len(missing)} of {number} verdicts are missing or damaged, the first is {missing[0]}: the same "
+                "command judges their images again"
+            )
+        sleep(1)
 
 
 def _read_verdict(output: Path, index: int) -> list[dict] | None:

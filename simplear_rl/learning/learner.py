@@ -311,7 +311,9 @@ class Learner:
         self._set_optimizer()
         self.ema = self._start_ema()
         if self.ema and (folder / "ema").exists():
-            self.ema.weights = read_weights(folder / "ema", self.step, "float32").tensors
+            average = read_weights(folder / "ema", self.step, "float32").tensors
+            # What is read is mapped: the file could not be deleted on every storage, and the average changes in place.
+            self.ema.weights = {name: tensor.clone() for name, tensor in average.items()}
 
     def _set_optimizer(self) -> None:
         """Give the optimizer the values of the configuration: DeepSpeed and the scheduler have restored older ones."""

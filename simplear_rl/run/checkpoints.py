@@ -26,7 +26,8 @@ FULL = 2**20  # bytes; with less, a disk is full for any writer
 
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoints of a run folder that were written to their end, oldest first. What they hold is not verified here."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal())
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -35,9 +36,19 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_intact(run: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written; damaged ones are set aside, with a line each."""
+    """The newest checkpoint whose files are what was written; damaged ones are set aside, with a line each.
+
+    Raises:
+        UserError: the storage does not let it be read, which says nothing of what is there.
+    """
     for folder in reversed(checkpoints(run)):
-        problem = damage(folder)
+        try:
+            problem = damage(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be read: {error}; nothing was changed. Start again when it can be read, or move it "
+                "elsewhere to continue from the checkpoint before it"
+            ) from error
         if problem is None:
             return folder
         aside = _unused(folder.with_suffix(".damaged"))
@@ -47,7 +58,11 @@ def newest_intact(run: Path) -> Path | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What differs between a checkpoint and its checksums; None if nothing does."""
+    """What differs between a checkpoint and its checksums; None if nothing does.
+
+    Raises:
+        OSError: something of it is there and cannot be read.
+    """
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         found = {str(file.relative_to(folder)) for file in _files(folder)} - {CHECKSUMS}
@@ -57,7 +72,7 @@ def damage(folder: Path) -> str | None:
             return f"{unknown[0]} is not in {CHECKSUMS}"
         changed = (name for name in sorted(expected) if _sha256(folder / name) != expected[name])
         return next((f"{name} is not what was written" for name in changed), None)
-    except (OSError, ValueError, AttributeError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, AttributeError) as error:
         return f"cannot be verified: {error}"
 
 
@@ -107,10 +122,13 @@ def _disk_may_refuse(folder: Path, partial: Path) -> Iterator[None]:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; one of which a part is left is never found."""
+    """Delete a checkpoint; one of which a part is left is never found, and deleted when the run begins again."""
     partial = checkpoint.with_suffix(".partial")
     checkpoint.rename(partial)
-    shutil.rmtree(partial)
+    try:
+        shutil.rmtree(partial)
+    except OSError as error:  # as of files that somebody reads, on NFS
+        print(f"{checkpoint}: expired, and cannot be deleted whole yet: {error}", flush=True)
 
 
 def reference_policy(config: GrpoConfig, step: int) -> Path:

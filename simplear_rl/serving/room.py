@@ -1,5 +1,6 @@
 """Whether a policy can be served, and how many of its images an engine draws at a time."""
 
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def served_policy(config: ServeConfig) -> Path:
 @cache
 def _intact(checkpoint: Path) -> bool:
     """Reads all of it, so once."""
-    return damage(checkpoint) is None
+    with suppress(OSError):
+        return damage(checkpoint) is None
+    return False
 
 
 def check_policy(config: ServeConfig) -> None:

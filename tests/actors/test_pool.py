@@ -6,11 +6,13 @@ import time
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from actors.monitor import CONCURRENCY_GROUPS, Monitored
 from actors.placement import Stage
+from actors.supervision import is_behind
 from simplear_rl.config.base import PoolConfig
-from simplear_rl.errors import UserError
+from simplear_rl.errors import ActorLostError, UserError
 
 
 @ray.remote(max_task_retries=-1, concurrency_groups=CONCURRENCY_GROUPS)
@@ -54,6 +56,23 @@ def test_calls_of_an_extra_actor_that_dies_are_made_again_and_another_one_joins(
     said = capsys.readouterr().out
     assert said.count("elastic/worker-1 has joined") == 2
     assert said.count("elastic/worker-1 is gone, others do its work: ") == 1
+
+
+def test_an_actor_that_the_memory_monitor_has_ended_is_one_that_is_gone(ray_cluster):
+    """Ray's error, of an actor that it does not restart, is no RayActorError and does not say which actor it was."""
+    error = OutOfMemoryError("the node was running low on memory")
+    lost = pytest.raises(ActorLostError, match="elastic/worker-0 .* is lost: .*low on memory")
+    with lost, stage(count=1, max_count=2, cpus=0.5) as running:
+        pool = running.pool("worker.actors", Worker)
+        running.ready()
+        fixed, extra = joined(pool)
+        assert not pool.replace_lost(error)
+        for actor, gone in (extra, True), (fixed, False):
+            ray.kill(actor)
+            while not is_behind(actor, error):
+                time.sleep(0.01)
+            assert pool.replace_lost(error) == gone
+        raise error
 
 
 def test_nothing_waits_for_an_actor_without_room(ray_cluster):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simplear_rl.benchmarks.geneval_files import GenEval
-from simplear_rl.benchmarks.output import open_folder, unfinished, write_verdict
+from simplear_rl.benchmarks.output import open_folder, unfinished, write_results, write_verdict
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
@@ -131,3 +131,17 @@ def test_prompts_without_a_verdict_on_these_images_are_to_do(tmp_path):
     write_verdict(config.output, 1, [{"checksum": 7}])
     assert unfinished(config, BENCHMARK, {0: [], 1: [7]}) == [0]
     assert unfinished(config, BENCHMARK, {0: [], 1: [8]}) == [0, 1]
+
+
+def test_a_verdict_that_is_not_there_is_waited_for_and_then_an_error(tmp_path, monkeypatch):
+    """Left out, its images would change the score without a word."""
+    config = settings(tmp_path)
+    begin(config)
+    monkeypatch.setattr("simplear_rl.benchmarks.output.SEEN_WITHIN", 0.1)
+    with pytest.raises(UserError, match=r"1 of 2 verdicts are missing or damaged, the first is .*verdicts/00001.json"):
+        write_results(config, BENCHMARK)
+    monkeypatch.setattr("simplear_rl.benchmarks.output.SEEN_WITHIN", 60)
+    monkeypatch.setattr("simplear_rl.benchmarks.output.sleep", lambda _: judge(config, 1))
+    with pytest.raises(KeyError):  # the verdicts of this test hold checksums alone; all of them were read
+        write_results(config, BENCHMARK)
+    assert unfinished(config, BENCHMARK) == []

@@ -22,7 +22,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.policy.model import load_policy
 from simplear_rl.run import checkpoints as module
-from simplear_rl.run.checkpoints import begin_checkpoint, checkpoints, damage, newest_intact, size
+from simplear_rl.run.checkpoints import begin_checkpoint, checkpoints, damage, newest_intact, remove, size, step_of
 from simplear_rl.run.folder import Run, finished
 from simplear_rl.run.history import read_metrics
 from tests.conftest import without_times
@@ -87,6 +87,42 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_the_one_before_it_used(make
     aside = newest.with_name("step-000004.damaged")
     assert {file.name: file.stat().st_size for file in aside.rglob("*")} == before
     assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_that_storage_does_not_let_be_read_is_left_as_it_is(make_config, monkeypatch):
+    config = make_config()
+    work(config, until=4)
+
+    def refuse(file):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr("simplear_rl.run.checkpoints._sha256", refuse)
+    with pytest.raises(UserError, match=r"step-000004: cannot be read: .*Permission denied.*nothing was changed"):
+        newest_intact(config.run)
+    assert names(config) == ["step-000002", "step-000004"]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in 999_999, 1_000_000, 5:
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == [5, 999_999, 1_000_000]
+
+
+def test_an_expired_checkpoint_that_cannot_be_deleted_whole_stops_nothing(make_config, monkeypatch, capsys):
+    """As on NFS, where a file that is open stays under another name."""
+    config = make_config()
+    work(config, until=2)
+
+    def refuse(folder):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("simplear_rl.run.checkpoints.shutil.rmtree", refuse)
+        remove(config.run / "checkpoints" / "step-000002")
+    assert "expired, and cannot be deleted whole yet: " in capsys.readouterr().out
+    assert names(config) == []
+    assert work(config, until=2) == [1, 2]
+    assert names(config) == ["step-000002"] and not list((config.run / "checkpoints").glob("*.partial"))
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(make_config):
