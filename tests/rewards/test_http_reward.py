@@ -253,6 +253,7 @@ def test_the_example_serves_a_function_of_the_users(example, monkeypatch):
 def test_nothing_is_lost_while_servers_die_hang_and_answer_nonsense(server, example, monkeypatch, caplog):
     """200 batches: one server is killed and restarted twice, the other has every fault in turn."""
     monkeypatch.setenv("TOKEN", "secret")
+    monkeypatch.setattr("simplear_rl.rewards.http.LONGEST_WAIT", 0.2)  # else the waits are a quarter of an hour
     server.faults = [fault for fault in FAULTS for _ in range(4)]
     mortal = example("red")
     addresses = [mortal.address, server.address]
