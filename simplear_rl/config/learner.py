@@ -32,8 +32,8 @@ class LearnerConfig(Section):
     )
     micro_batch: Count | None = Field(
         None,
-        description="GRPO: images that go through learner and reference in one pass, which bounds their memory: "
-        "part of a group, or several groups; null: a group",
+        description="GRPO: the most images that go through learner and reference in one pass, which bounds their "
+        "memory: part of a group, or several groups; null: a group",
     )
     activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
     optimizer: OptimizerConfig

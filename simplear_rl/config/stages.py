@@ -166,13 +166,19 @@ class GrpoConfig(StageConfig):
     @property
     def images_per_pass(self) -> int:
         """Images that go through learner and reference together."""
-        return self.learner.micro_batch or self.rollout.samples_per_prompt
+        most = self.learner.micro_batch or self.rollout.samples_per_prompt
+        return min(most, self.images_per_minibatch or most)  # 0 of a layout that a plan rules out
+
+    @property
+    def images_per_minibatch(self) -> int:
+        """Images of an optimizer step that each rank has."""
+        groups = self.rollout.prompts_per_step // (self.learner.actors.count * self.algorithm.minibatches)
+        return groups * self.rollout.samples_per_prompt
 
     @property
     def passes(self) -> int:
         """Forward passes of each rank per optimizer step."""
-        groups = self.rollout.prompts_per_step // (self.learner.actors.count * self.algorithm.minibatches)
-        return groups * self.rollout.samples_per_prompt // self.images_per_pass
+        return self.images_per_minibatch // self.images_per_pass
 
     @property
     def groups_per_pass(self) -> int:
@@ -226,8 +232,7 @@ class GrpoConfig(StageConfig):
                 f"algorithm.minibatches ({self.algorithm.minibatches}) must divide the {groups} prompts that each "
                 "learner has of a step: a group is never split between minibatches"
             )
-        samples, together = self.rollout.samples_per_prompt, self.images_per_pass
-        images = samples * groups // self.algorithm.minibatches
+        samples, together, images = self.rollout.samples_per_prompt, self.images_per_pass, self.images_per_minibatch
         if samples % together and (together % samples or images % together):
             raise ValueError(
                 f"learner.micro_batch ({together}) must divide rollout.samples_per_prompt ({samples}), or be a "
