@@ -101,7 +101,8 @@ class Pass:
 
 def _passes(learner: "Learner", groups: Sequence[ScoredRollout], config: AlgorithmConfig, ahead: int) -> Iterator[Pass]:
     samples = len(groups[0].rewards)
-    together = max(1, (learner.images_per_pass or samples) // samples)
+    minibatch = len(groups) // config.minibatches
+    together = min(minibatch, max(1, (learner.images_per_pass or samples) // samples))
     for first in range(0, len(groups), together):
         taken = [groups[i] for i in range(first, first + together)]
         for group in taken:

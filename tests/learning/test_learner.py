@@ -383,7 +383,8 @@ def test_last_digits_of_the_engine_do_not_reach_the_weights(run, policy):
 
 def steps_in_passes_of(policy, zero_stage, micro_batch, algorithm):
     """Two steps of two groups of four, on samples that the engine saw a little otherwise."""
-    passes = 2 * 4 // (micro_batch or 4) // algorithm.minibatches  # of an optimizer step
+    images = 2 * 4 // algorithm.minibatches
+    passes = images // min(micro_batch or 4, images)  # of an optimizer step
     learner = Learner(config(zero_stage, micro_batch=micro_batch), policy, 10, passes)
     groups = [
         dataclasses.replace(
@@ -407,7 +408,7 @@ def steps_in_passes_of(policy, zero_stage, micro_batch, algorithm):
 )
 def test_passes_over_parts_of_a_group_or_several_have_the_same_gradient(run, policy, zero_stage, algorithm):
     chosen = AlgorithmConfig(**algorithm)
-    sizes = None, 1, 8 // chosen.minibatches
+    sizes = None, 1, 8 // chosen.minibatches, 24  # more than there are
     (whole, expected), *others = (run(steps_in_passes_of, policy, zero_stage, size, chosen) for size in sizes)
     for metrics, weights in others:
         for name, tensor in weights.items():
