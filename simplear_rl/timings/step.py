@@ -145,9 +145,9 @@ class Step:
     @torch.no_grad()
     def reward(self) -> None:
         """Image features of the reward network, a group at a time as in a run."""
-        precision = "bf16" if self.device == "cuda" else "fp32"
+        precision, dtype = ("bf16", torch.bfloat16) if self.device == "cuda" else ("fp32", torch.float32)
         clip = open_clip.create_model(self.options.clip, pretrained=None, precision=precision, device=self.device)
-        size, dtype = clip.visual.image_size[0], next(clip.parameters()).dtype
+        size = clip.visual.image_size[0]
         pixels = torch.randn(self.options.samples, 3, size, size, device=self.device, dtype=dtype)
         self.clock("reward", lambda: [clip.eval().encode_image(pixels) for _ in range(self.options.prompts)])
 
