@@ -129,16 +129,17 @@ class Stage:
         self.ended = True
         self.heartbeat.stop()
         lost = lost_actor(error)
-        names = [name for name, actor in self.actors.items() if lost and is_behind(actor, lost)]
+        explained = self._explain(lost) if lost else None  # before all of them are dead
         for actor in self.actors.values():
             ray.kill(actor)
         remove_placement_group(self.placement)
-        if lost:
-            raise self._explain(lost, names) from error
+        if explained:
+            raise explained from error
 
-    def _explain(self, lost: RayError, names: Sequence[str]) -> ActorLostError:
-        if names:
-            return ActorLostError(f"{self.heartbeat.place(names[0])} is lost: {lost}", "/learner-" in names[0])
+    def _explain(self, lost: RayError) -> ActorLostError:
+        for name, actor in self.actors.items():
+            if is_behind(actor, lost):
+                return ActorLostError(f"{self.heartbeat.place(name)} is lost: {lost}", "/learner-" in name)
         return ActorLostError(f"an object is lost with the node that held it: {lost}", learner=True)
 
 

@@ -199,8 +199,8 @@ def application(config: ServeConfig) -> Application:
     """What `serve run` and `serve deploy` start; the keys are those of the environment that it is built in.
 
     Raises:
-        UserError: the policy cannot be served, see check_policy; others than this machine could reach the server, and
-            no key is set.
+        UserError: the policy cannot be served, see check_policy and images_at_once; others than this machine could
+            reach the server, and no key is set.
     """
     check_policy(config)
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]

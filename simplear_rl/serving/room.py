@@ -32,14 +32,13 @@ def _intact(checkpoint: Path) -> bool:
 
 
 def check_policy(config: ServeConfig) -> None:
-    """Raise UserError unless policy and tokenizer are there, fit each other, and a guided image fits the engine."""
+    """Raise UserError unless policy and tokenizer are there and fit each other."""
     policy = served_policy(config)
     all_faults(partial(read_geometry, config.tokenizer), partial(read_layout, policy))
     read_layout(policy, config.tokenizer)
     read_encoder(policy, config.engine.max_prompt_tokens)
     require_weights(policy)
     require_same_tokenizer(config.tokenizer, [policy], accept=config.accept_tokenizer)
-    images_at_once(config)
 
 
 def images_at_once(config: ServeConfig) -> int:
