@@ -3,7 +3,8 @@
 # checkout, with the environment of requirements-gpu.lock active, and add your site's --partition and --account:
 #
 #   (umask 077; ray get-auth-token --generate)   # once: ~/.ray/auth_token
-#   sbatch cluster/slurm.sh python -m simplear_rl.grpo --config configs/simplear_0.5b/grpo.yaml
+#   sbatch cluster/slurm.sh python -m simplear_rl.pretrain --config configs/simplear_0.5b/pretrain.yaml
+#   sbatch --nodes=1 cluster/slurm.sh python -m simplear_rl.grpo --config configs/simplear_0.5b/grpo.yaml
 #   ssh -L 8265:localhost:8265 HEAD              # the dashboard; the log says which node is the head
 #
 # All nodes must share the checkout, the environment and ~/simplear_runs (make it a link where the home is too small).
@@ -42,7 +43,7 @@ installed=$(ray --version)
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 count=${#nodes[@]} head=${nodes[0]} # Slurm runs this script on the first node
 
-# One task with all CPUs on each node; without --ntasks every srun would start the job's 4.
+# One task with all CPUs on each node; without --ntasks every srun would start one on each of the job's.
 step=(srun --overlap --cpus-per-task="$SLURM_CPUS_ON_NODE")
 on_all=("${step[@]}" --nodes="$count" --ntasks="$count")
 on_head=("${step[@]}" --nodes=1 --ntasks=1 --nodelist="$head")

@@ -96,6 +96,7 @@ def is_hub_id(path: Path) -> bool:
         len(path.parts) == 2
         and not path.is_absolute()
         and path.parts[0] not in ("..", "~")
+        and ":" not in path.parts[0]  # s3://bucket
         and not os.path.exists(path)
     )
 

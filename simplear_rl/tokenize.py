@@ -36,7 +36,7 @@ def tokenize(config: TokenizeConfig) -> None:
     """Make the shards that are missing, then rejected.jsonl."""
     require(config, config.tokenizer, config.input)
     CosmosTokenizer(config.tokenizer)  # what is wrong with it shows before anything starts
-    pattern = config.files.removeprefix("**/")  # on the Hub, `*` stands for folders too
+    pattern = config.files.replace("**/", "")  # on the Hub, `*` stands for folders too
     source = resolve(config.input, [pattern], "dataset")
     require_writable(config.output, "output")
     columns = Columns.of(config)

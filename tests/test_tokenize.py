@@ -109,6 +109,12 @@ def test_a_finished_output_needs_no_actors(tmp_path, tokenizer, capsys):
 def filled(tmp_path, tokenizer, count=20, bad_every=4):
     """An output folder that was filled without Ray."""
     good, bad = pictures.write("jsonl", tmp_path / "in", count, bad_every)
+    refill(tmp_path, tokenizer)
+    return good, bad
+
+
+def refill(tmp_path, tokenizer):
+    """Make the missing shards without Ray."""
     settings = config(tmp_path, tokenizer)
     parts = divide(find_files(settings.input, settings.files), settings.shard_size)
     shards = ShardWriter(settings, parts)
@@ -117,7 +123,6 @@ def filled(tmp_path, tokenizer, count=20, bad_every=4):
         rows = [row | {"codes": np.zeros((len(row["images"]), 16), np.uint16)} for row in read_batches(part, 32, 4)]
         for row in reversed(rows):  # actors return them in any order
             shards.add(row)
-    return good, bad
 
 
 def test_a_part_without_good_samples_has_an_empty_shard(tmp_path, tokenizer):
@@ -279,6 +284,33 @@ def test_changed_input_and_tokenizer_are_refused(tmp_path, tokenizer):
     shard.write_bytes(shard.read_bytes()[:-50])
     with pytest.raises(UserError, match="00000-00000.parquet: not readable; delete it and start again"):
         tokenize(config(tmp_path, tokenizer))
+
+
+def test_changed_texts_beside_images_are_refused(tmp_path, tokenizer):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "a", "b":
+        (folder / f"{name}.png").write_bytes(pictures.encoded(pictures.picture(0, 40, 40), "PNG"))
+    (folder / "a.txt").write_text("a cat")
+    settings = config(tmp_path, tokenizer)
+
+    def writer():
+        return ShardWriter(settings, divide(find_files(settings.input, "**/*"), 10))
+
+    writer().begin()
+    assert writer().begun
+    (folder / "b.txt").write_text("a dog")
+    with pytest.raises(UserError, match="shards of another images in .: 2, with texts and sizes sha256"):
+        writer()
+
+
+def test_a_shard_that_cannot_be_written_is_named(tmp_path, tokenizer):
+    filled(tmp_path, tokenizer)
+    shard = tmp_path / "out" / "00000-00000.parquet"
+    shard.unlink()
+    (tmp_path / "out" / "00000-00000.partial").mkdir()
+    with pytest.raises(UserError, match="00000-00000.partial: cannot be written: "):
+        refill(tmp_path, tokenizer)
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, tokenizer):

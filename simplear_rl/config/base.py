@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +13,15 @@ from simplear_rl.files import is_hub_id
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # in a checkout a link to the folder beside the package
 
+ADDRESS = re.compile(r"[a-zA-Z][\w+.-]*:/")  # of s3://bucket/folder, as a Path has it
+
 
 def absolute(path: Path) -> Path:
     """Absolute, since actors have working directories of their own."""
     if bad_characters(str(path)):
         raise ValueError(f"control characters in the path {str(path)!r}")
+    if ADDRESS.match(str(path)) and not os.path.lexists(path):
+        raise ValueError(f"{str(path).replace(':/', '://', 1)}: an address; expected a path: mount it, or copy it here")
     try:
         path = path.expanduser().absolute()
         os.lstat(path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from simplear_rl.characters import tidy
 from simplear_rl.data.metadata import without_metadata
 from simplear_rl.device import default_device
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
@@ -99,16 +100,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_caption(value: Any, name: str) -> str:
-    """A caption without the space around it. Raises BadSampleError if it is missing, empty or not valid Unicode."""
+    """A caption, tidied as prompts are. Raises BadSampleError if it is missing, empty or not valid Unicode."""
     if value is None:
         raise BadSampleError(f"no {name}")
+    if not isinstance(value, str | bytes):
+        raise BadSampleError(f"{name}: expected text, found {type(value).__name__}")
     try:
-        text = (value.decode() if isinstance(value, bytes) else value).strip()
+        text = tidy(value.decode() if isinstance(value, bytes) else value)
         text.encode()
     except UnicodeError as error:
         raise BadSampleError(f"{name}: not valid Unicode: {error}") from None
-    except AttributeError:
-        raise BadSampleError(f"{name}: expected text, found {type(value).__name__}") from None
     if not text:
         raise BadSampleError(f"empty {name}")
     return text

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ def records(path: Path, offset: int = 0) -> Iterator[bytes]:
     """The lines of a file, or the elements of the array in a JSON file, from a byte on.
 
     Records follow each other without a gap: an element begins with what parts it from the one before. What is no JSON
-    at the end of an array is one record.
+    at the end of an array is one record. Empty lines at the end are none.
     """
     with path.open("rb") as file:
         file.seek(offset)
         if path.suffix.lower() != ".json":
-            yield from file
+            yield from _without_empty_end(file)
             return
         decoder, text, size = json.JSONDecoder(), "", 2**16
         while chunk := file.read(size):
@@ -50,6 +50,15 @@ def records(path: Path, offset: int = 0) -> Iterator[bytes]:
             text = text[end:]
         if text.strip(WHITESPACE + "]"):
             yield text.encode("latin-1")
+
+
+def _without_empty_end(lines: Iterable[bytes]) -> Iterator[bytes]:
+    empty = []
+    for line in lines:
+        empty.append(line)
+        if line.strip():
+            yield from empty
+            empty.clear()
 
 
 def parse(path: Path, record: bytes) -> Any:

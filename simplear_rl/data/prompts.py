@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
 KINDS = (".txt", ".jsonl", PARQUET, *DELIMITERS)
 SHOWN = 20  # bad lines in a message
+EMPTY_END = re.compile(r"(\r?\n[ \t]*)+\Z")  # empty lines; a delimiter on the last line stays
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _text(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
     lines = list(_lines(content))
     is_table = all(isinstance(line, str) and "\t" in line for _, line in lines)
     for number, line in lines:
-        if number == 1 and isinstance(line, str) and _is_header(line):
+        if number == 1 and isinstance(line, str) and _is_header(line, [other for _, other in lines]):
             raise UserError(f"{file}: its first line {line!r} is the header of a table; name it .csv or .tsv")
         if _is_json(line):
             line = ValueError("JSON; name the file .jsonl, with an object a line")
@@ -147,10 +149,12 @@ def _text(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
             yield number, line
 
 
-def _is_header(line: str) -> bool:
-    """Whether a line is a row of single words, one of them the name of a column with prompts."""
-    fields = [field.strip(' "').casefold() for field in line.split("\t" if "\t" in line else ",")]
-    return all(len(field.split()) == 1 for field in fields) and any(field in COLUMNS for field in fields)
+def _is_header(line: str, lines: list[str | ValueError]) -> bool:
+    """Whether a line is a row of single words, one the name of a column with prompts, and no line has fewer fields."""
+    delimiter = "\t" if "\t" in line else ","
+    fields = [field.strip(' "').casefold() for field in line.split(delimiter)]
+    as_many = all(isinstance(other, str) and len(other.split(delimiter)) >= len(fields) for other in lines)
+    return as_many and all(len(field.split()) == 1 for field in fields) and any(field in COLUMNS for field in fields)
 
 
 def _is_json(line: str | ValueError) -> bool:
@@ -195,7 +199,8 @@ def _table(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{file}, line {line}: not UTF-8: {content[error.start : error.start + 40]!r}") from error
-    reader = csv.reader(io.StringIO(text.rstrip(), newline=""), delimiter=DELIMITERS[file.suffix.lower()], strict=True)
+    lines = io.StringIO(EMPTY_END.sub("", text), newline="")
+    reader = csv.reader(lines, delimiter=DELIMITERS[file.suffix.lower()], strict=True)
     number = 1
     try:
         header = [name.strip().casefold() for name in next(reader, [])]

@@ -1,5 +1,6 @@
 """Samples as they lie on disk: one reader for each kind of data."""
 
+import errno
 import json
 import os
 import tarfile
@@ -16,6 +17,19 @@ from simplear_rl.data.columns import IMAGE_ENDINGS, Columns, FormatError, missin
 from simplear_rl.data.images import BadSampleError
 from simplear_rl.data.json_records import parse, records
 from simplear_rl.data.pair_forms import is_ranked, pair_form, pairs_of_ranking, unknown_pair
+
+PARQUET_BUFFER = 2**20  # bytes of a column at a time: a row group may hold all images of a file
+SHOWN = 200  # characters of a path in a message: it may be a whole image in base64
+# What is wrong with one image for good. Any other error is the storage's: the part is read again at the next start.
+OF_THE_IMAGE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ def read_samples(part: Part, columns: Columns) -> Iterator[RawSample]:
     """The samples of a part, good or not.
 
     Raises:
-        OSError: the part's file cannot be read.
+        OSError: the part's file or folder cannot be read, or the storage of an image fails.
     """
     if part.images:
         return _read_images(part, columns)
@@ -81,7 +95,7 @@ def has_images(path: Path, columns: Columns) -> bool:
 def open_parquet(path: Path) -> parquet.ParquetFile:
     """A Parquet file whose checksums are looked at. Raises OSError if it cannot be read."""
     try:
-        return parquet.ParquetFile(path, page_checksum_verification=True)
+        return parquet.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=PARQUET_BUFFER)
     except (OSError, pa.ArrowException) as error:
         raise OSError(f"not a readable Parquet file: {error}") from error
 
@@ -147,12 +161,20 @@ def _load(image: Any, folder: Path) -> bytes:
         raise BadSampleError("no image bytes")
     if not isinstance(image, str):
         raise BadSampleError(f"image: expected bytes or a path, found {type(image).__name__}")
-    if image.startswith(("http://", "https://")):
-        raise BadSampleError(f"{image}: an address, expected a file: download the images first")
+    shown = image if len(image) <= SHOWN else f"{image[:SHOWN]}..."
+    if "://" in image or image.startswith("data:"):
+        raise BadSampleError(f"{shown}: an address, expected a file: download the images first")
     try:
         return (folder / image).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: no valid path at all
-        raise BadSampleError(f"{image}: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        raise BadSampleError(f"{shown}: {error}") from None
+    except OSError as error:
+        raise _of_the_image(error, shown) from None
+
+
+def _of_the_image(error: OSError, name: str) -> Exception:
+    """A bad sample, or the error as it is where the storage is to blame."""
+    return BadSampleError(f"{name}: {error.strerror}") if error.errno in OF_THE_IMAGE else error
 
 
 def _read_tar(part: Part, columns: Columns) -> Iterator[RawSample]:
@@ -192,13 +214,17 @@ def _read_members(part: Part, problems: list[RawSample]) -> Iterator[tuple[str, 
 
 def _read_images(part: Part, columns: Columns) -> Iterator[RawSample]:
     """Images, and beside each one files of the same name and another ending."""
+    part.path.stat()  # on a machine that lacks the folder no image is to blame
     for name in part.images:
         path = part.path / name
         try:
             fields = {path.suffix.lower().removeprefix("."): path.read_bytes()}
             fields |= {ending: text.read_bytes() for ending, text in texts_beside(path, columns).items()}
         except OSError as error:
-            yield RawSample(name, problem=f"{Path(error.filename or name).name}: {error.strerror}")
+            bad = _of_the_image(error, Path(error.filename or name).name)
+            if bad is error:
+                raise
+            yield RawSample(name, problem=str(bad))
         else:
             yield _read_fields(name, fields, columns)
 
@@ -260,6 +286,8 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
                     if part.start <= row < stop:
                         yield _read_columns(str(row), values, part.path.parent, columns)
                     row += 1
+                if row >= stop:
+                    break
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             for lost in range(max(row, part.start), min(end, stop)):
                 yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")

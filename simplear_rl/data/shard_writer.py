@@ -10,11 +10,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from simplear_rl.config.data import TokenizeConfig
+from simplear_rl.data.columns import Columns
 from simplear_rl.data.listing import printable
-from simplear_rl.data.readers import Part
+from simplear_rl.data.readers import Part, texts_beside
 from simplear_rl.data.shards import PAIR
 from simplear_rl.errors import UserError
-from simplear_rl.files import write_text
+from simplear_rl.files import write_text, writing_to
 from simplear_rl.tokenizers.cosmos import read_geometry, read_identity
 
 CODES = pa.list_(pa.uint16())
@@ -69,7 +70,8 @@ class ShardWriter:
         chosen = {key: values[key] for key in CHOICES if values[key] is not None}
         if config.caption_choice == "random" or config.pairs == "keep_ties":
             chosen["seed"] = config.seed
-        self.made_from = {key: values[key] for key in KEYS} | chosen | {"tokenizer": identity} | _sizes(parts)
+        self.made_from = {key: values[key] for key in KEYS} | chosen | {"tokenizer": identity}
+        self.made_from |= _sizes(parts, Columns.of(config))
         self._check_manifest()
 
     def _check_manifest(self) -> None:
@@ -112,7 +114,8 @@ class ShardWriter:
         Returns the row's number of good samples and the reasons of its bad ones.
 
         Raises:
-            UserError: the part has another number of samples than it had when the input was divided.
+            UserError: the part has another number of samples than it had when the input was divided, or the shard
+                cannot be written.
         """
         if row["unreadable"]:
             self.unreadable[row["shard"]] = row["unreadable"]
@@ -138,8 +141,9 @@ class ShardWriter:
         schema = pa.schema(self.columns, metadata={"simplear_rl": json.dumps(self.about | {"rejected": rejected})})
         table = pa.table(texts | {name: list(values) for name, values in images.items()}, schema=schema)
         partial = self.folder / f"{part.shard}.partial"
-        parquet.write_table(table, partial, row_group_size=ROW_GROUP)
-        partial.rename(self._file(part.shard))
+        with writing_to(partial):
+            parquet.write_table(table, partial, row_group_size=ROW_GROUP)
+            partial.rename(self._file(part.shard))
 
     def finish(self) -> tuple[int, list[dict[str, str]]]:
         """Write rejected.jsonl from all shards; returns the number of good samples, and the bad ones.
@@ -177,16 +181,21 @@ class ShardWriter:
         return self.folder / f"{shard}.parquet"
 
 
-def _sizes(parts: list[Part]) -> dict[str, Any]:
-    """By file its bytes, None if it cannot be read; by folder of images their number and the digest of their names."""
+def _sizes(parts: list[Part], columns: Columns) -> dict[str, Any]:
+    """By file its bytes, None if it cannot be read; by folder of images their number and a digest.
+
+    The digest is that of the names and sizes of the images and of the texts beside them.
+    """
     sizes: dict[str, Any] = {
         f"size of {part.file}": None if part.problem else part.path.stat().st_size for part in parts if not part.images
     }
-    folders: dict[str, list[str]] = {}
+    folders: dict[str, list[Path]] = {}
     for part in parts:
-        if part.images:
-            folders.setdefault(part.file, []).extend(part.images)
-    for folder, names in folders.items():
-        digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-        sizes[f"images in {folder}"] = f"{len(names)}, names sha256:{digest}"
+        folders.setdefault(part.file, []).extend(part.path / name for name in part.images)
+    for folder, images in folders.items():
+        if images:
+            files = [file for image in images for file in (image, *texts_beside(image, columns).values())]
+            described = "\0".join(f"{file.name} {file.stat().st_size}" for file in files)
+            digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
+            sizes[f"images in {folder}"] = f"{len(images)}, with texts and sizes sha256:{digest}"
     return sizes

@@ -51,14 +51,19 @@ class TokenShards:
     whose footer already shows that something is wrong.
 
     Raises:
-        UserError: no shards or rows, missing columns, codes of the wrong number or outside the codebook, an empty
-            caption; names the file and the row.
+        UserError: no shards or rows, shards that are not finished, missing columns, codes of the wrong number or
+            outside the codebook, an empty caption; names the file and the row.
     """
 
     def __init__(self, folder: Path, layout: ImageLayout, images: tuple[str, ...] = IMAGE):
         files = sorted(folder.glob("*.parquet"))
         if not files:
             raise UserError(f"{folder}: no Parquet shards there (data.sources)")
+        if (folder / "manifest.json").exists() and not (folder / "rejected.jsonl").exists():
+            raise UserError(
+                f"{folder}: `tokenize` has not finished these shards: give its command again. To train on those that "
+                "are there, delete manifest.json"
+            )
         self.layout, self.images = layout, images
         self.groups: list[RowGroup] = []
         self.tokenizers: dict[str, Path] = {}

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
 from simplear_rl.errors import UserError
-from simplear_rl.files import write_text, writing_to
+from simplear_rl.files import write_text
 
 Choice = Literal["left", "right", "tie"]
 LABELS: dict[Choice, float] = {"left": 1.0, "right": 0.0, "tie": 0.5}  # of the image on the left
@@ -65,11 +64,7 @@ class Labels:
             pair, label = self.pairs[number], LABELS[choice]
             row: dict[str, Any] = {"prompt": pair.prompt, "jpg_0": pair.left, "jpg_1": pair.right}
             row |= {"label_0": label, "label_1": 1 - label, "pair": number, "session": session}
-            with writing_to(self.file), self.file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(row) + "\n")
-                lines.flush()
-                os.fsync(lines.fileno())
-            self.rows.append(row)
+            self._write([*self.rows, row])
             return True
 
     def undo(self, session: str) -> bool:
@@ -78,15 +73,19 @@ class Labels:
             last = self._last(session)
             if last is None:
                 return False
-            rows = [row for i, row in enumerate(self.rows) if i != last]
-            write_text(self.file, "".join(json.dumps(row) + "\n" for row in rows))
-            self.at_hand[session] = self.rows[last]["pair"]
-            self.rows = rows
+            again = self.rows[last]["pair"]
+            self._write([row for i, row in enumerate(self.rows) if i != last])
+            self.at_hand[session] = again
             return True
 
     def image(self, number: int, side: Literal["left", "right"]) -> Path:
         """The file of an image of a pair."""
         return self.file.parent / getattr(self.pairs[number], side)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """The whole file anew: where it cannot be written, the one before stays, and the label is asked for again."""
+        write_text(self.file, "".join(json.dumps(row) + "\n" for row in rows))
+        self.rows = rows
 
     def _last(self, session: str) -> int | None:
         own = [i for i, row in enumerate(self.rows) if row["session"] == session]
@@ -95,13 +94,8 @@ class Labels:
     def _read(self) -> list[dict[str, Any]]:
         if not self.file.exists():
             return []
-        content = self.file.read_text(encoding="utf-8")
-        lines = content.splitlines()
-        if content and not content.endswith("\n"):  # cut off by a crash: that label is asked for again
-            lines.pop()
-            write_text(self.file, "".join(line + "\n" for line in lines))
         rows = []
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 row = json.loads(line)
                 pair = self.pairs[row["pair"]]

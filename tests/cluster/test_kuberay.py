@@ -9,9 +9,14 @@ import jsonschema
 import pytest
 import yaml
 
+from simplear_rl.config.base import CONFIGS
+from simplear_rl.config.load import load_config
+from simplear_rl.config.stages import GrpoConfig
+
 SCHEMA = json.loads((Path(__file__).parent / "kuberay.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 SHARED_FOLDER = "/home/ray/simplear_runs"
+NODES = "replicas", "minReplicas", "maxReplicas"
 
 
 @pytest.fixture
@@ -83,6 +88,8 @@ def test_the_job_runs_on_the_same_cluster_except_for_its_dashboard(cluster, job_
     ours, theirs = cluster["spec"], job_and_policy[0]["spec"]["rayClusterSpec"]
     for group, other in zip(groups(ours), groups(theirs), strict=True):
         assert group["template"].pop("metadata") != other["template"].pop("metadata")
+    assert [theirs["workerGroupSpecs"][0].pop(key) for key in NODES] == [1, 1, 1]
+    assert [ours["workerGroupSpecs"][0].pop(key) for key in NODES] == [4, 4, 4]
     assert ours["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "127.0.0.1"
     assert theirs["headGroupSpec"]["rayStartParams"].pop("dashboard-host") == "0.0.0.0"
     assert ours == theirs
@@ -105,7 +112,7 @@ def test_ray_is_the_locked_version(specs, ray_version):
         assert spec["rayVersion"] == ray_version
 
 
-def test_four_workers_of_eight_gpus_and_a_head_without(specs):
+def test_workers_of_eight_gpus_and_a_head_without(specs):
     for spec in specs:
         head, workers = (group["template"]["spec"]["containers"][0]["resources"] for group in groups(spec))
         assert "nvidia.com/gpu" not in head["limits"]
@@ -115,7 +122,6 @@ def test_four_workers_of_eight_gpus_and_a_head_without(specs):
         )
         assert workers["limits"] == workers["requests"]  # guaranteed: never evicted for another pod
         assert workers["limits"]["nvidia.com/gpu"] == "8"
-        assert spec["workerGroupSpecs"][0]["replicas"] == 4
 
 
 def test_every_pod_has_the_runs_and_ample_shared_memory(specs):
@@ -133,4 +139,7 @@ def test_every_pod_has_the_runs_and_ample_shared_memory(specs):
 def test_the_job_runs_grpo_and_frees_the_gpus(job_and_policy):
     spec = job_and_policy[0]["spec"]
     assert spec["entrypoint"] == "python -m simplear_rl.grpo --config configs/simplear_0.5b/grpo.yaml"
+    config = load_config(GrpoConfig, CONFIGS / "simplear_0.5b" / "grpo.yaml", [])
+    pools = [config.rollout.engine.actors, config.reward.actors, config.reference, config.learner.actors]
+    assert sum(pool.count * pool.gpus for pool in pools) == pytest.approx(8)  # the GPUs of its one node
     assert spec["shutdownAfterJobFinishes"]

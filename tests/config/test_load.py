@@ -279,6 +279,13 @@ def test_paths_are_absolute_since_actors_work_elsewhere(tmp_path, monkeypatch):
     assert config.tokenizer == tmp_path / "r" / "tokenizer"
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/a/b", "hf://datasets/owner/name"])
+def test_addresses_are_no_paths(tmp_path, address):
+    for key in "root", "run", "tokenizer":
+        with pytest.raises(UserError, match=f"{key}.*{address}: an address; expected a path: mount it, or copy it"):
+            load_config(GrpoConfig, GRPO, [f"root={tmp_path}", f"{key}={address}"])
+
+
 def test_known_keys_reach_into_lists():
     assert {"steps", "learner.optimizer.learning_rate", "reward.models.weight"} <= set(known_keys(GrpoConfig))
 

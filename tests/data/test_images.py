@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -341,3 +342,52 @@ def test_a_batch_becomes_the_codes_of_the_tokenizer(tmp_path):
     assert codes["codes"].dtype == np.uint16 and codes["shard"] == "00000-00000" and "images" not in codes
     assert np.array_equal(codes["codes"], CosmosTokenizer(tmp_path).encode(images))
     assert tokenizer(row | {"images": images[:0]})["codes"].shape == (0, 16)
+
+
+def test_captions_are_tidied_as_prompts_are():
+    assert to_caption("\ufeffa cat\u00a0on a mat \n".encode(), "caption") == "a cat on a mat"
+    with pytest.raises(BadSampleError, match="empty caption"):
+        to_caption("\ufeff", "caption")
+
+
+@pytest.mark.parametrize("kind", ["json lines", "images"])
+def test_a_failing_storage_is_no_fault_of_the_image(tmp_path, kind):
+    for name in "a", "b":
+        (tmp_path / f"{name}.png").write_bytes(encoded(picture(0, 40, 40), "PNG"))
+        (tmp_path / f"{name}.txt").write_text("a cat")
+    if kind == "json lines":
+        lines = (json.dumps({"image": f"{name}.png", "caption": "x"}) + "\n" for name in ("a", "c", "b"))
+        (tmp_path / "x.jsonl").write_text("".join(lines))
+    source = tmp_path / "x.jsonl" if kind == "json lines" else tmp_path
+    (part,) = divide(find_files(source, "**/*"), 10)
+    (tmp_path / "b.png").unlink()
+    found = list(read_batches(part, 32, 8))
+    assert len(found[-1]["images"]) == 1 and not found[-1]["unreadable"]
+    assert rejected(found)[-1]["reason"] == "b.png: No such file or directory"
+    (tmp_path / "b.png").symlink_to("/proc/self/mem")  # may be opened, but not read
+    (last,) = read_batches(part, 32, 8)
+    assert last["unreadable"] == "the file cannot be read: Input/output error" and not len(last["images"])
+
+
+def test_a_folder_that_is_not_on_this_machine_is_no_fault_of_its_images(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0, 40, 40), "PNG"))
+    (tmp_path / "a.txt").write_text("a cat")
+    (part,) = divide(find_files(tmp_path, "**/*"), 10)
+    (last,) = read_batches(replace(part, folder=tmp_path / "elsewhere"), 32, 8)
+    assert last["unreadable"] == "the file cannot be read: No such file or directory" and not rejected([last])
+
+
+@pytest.mark.parametrize("image", ["s3://bucket/a.png", "data:image/png;base64," + "A" * 9000])
+def test_addresses_of_images_are_named_shortly(tmp_path, image):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"image": image, "caption": "x"}) + "\n\n \n")
+    (entry,) = rejected(read(tmp_path))
+    assert entry["reason"].endswith(": an address, expected a file: download the images first")
+    assert len(entry["reason"]) < 300
+
+
+def test_an_empty_line_within_json_lines_is_a_bad_sample(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(picture(0, 40, 40), "PNG"))
+    line = json.dumps({"image": "a.png", "caption": "x"}) + "\n"
+    (tmp_path / "x.jsonl").write_text(f"{line}\n{line}\n\n")
+    assert [entry["key"] for entry in rejected(read(tmp_path))] == ["2"]
+    assert [sample["id"] for sample in samples(read(tmp_path))] == ["x.jsonl:1", "x.jsonl:3"]

@@ -93,6 +93,7 @@ def test_all_bad_lines_are_listed_at_once(tmp_path, encode):
         ("p.csv", 'prompt,category\na red circle,single\n"blue, ""and\ntwo",two\n'),
         ("p.csv", '\ufeffid,Caption\r\n1,a red circle\r\n2,"blue, ""and\r\ntwo"\r\n'),
         ("p.tsv", 'id\ttext\n1\ta red circle\n2\t"blue, ""and two"\n'),
+        ("p.tsv", 'text\ttag\na red circle\tx\n"blue, ""and two"\t\n \r\n\n'),
     ],
 )
 def test_prompts_are_read_by_column(tmp_path, encode, name, text):
@@ -135,6 +136,11 @@ def test_files_of_geneval_and_flow_grpo_are_taken_as_they_are(tmp_path, encode):
     assert (second.text, second.columns["exclude"][0]["count"]) == ("two cows", 3)
     (tmp_path / "train.txt").write_text('a sign "{one}",\tred\nA.photo\n')
     assert read_prompts(tmp_path / "train.txt", encode) == ['a sign "{one}", red', "A.photo"]
+
+
+def test_tags_are_no_header(tmp_path, encode):
+    (tmp_path / "tags.txt").write_text("1girl, solo, text, outdoors\na cat, sitting\n")
+    assert read_prompts(tmp_path / "tags.txt", encode) == ["1girl, solo, text, outdoors", "a cat, sitting"]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,15 @@ def test_damaged_empty_and_missing_shards_are_named(tmp_path, policy):
         TokenShards(tmp_path, layout)
 
 
+def test_shards_that_are_not_finished_are_refused(tmp_path, policy):
+    write(tmp_path, GOOD)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="`tokenize` has not finished these shards: give its command again"):
+        TokenShards(tmp_path, read_layout(policy))
+    (tmp_path / "rejected.jsonl").touch()
+    TokenShards(tmp_path, read_layout(policy))
+
+
 def test_a_row_group_that_cannot_be_decoded_is_named(tmp_path, policy):
     file = tmp_path / "00000.parquet"
     write(tmp_path, GOOD, row_group_size=4, compression="zstd")

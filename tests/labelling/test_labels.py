@@ -1,5 +1,6 @@
 """Labels of pairs: nothing is lost or doubled, whoever labels, and the server answers this machine alone."""
 
+import errno
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -64,10 +65,23 @@ def test_labels_survive_the_process_and_are_taken_back(folder):
     assert [(row["pair"], row["label_0"], row["label_1"]) for row in rows(folder)] == [(0, 1.0, 0.0), (1, 0.5, 0.5)]
     assert labels.undo("a") and not labels.undo("a") and labels.undo("b")
     assert labels.label("a", 0, "right") and len(rows(folder)) == 1
-    with (folder / "labels.jsonl").open("a") as file:
-        file.write('{"prompt": "pro')  # a crash
-    assert Labels(folder, drawn_pairs(folder)).next("a")["done"] == 1
-    assert len(rows(folder)) == 1
+
+
+def test_a_label_that_cannot_be_written_is_asked_for_again(folder, monkeypatch):
+    labels = Labels(folder, drawn_pairs(folder))
+    labels.label("a", 0, "left")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(UserError, match=r"labels\.jsonl: cannot be written: No space left on device"):
+            labels.label("a", 1, "left")
+    assert labels.next("a")["pair"] == 1 and len(rows(folder)) == 1
+    assert labels.label("a", 1, "right")
+    assert [(row["pair"], row["label_0"]) for row in rows(folder)] == [(0, 1.0), (1, 0.0)]
+    assert Labels(folder, drawn_pairs(folder)).next("a")["done"] == 2
 
 
 def test_labels_of_other_pairs_are_refused(folder):
