@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray.util.metrics import Gauge
@@ -51,8 +51,10 @@ class Monitored:
     def beat(self, seconds: float) -> str:
         """Take `seconds`, then say where this actor lives."""
         time.sleep(seconds)
-        log = os.readlink("/proc/self/fd/2")
-        return f"node {ray.util.get_node_ip_address()}, process {os.getpid()}, log {log}"
+        place = f"node {ray.util.get_node_ip_address()}, process {os.getpid()}"
+        with suppress(OSError):  # of a system without /proc
+            place += f", log {os.readlink('/proc/self/fd/2')}"
+        return place
 
     @contextmanager
     def phase(self, phase: str, step: int, images: int) -> Iterator[None]:

@@ -58,5 +58,5 @@ def save_grid(file: Path, scorer: ActorHandle, groups: Sequence[Group], shown: i
     try:
         totals = [np.full_like(group.total, np.nan) if group.error else group.total for group in rewards]
         save_samples(file.with_suffix(""), prompts, totals, images)
-    except (OSError, UserError) as error:
+    except (OSError, ValueError, UserError) as error:  # ValueError: a sheet too large for its format
         print(f"{file}: no samples: {error}", flush=True)

@@ -37,7 +37,11 @@ LOST = (RayActorError, EngineFailedError, ReplicaUnavailableError, grpc.aio.AioR
 RETRY = 0.2  # seconds until an image of a lost replica is asked for again
 # Serve's own work for a request takes the engine's time where cores are few (docs/timings.md). So messages go straight
 # from replica to replica instead of through Ray's object store, without an event loop of their own.
-LEAN = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+LEAN = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**28),  # bytes: a picture is one message
+}
 
 
 @serve.deployment(health_check_period_s=5)

@@ -26,9 +26,10 @@ from simplear_rl.data.prompts import PromptRow
 from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import require_writable
 from simplear_rl.generate import generate
+from simplear_rl.report.image_files import ImageFiles
 from simplear_rl.rewards import pairs as paired
 from simplear_rl.rewards.files import check_rewards, reward_checks
-from simplear_rl.rewards.pictures import images_of
+from simplear_rl.rewards.pictures import Source, images_of, sources_of
 from simplear_rl.rewards.scorer import RewardModels
 from simplear_rl.rewards.scoring import score_all
 
@@ -49,10 +50,11 @@ def compare(config: CompareConfig) -> None:
         sides = [paired.of_evaluation(path) for path in config.sides.values()]
     else:
         all_faults(*reward_checks(config.reward.models))
-        folders = dict(config.sides)
         if kinds[0] == paired.POLICY:
-            folders = {side: _draw(config, side, policy) for side, policy in folders.items()}
-        sides = _scored(config, list(folders.values()))
+            drawn = {config.output / side: _draw(config, side, policy) for side, policy in config.sides.items()}
+        else:
+            drawn = {folder: images_of(folder) for folder in config.sides.values()}
+        sides = _scored(config, drawn)
     pairs = paired.pair_up(*sides)
     found = paired.comparisons(pairs)
     config.output.mkdir(parents=True, exist_ok=True)
@@ -63,26 +65,26 @@ def compare(config: CompareConfig) -> None:
     print(f"{len(pairs)} pairs: {config.output / 'index.html'}")
 
 
-def _draw(config: CompareConfig, side: str, policy: Path) -> Path:
-    """The folder of a policy's images."""
+def _draw(config: CompareConfig, side: str, policy: Path) -> list[Source]:
+    """A policy's images of the prompts: those of an earlier, larger comparison stay in its folder, and out of this."""
     if not config.prompts:
         raise UserError("policies are compared on prompts: set `prompts`")
-    output = config.output / side
-    values = {name: getattr(config, name) for name in DRAWING}
-    generate(GenerateConfig(policy=policy, output=output, **values))
-    return output
+    drawing = GenerateConfig(
+        policy=policy, output=config.output / side, **{name: getattr(config, name) for name in DRAWING}
+    )
+    prompts = generate(drawing)
+    return sources_of([file for prompt in prompts for file in ImageFiles(drawing).of(prompt)])
 
 
-def _scored(config: CompareConfig, folders: list[Path]) -> list[dict[str, paired.Scored]]:
-    sources = [images_of(folder) for folder in folders]
-    rows = [PromptRow(source.prompt, source.columns) for side in sources for source in side]
+def _scored(config: CompareConfig, drawn: dict[Path, list[Source]]) -> list[dict[str, paired.Scored]]:
+    rows = [PromptRow(source.prompt, source.columns) for side in drawn.values() for source in side]
     check_rewards(config.reward, rows)
     models = RewardModels(config.reward, build_reward, skip=True)
     for line in models.check(rows):
         print(line)
-    bars = [tqdm(side, desc="score", unit="image") for side in sources]
+    bars = [tqdm(side, desc="score", unit="image") for side in drawn.values()]
     scored = [list(score_all(bar, models.score, config.batch_size)) for bar in bars]
-    return [paired.of_images(folder, side) for folder, side in zip(folders, scored, strict=True)]
+    return [paired.of_images(folder, side) for folder, side in zip(drawn, scored, strict=True)]
 
 
 if __name__ == "__main__":

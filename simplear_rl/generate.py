@@ -54,10 +54,10 @@ SHEET_ROWS = 32  # prompts on the contact sheet
 SHEET_PIXELS = 256  # of a side of its images, at most
 
 
-def generate(config: GenerateConfig) -> None:
+def generate(config: GenerateConfig) -> list[Prompt]:
     """Draw the images, write each as a PNG file that says how it came about, and the first prompts' as a contact sheet.
 
-    The same command goes on where it was stopped: images that are there already are kept.
+    Returns the prompts. The same command goes on where it was stopped: images that are there already are kept.
 
     Raises:
         UserError: `output` holds images with other settings or prompts; see the engines.
@@ -90,6 +90,7 @@ def generate(config: GenerateConfig) -> None:
     save_grid(config.output / CONTACT_SHEET, rows)
     speed = f"{drawn} drawn, {drawn / (monotonic() - start):.2f} a second with the engine's start"
     print(f"{total} images, {speed}: {config.output}")
+    return prompts
 
 
 def _texts(prompts: str, encode: PromptEncoder) -> list[str]:

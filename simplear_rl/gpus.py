@@ -22,6 +22,8 @@ class Device:
 # The manufacturer's data sheets, without sparsity. The first name that stands in a device's own counts.
 GPUS = {
     "A100-SXM4-40GB": Device(1.56e12, 312e12, 19.5e12, 40, 300e9),
+    "A100-PCIE-40GB": Device(1.56e12, 312e12, 19.5e12, 40, 32e9),
+    "A100 80GB PCIe": Device(1.94e12, 312e12, 19.5e12, 80, 32e9),
     "A100": Device(2.04e12, 312e12, 19.5e12, 80, 300e9),
     "H100 PCIe": Device(2.04e12, 756e12, 51e12, 80, 64e9),
     "H100 NVL": Device(3.94e12, 835e12, 60e12, 94, 300e9),

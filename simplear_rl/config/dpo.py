@@ -44,7 +44,7 @@ class DpoConfig(StageConfig):
     @property
     def roles(self) -> dict[str, ActorsConfig]:
         """The actors, by configuration key."""
-        roles: dict[str, ActorsConfig] = {"learner.actors": self.learner.actors}
+        roles = super().roles
         if self.rollout and self.reward:
             roles |= {"rollout.engine.actors": self.rollout.engine.actors, "reward.actors": self.reward.actors}
         roles |= {"reference": self.reference}

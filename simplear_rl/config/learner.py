@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from simplear_rl.config.base import ActorsConfig, Count, Fraction, NonNegative, PoolConfig, Positive, Section
 
 LossName = Literal["grpo", "gspo", "cispo"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
@@ -17,7 +18,7 @@ class OptimizerConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: NonNegative = 0.01
     decay_norms: bool = Field(True, description="weight decay of norms and biases too; false as Transformers' trainer")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     gradient_clip: Positive = 1.0
 
 
@@ -37,7 +38,7 @@ class LearnerConfig(Section):
     )
     activation_checkpointing: bool = Field(False, description="recompute each layer in the backward pass: less memory")
     optimizer: OptimizerConfig
-    ema: Fraction | None = Field(
+    ema: Decay | None = Field(
         None,
         description="decay of a moving average of the weights, in float32 in host memory, saved as the policy folder "
         "`ema` of each checkpoint; null: none",

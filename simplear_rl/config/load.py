@@ -28,12 +28,7 @@ def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ())
         UserError: unreadable file, broken YAML, malformed override, unknown key (nearest valid name offered) or bad
             value; the message names the file or the override.
     """
-    try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
-        raise UserError(f"{file}: not a readable YAML file: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
+    values = _read(Path(file))
     for override in overrides:
         _apply(schema, values, override)
     try:
@@ -44,10 +39,52 @@ def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ())
     except ValidationError as error:
         problems = [_explain(schema, problem) for problem in error.errors()]
         raise UserError("\n".join([f"{file}{' with overrides' if overrides else ''}:", *problems])) from None
-    except RecursionError as error:
-        raise UserError(f"{file}: a value contains itself") from error
     except ValueError as error:
         raise UserError(f"{file}: root: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The values of a YAML file. Raises UserError."""
+    try:
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        tree = loader.get_single_node()
+        _require_single_keys(tree)
+        values = loader.construct_document(tree) if tree else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
+        raise UserError(f"{file}: not a readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
+    try:
+        return _apart(values)
+    except RecursionError as error:
+        raise UserError(f"{file}: a value contains itself") from error
+
+
+def _require_single_keys(tree: yaml.Node | None) -> None:
+    """Raise ValueError if a key stands twice in a section: YAML would take the last one."""
+    nodes, seen = [tree], set[int]()
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"line {line}: `{name}` stands there twice, first in line {lines[name]}")
+            lines[name] = line
+            nodes.append(value)
+
+
+def _apart(value: Any) -> Any:
+    """`value` without parts that several places share, as those of a YAML alias: an override changes one place."""
+    if isinstance(value, dict):
+        return {key: _apart(part) for key, part in value.items()}
+    return [_apart(part) for part in value] if isinstance(value, list) else value
 
 
 def _with_root(value: Any, root: str) -> Any:
@@ -82,6 +119,7 @@ def _parse(override: str, nodes: list[Node], definitions: Node) -> Any:
         return _scalar(text, nodes)
     try:
         tree = yaml.compose(text, yaml.SafeLoader)
+        _require_single_keys(tree)
         return _build(tree, nodes, definitions) if tree else text
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         expected = "a section, {key: value, ...}" if "object" in types else "a list, [value, ...]"

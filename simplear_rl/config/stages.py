@@ -1,7 +1,7 @@
 """The training stages, composed of the other parts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -73,6 +73,32 @@ class StageConfig(CommandConfig):
     learner: LearnerConfig
     plan: PlanConfig | None = Field(None, description="hardware and policy that --dry-run assumes where there are none")
 
+    @property
+    def roles(self) -> dict[str, ActorsConfig]:
+        """The actors, by configuration key."""
+        return {"learner.actors": self.learner.actors}
+
+    @property
+    def colocated(self) -> tuple[str, ...]:
+        """Roles whose actors of equal number share a GPU or, without GPUs, a node."""
+        return ()
+
+    @model_validator(mode="after")
+    def _ranks_have_gpus_of_their_own(self) -> Self:
+        ranks = self.learner.actors
+        if ranks.gpus > 1:
+            raise ValueError(
+                f"learner.actors.gpus ({ranks.gpus:g}): a rank computes on one GPU: set it to 1, and learner.actors."
+                "count to the number of GPUs"
+            )
+        share = sum(self.roles[role].gpus for role in self.colocated) or ranks.gpus
+        if ranks.count > 1 and 0 < share <= 0.5:
+            raise ValueError(
+                f"learner.actors.gpus ({ranks.gpus:g}): Ray would put two ranks on a GPU, which NCCL refuses: reserve "
+                "more than half of one for each, or set learner.actors.count=1"
+            )
+        return self
+
 
 class SupervisedConfig(StageConfig):
     """Pretraining and SFT: next-token prediction on token shards."""
@@ -94,7 +120,7 @@ class SupervisedConfig(StageConfig):
     @property
     def roles(self) -> dict[str, ActorsConfig]:
         """The actors, by configuration key."""
-        roles: dict[str, ActorsConfig] = {"learner.actors": self.learner.actors}
+        roles = super().roles
         if self.evaluation:
             roles |= {"evaluation.scorer": self.evaluation.scorer}
             roles |= {"evaluation.engine.actors": self.evaluation.engine.actors} if self.evaluation.engine else {}
@@ -155,11 +181,8 @@ class GrpoConfig(StageConfig):
     @property
     def roles(self) -> dict[str, ActorsConfig]:
         """The actors, by configuration key."""
-        roles: dict[str, ActorsConfig] = {
-            "learner.actors": self.learner.actors,
-            "rollout.engine.actors": self.rollout.engine.actors,
-            "reward.actors": self.reward.actors,
-        }
+        roles = super().roles
+        roles |= {"rollout.engine.actors": self.rollout.engine.actors, "reward.actors": self.reward.actors}
         roles |= {"reference": self.reference} if self.algorithm.kl.beta else {}
         return roles | ({"evaluation.scorer": self.evaluation.scorer} if self.evaluation else {})
 

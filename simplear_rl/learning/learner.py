@@ -305,6 +305,8 @@ class Learner:
         """
         try:
             _, client_state = self.engine.load_checkpoint(str(folder / "learner"), tag="state")
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: not a checkpoint of a policy like `start`: {error}") from error
         self.step = client_state["learner_step"]

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from ray._private.utils import get_num_cpus
 from transformers import AutoConfig
 
 from actors.evaluation import Evaluation
@@ -168,7 +169,7 @@ def _check_tokenizer(config: StageConfig, shards: Sequence[TokenShards] = ()) ->
 def _check_evaluation(
     config: SupervisedConfig | GrpoConfig | DpoConfig, evaluation: EvaluationConfig | None, engine: EngineConfig
 ) -> None:
-    if evaluation and all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
+    if not evaluation or all(is_there(path) or is_hub_id(path) for path in (config.start, *evaluation.files)):
         Evaluation(config, engine)
 
 
@@ -221,7 +222,7 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
         return [Node(p.cpus_per_node, p.gpus_per_node, gpu_memory) for _ in range(p.nodes)], "assumed (plan)"
     gpus = torch.cuda.device_count()
     smallest = min((torch.cuda.get_device_properties(i).total_memory for i in range(gpus)), default=None)
-    return [Node(os.cpu_count() or 1, gpus, smallest)], "this machine"
+    return [Node(get_num_cpus(), gpus, smallest)], "this machine"  # of a container, its share
 
 
 def _report(
@@ -243,8 +244,7 @@ def _report(
     for kind, number in Counter((node.cpus, node.gpus, node.gpu_memory) for node in nodes).items():
         each = f" of {kind[2] / GIB:.0f} GiB" if kind[2] else ""
         print(f"cluster  {number} x ({kind[1]} GPUs{each}, {kind[0]:g} CPUs); {source}")
-    colocated = () if isinstance(config, SupervisedConfig) else config.colocated
-    places = place({role: part.actors for role, part in roles.items()}, nodes, colocated)
+    places = place({role: part.actors for role, part in roles.items()}, nodes, config.colocated)
     for i, node in enumerate(nodes):
         count = Counter(where.role for where in places if where.node == i)
         actors = ", ".join(f"{number} {role}" for role, number in count.items()) or "no actors"

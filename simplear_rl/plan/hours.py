@@ -35,12 +35,13 @@ def print_hours(
     nodes: Sequence[Node],
 ) -> None:
     """Print the plan of time of a stage whose actors have these places."""
-    gpu, source = _gpu(config)
+    on_gpu = any(actors.gpus for actors in config.roles.values())
+    gpu, source = _gpu(config) if on_gpu else (None, "assumed: cores of a server with AVX-512")
     measured = read_measured(config.plan.measured) if config.plan and config.plan.measured else None
-    if measured and (measured.gpu or not gpu):
+    if measured and bool(measured.gpu) == on_gpu:
         source = f"measured: {measured.name}, {measured.command}"
-        gpu = measured.speed() if measured.gpu else None
-    if not gpu and any(actors.gpus for actors in config.roles.values()):
+        gpu = measured.speed() if on_gpu else None
+    if on_gpu and not gpu:
         print("time     not planned: set plan.gpu, see simplear_rl/gpus.py, or plan.measured")
         return
 
@@ -80,7 +81,7 @@ def _gpu(config: StageConfig) -> tuple[Speed | None, str]:
     if config.plan and config.plan.gpu:
         return Speed(GPUS[config.plan.gpu]), f"assumed: {config.plan.gpu} (plan)"
     name = gpu_name(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return (Speed(GPUS[name]), f"assumed: {name}") if name else (None, "assumed: cores of a server with AVX-512")
+    return (Speed(GPUS[name]), f"assumed: {name}") if name else (None, "")
 
 
 def _crowding(roles: Mapping[str, ActorsConfig], places: Sequence[Place], nodes: int) -> Crowding:

@@ -7,6 +7,7 @@ whose sum is the peak, cautiously: not all of them are at their largest at the s
 took 9.2 and 14.8 GiB where the plan, without `process`, said 10.7 and 18.2 (docs/timings.md).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,16 +228,19 @@ def dpo_roles(config: DpoConfig, decoder: Decoder) -> dict[str, Memory]:
 def scorer_memory(config: BenchmarkConfig) -> tuple[Memory, list[str]]:
     """A scorer: visual tokenizer and the weights of what judges, and the names of those whose size is not known."""
     detector, judge = config.detector, config.judge
-    models = {
-        "shapes": {},
-        "geneval": {str(detector.model): detector.dtype, detector.clip: detector.dtype},
-        "geneval2": {config.judge_name: judge.dtype},
-        "dpg": {config.judge_name: judge.dtype},
+    models: Sequence[tuple[str, str]] = {
+        "shapes": [],
+        "geneval": [(str(detector.model), detector.dtype), (detector.clip, detector.dtype)],
+        "geneval2": [(config.judge_name, judge.dtype)],
+        "dpg": [(config.judge_name, judge.dtype)],
     }[config.benchmark]
-    if config.diversity:
-        models |= {config.diversity.model: config.diversity.dtype}
-    memory = {Path(name).name: float(BYTES[dtype] * SCORERS[name]) for name, dtype in models.items() if name in SCORERS}
-    return memory | tokenizer_memory(), [name for name in models if name not in SCORERS]
+    if config.diversity:  # which loads a CLIP of its own
+        models = [*models, (config.diversity.model, config.diversity.dtype)]
+    memory: Memory = defaultdict(float)
+    for name, dtype in models:
+        if name in SCORERS:
+            memory[Path(name).name] += BYTES[dtype] * SCORERS[name]
+    return memory | tokenizer_memory(), [name for name, _ in models if name not in SCORERS]
 
 
 def tokenizer_memory() -> Memory:

@@ -34,14 +34,19 @@ def supervised_hours(config: SupervisedConfig, decoder: Decoder, speed: Speed, g
     return config.steps * step.seconds / 3600
 
 
-def grpo_fastest(config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, prompts: int) -> tuple[int, StepTime]:
-    """The quickest layout on at most so many GPUs, one optimizer step a step: how many it has, and its step."""
+def grpo_fastest(
+    config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, prompts: int
+) -> tuple[int, StepTime] | None:
+    """The quickest layout on at most so many GPUs, one optimizer step a step: how many it has, and its step.
+
+    None where their memory holds none.
+    """
     rollout = config.rollout.model_copy(update={"prompts_per_step": prompts, "samples_per_prompt": SAMPLES})
     algorithm = config.algorithm.model_copy(update={"minibatches": 1})
     counted = config.model_copy(update={"rollout": rollout, "algorithm": algorithm})
     found = layouts(counted, decoder, speed, gpus, PER_NODE)
-    best = min(found, key=lambda one: (one.step.seconds, one.gpus))
-    return best.gpus, best.step
+    best = min(found, key=lambda one: (one.step.seconds, one.gpus), default=None)
+    return (best.gpus, best.step) if best else None
 
 
 def print_table(policy: str, gpu: str) -> None:
@@ -55,14 +60,15 @@ def print_table(policy: str, gpu: str) -> None:
     print(f"| {gpu} | pretraining, h | SFT, h | {grpo_columns} |")
     print("| --- " * 8 + "|")
     for gpus in NUMBERS:
-        used, step = grpo_fastest(grpo, large, speed, gpus, PROMPTS)
-        _, wide = grpo_fastest(grpo, large, speed, gpus, PROMPTS * gpus)
-        print(
-            f"| {gpus} | {supervised_hours(pretrain, small, speed, gpus):,.3g} "
-            f"| {supervised_hours(sft, large, speed, gpus):,.3g} | {step.seconds:.1f} "
-            f"| {STEPS * step.seconds / 3600:.2f} | {used} | {wide.seconds:.1f} "
-            f"| {PROMPTS * SAMPLES * gpus / wide.seconds:,.3g} |"
-        )
+        narrow, wide = "does not fit | | ", "does not fit | "
+        if fastest := grpo_fastest(grpo, large, speed, gpus, PROMPTS):
+            used, step = fastest
+            narrow = f"{step.seconds:.1f} | {STEPS * step.seconds / 3600:.2f} | {used}"
+        if fastest := grpo_fastest(grpo, large, speed, gpus, PROMPTS * gpus):
+            seconds = fastest[1].seconds
+            wide = f"{seconds:.1f} | {PROMPTS * SAMPLES * gpus / seconds:,.3g}"
+        supervised = (supervised_hours(*stage, speed, gpus) for stage in ((pretrain, small), (sft, large)))
+        print(f"| {gpus} | " + " | ".join(f"{hours:,.3g}" for hours in supervised) + f" | {narrow} | {wide} |")
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_encoder
 
+SHOWN = 3  # names of weights in a message
+
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """A text tokenizer with one id per word and SimpleAR's special tokens at the end."""
@@ -54,9 +56,15 @@ def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2
     """Load a policy folder. Raises UserError if it is missing, damaged or not an image policy."""
     encoder = read_encoder(folder)
     try:
-        model = Qwen2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+        model, loading = Qwen2ForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: the weights cannot be loaded: {error}") from error
+    for what in "missing", "unexpected":  # Transformers would go on, with random weights for those that are missing
+        if names := sorted(loading[f"{what}_keys"]):
+            shown = ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
+            raise UserError(f"{folder}: {what} weights: {shown}: they are not those of this policy")
     return model, encoder
 
 

@@ -33,8 +33,12 @@ class ReferencePolicy:
     def load(self, policy: Path) -> None:
         """Be the policy of that folder. A folder's policy never changes, so one that is loaded is not read again."""
         if policy != self.folder:
-            self.model = load_policy(policy, self.dtype)[0].to(default_device()).eval()
-            self.layout, self.folder = ImageLayout.of(self.model.config), policy
+            model = load_policy(policy, self.dtype)[0].eval()
+            if self.folder is None:
+                self.model, self.layout = model.to(default_device()), ImageLayout.of(model.config)
+            else:
+                self.model.load_state_dict(model.state_dict())  # in place: the device has no room for two
+            self.folder = policy
 
     @torch.no_grad()
     def log_probs(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:

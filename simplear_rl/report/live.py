@@ -31,11 +31,11 @@ def reporting(run: Run) -> Iterator[None]:
     finally:
         writer.shutdown()
         if (run.folder / "metrics.jsonl").exists():  # else it has not begun
-            _write(run.folder)
+            _write(run.folder, ended=True)
 
 
-def _write(folder: Path) -> None:
+def _write(folder: Path, ended: bool = False) -> None:
     try:
-        write_report([folder])
+        write_report([folder], ended=ended)
     except Exception as error:  # whatever is wrong with it: it is no reason to stop
         print(f"{folder}: no report: {type(error).__name__}: {' '.join(str(error).split())}", flush=True)

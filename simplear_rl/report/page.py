@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -52,21 +54,23 @@ FRAMES, TILES = 10, 8
 EVALUATIONS, REPORT = "evaluation", "report.html"
 
 
-def write_report(folders: Sequence[Path], file: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], file: Path | None = None, ended: bool = False) -> Path:
     """Write the page of some runs, or roots of runs, to `file`, by default report.html in the only folder.
+
+    `ended`: none of them works any more, whatever their folders tell.
 
     Raises:
         UserError: a folder is no run, or its metrics are damaged; or the page cannot be written.
     """
     file = file or folders[0] / REPORT
-    write_text(file, render(folders))
+    write_text(file, render(folders, ended))
     return file
 
 
-def render(folders: Sequence[Path]) -> str:
+def render(folders: Sequence[Path], ended: bool = False) -> str:
     """The page as text. Raises UserError, see `write_report`."""
     paths = find_runs(folders)
-    runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    runs = [replace(read_run(path, name), ended=ended) for path, name in zip(paths, _names(paths), strict=True)]
     root = folders[0] if len(folders) == 1 and folders[0] != paths[0] else None
     evaluated, problems = read_evaluations(root / EVALUATIONS) if root else ([], [])
     kinds = list(dict.fromkeys(run.kind for run in runs))
@@ -241,8 +245,9 @@ def _timings(file: Path) -> dict[str, float]:
     """Seconds of the phases of a demo, summed over restarts; none without the file."""
     seconds: dict[str, float] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        entry = json.loads(line)
-        seconds[entry["phase"]] = seconds.get(entry["phase"], 0) + entry["seconds"]
+        with suppress(ValueError):  # a line that a full disk cut off
+            entry = json.loads(line)
+            seconds[entry["phase"]] = seconds.get(entry["phase"], 0) + entry["seconds"]
     return seconds
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,12 @@ from simplear_rl.errors import UserError
 from simplear_rl.report.samples import StepSamples, read_samples
 from simplear_rl.run.events import read_events
 from simplear_rl.run.history import read_config, read_metrics
+from simplear_rl.run.lock import silent_for
 
 Result = TypeVar("Result")
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 STAGES = ("pretrain", "sft", "grpo")  # how those of one root are ordered
-QUIET = 600.0  # seconds without a row, after which a run is taken for stopped
+QUIET = 600.0  # seconds without a sign of life, after which a run is taken for stopped
 READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError)
 
 
@@ -53,6 +53,7 @@ class RunRead:
     samples: list[StepSamples]
     evaluations: list[Evaluated]
     problems: list[str] = field(default_factory=list)  # what could not be read
+    ended: bool = False  # by those who write this report
 
     @property
     def kind(self) -> str:
@@ -67,7 +68,8 @@ class RunRead:
     def images_per_step(self) -> int | None:
         """Of runs whose rows do not count them."""
         data = self.config.get("data")
-        return data.get("batch_size") if isinstance(data, dict) else None
+        size = data.get("batch_size") if isinstance(data, dict) else None
+        return 2 * size if size and self.kind == "DPO" else size  # a sample of DPO is a pair
 
     @property
     def planned(self) -> int | None:
@@ -76,11 +78,10 @@ class RunRead:
 
     @property
     def state(self) -> str:
-        """Whether it is finished, running or stopped, as far as its files tell."""
+        """Whether it is finished, running or stopped, as far as its files tell: a process that works there locks it."""
         if self.rows and self.planned and self.rows[-1]["step"] >= self.planned:
             return "finished"
-        age = time.time() - (self.folder / METRICS).stat().st_mtime
-        return "running" if age < QUIET else "stopped"
+        return "stopped" if self.ended or silent_for(self.folder) > QUIET else "running"
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

@@ -32,8 +32,12 @@ def axes(rows: Sequence[Row], images_per_step: int | None) -> dict[str, np.ndarr
 
 
 def phases(row: Row) -> dict[str, float]:
-    """Seconds of a step's phases, by name; what is in none of them is `other`."""
+    """Seconds of a step's phases, by name; what is in none of them is `other`.
+
+    With `rollout.ahead` drawing goes on beside all others, and is none of them.
+    """
     parts = {name.removesuffix(PHASE): value for name, value in row.items() if name.endswith(PHASE)}
+    parts.pop("drawing", None)
     whole = parts.pop("step", None)
     if whole is not None:
         parts["other"] = max(0.0, whole - sum(parts.values()))

@@ -1,6 +1,6 @@
 """Images with prompts, from files or from token shards, for rewards to be tried on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,14 @@ def images_of(folder: Path) -> list[Source]:
     Raises UserError, see `find_sources`.
     """
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS)
-    files = [path for path in found if path.name != CONTACT_SHEET]
+    sources = sources_of([path for path in found if path.name != CONTACT_SHEET])
+    if not sources:
+        raise UserError(f"{folder}: no image files there ({', '.join(IMAGE_ENDINGS)})")
+    return sources
+
+
+def sources_of(files: Sequence[Path]) -> list[Source]:
+    """Images with the prompts in or beside them. Raises UserError, see `find_sources`."""
     sources, bad = [], []
     for file in files:
         try:
@@ -72,8 +79,6 @@ def images_of(folder: Path) -> list[Source]:
         except ValueError as error:
             bad.append(f"{file}: {error}")
     _refuse(bad)
-    if not sources:
-        raise UserError(f"{folder}: no image files there ({', '.join(IMAGE_ENDINGS)})")
     return sources
 
 

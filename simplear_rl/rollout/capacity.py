@@ -7,12 +7,18 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.sizes import BYTES, Decoder
 
 GIB = 2**30
-BLOCK = 16  # tokens of a block of vLLM's key-value cache
+BLOCK, CPU_BLOCK = 16, 128  # tokens of a block of vLLM's key-value cache, on a GPU and on a CPU
+
+
+def block_tokens(engine: EngineConfig) -> int:
+    """Tokens that an engine takes room for at a time."""
+    return CPU_BLOCK if engine.type == "vllm" and not engine.actors.gpus else BLOCK
 
 
 def context_cache(decoder: Decoder, engine: EngineConfig) -> float:
     """Key-value cache of one context at its full length, in whole blocks."""
-    tokens = ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK) * BLOCK
+    block = block_tokens(engine)
+    tokens = ceil((engine.max_prompt_tokens + decoder.tokens) / block) * block
     return tokens * 2 * decoder.layers * decoder.kv_heads * decoder.head_size * BYTES[engine.dtype]
 
 
@@ -33,8 +39,9 @@ def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool, key: st
     """
     contexts = engine.max_concurrent
     if engine.type == "vllm":  # which keeps one block for itself
-        block = context_cache(decoder, engine) / ceil((engine.max_prompt_tokens + decoder.tokens) / BLOCK)
-        contexts = min(contexts, int((engine_cache(decoder, engine) - block) // context_cache(decoder, engine)))
+        context = context_cache(decoder, engine)
+        block = context / ceil((engine.max_prompt_tokens + decoder.tokens) / block_tokens(engine))
+        contexts = min(contexts, int((engine_cache(decoder, engine) - block) // context))
     if contexts < 2:
         raise UserError(
             f"a guided image takes 2 contexts of {context_cache(decoder, engine) / GIB:.3f} GiB each; "

@@ -21,8 +21,6 @@ from simplear_rl.policy.sampling import Sampling, draw_each, uniform_stream
 from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 
-PACKED_FOR_ROWS = 32  # batch for which oneDNN chooses the layout, as in vLLM
-
 
 class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
     """Qwen2 that computes the visual rows of its head and no others; text ids get -inf."""
@@ -79,7 +77,7 @@ class VisualQwen2ForCausalLM(Qwen2ForCausalLM):
 
 
 def _packed_product(weight: torch.Tensor) -> Callable[..., torch.Tensor]:
-    handler = _custom_ops.create_onednn_mm(weight.t(), PACKED_FOR_ROWS)
+    handler = _custom_ops.create_onednn_mm(weight.t())
     return lambda x, bias=None: _custom_ops.onednn_mm(handler, x, bias)
 
 

@@ -26,8 +26,12 @@ FULL = 2**20  # bytes; with less, a disk is full for any writer
 
 def checkpoints(run: Path) -> list[Path]:
     """Checkpoints of a run folder that were written to their end, oldest first. What they hold is not verified here."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
-    return sorted(found, key=step_of)
+    return steps_in(run / "checkpoints")
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """The folders step-N, in order of N. Others, step-N.damaged for one, are left out."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -11,14 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import wandb
 import yaml
 from tqdm import tqdm
 
 from simplear_rl.config.stages import GrpoConfig, StageConfig
-from simplear_rl.errors import UserError
+from simplear_rl.errors import ActorLostError, UserError
 from simplear_rl.files import require_writable, sync, write_text, writing_to
 from simplear_rl.run.checkpoints import (
     begin_checkpoint,
@@ -30,6 +30,7 @@ from simplear_rl.run.checkpoints import (
     require_space,
     require_storage,
     step_of,
+    steps_in,
 )
 from simplear_rl.run.events import kept, note
 from simplear_rl.run.final import remove_copy, require_replaceable, set_final
@@ -129,6 +130,8 @@ class Run:
         finally:
             self.events.__exit__(None, None, None)
             self._end_wandb()
+        if self.stopping and isinstance(error, ActorLostError):  # a preempted node takes its learner with it
+            self._stop(self.saved)
 
     def _begin_wandb(self, values: dict[str, Any]) -> Any:
         """Begin or continue the folder's Weights & Biases run: as WANDB_MODE says, else online if there is a key.
@@ -154,7 +157,8 @@ class Run:
                     ),
                 )
             except Exception as error:  # of the network, of its own process, of the key: each has its own class
-                print(f"{self.folder}: Weights & Biases, {tried}: {error}; the run goes on without", flush=True)
+                instead = "without" if tried == "offline" else "offline"
+                print(f"{self.folder}: Weights & Biases, {tried}: {error}; the run goes on {instead}", flush=True)
         return None
 
     def _end_wandb(self) -> None:
@@ -192,9 +196,12 @@ class Run:
                 self._settle()
         finally:
             signal.signal(signal.SIGTERM, before)
-        if self.stopping:
-            print(f"{self.folder}: stopped after step {self.step}; the same command continues", flush=True)
-            sys.exit(128 + signal.SIGTERM)
+        if self.stopping and self.step < self.config.steps:
+            self._stop(self.step)
+
+    def _stop(self, step: int) -> NoReturn:
+        print(f"{self.folder}: stopped after step {step}; the same command continues", flush=True)
+        sys.exit(128 + signal.SIGTERM)
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:
         """Record the metrics of a finished step; `show` names those that the progress bar displays.
@@ -278,7 +285,7 @@ class Run:
         values = self.config.model_dump(mode="json")
         for partial in (self.folder / "checkpoints").glob("*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
-        for evaluation in (self.folder / "evaluations").glob("step-*"):
+        for evaluation in steps_in(self.folder / "evaluations"):
             if step_of(evaluation) > self.step:  # as the rows of metrics: those steps are done again
                 shutil.rmtree(evaluation)
         self._write_config(values)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from simplear_rl.config.stages import StageConfig
+from simplear_rl.config.stages import GrpoConfig, StageConfig
 from simplear_rl.errors import UserError
 
 
@@ -46,17 +46,18 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def require_same_learner(before: dict[str, Any], config: StageConfig) -> None:
-    """Raise UserError if the optimizer state of the last checkpoint does not fit what the learner would be now."""
+    """Raise UserError if the last checkpoint's optimizer state, or its schedule, does not fit the learner of now."""
     learner = config.learner
-    now = {"zero_stage": learner.zero_stage, "dtype": learner.dtype, "actors.count": learner.actors.count}
-    if not learner.zero_stage:
-        now.pop("actors.count")  # every rank has the whole state
-    for key, value in now.items():
-        then: Any = before.get("learner")
+    fixed = [f"learner.{key}" for key in ("zero_stage", "dtype", *(["actors.count"] if learner.zero_stage else []))]
+    if learner.optimizer.schedule != "constant" or learner.optimizer.warmup_steps:  # counted in optimizer steps
+        fixed += ["algorithm.minibatches", "algorithm.updates_per_batch"] if isinstance(config, GrpoConfig) else []
+    for key in fixed:
+        then: Any = before
+        now: Any = config
         for part in key.split("."):
-            then = then.get(part) if isinstance(then, dict) else None
-        if then is not None and then != value:
+            then, now = then.get(part) if isinstance(then, dict) else None, getattr(now, part)
+        if then is not None and then != now:
             raise UserError(
-                f"learner.{key}: {value}, but the checkpoints of {config.run} were written with {then} and cannot be "
-                f"loaded otherwise: set learner.{key}={then}, or choose another `run`"
+                f"{key}: {now}, but the checkpoints of {config.run} were written with {then} and cannot be continued "
+                f"otherwise: set {key}={then}, or choose another `run`"
             )

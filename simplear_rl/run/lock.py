@@ -13,9 +13,10 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from math import inf
 from pathlib import Path
 from threading import Event, Thread
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any, Self
 
 from simplear_rl.errors import UserError
@@ -81,10 +82,15 @@ class FolderLock:
         self.made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            while not self._create():
-                self._clear()
+            created = self._create()
         except OSError:
             return self  # whoever writes there says why it cannot be
+        try:
+            while not created:
+                self._clear()
+                created = self._create()
+        except OSError as error:
+            raise UserError(f"{self.file}: whose it is cannot be told: {error.strerror or error}") from error
         self._write(0)
         self.thread.start()
         return self
@@ -173,6 +179,14 @@ class FolderLock:
             return self.file.read_bytes()
         except FileNotFoundError:
             return None
+
+
+def silent_for(folder: Path) -> float:
+    """Seconds since the process that works in a folder has given a sign of life; infinite if there is none."""
+    try:
+        return time() - (folder / LOCK).stat().st_mtime
+    except OSError:
+        return inf
 
 
 def _parse(content: bytes) -> dict[str, Any]:

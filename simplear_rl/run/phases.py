@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,5 +14,6 @@ def timed(root: Path, phase: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with (root / "timings.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"phase": phase, "seconds": time.monotonic() - start}) + "\n")
+        line = json.dumps({"phase": phase, "seconds": time.monotonic() - start}) + "\n"
+        with suppress(OSError), (root / "timings.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)  # of a full disk the phase itself has more to say

@@ -25,7 +25,7 @@ from simplear_rl.rollout.vllm_engine import VllmEngine
 
 PROMPTS = ["a red circle", "a blue square and a yellow cross", "three green triangles", "a cross left of a circle"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MOST = 256  # requests at a time
+MOST = 128  # requests at a time: what a server allows a key
 WAVES = 6  # requests of each client
 
 
@@ -75,7 +75,7 @@ async def load(url: str, clients: int, guidance_scale: float) -> tuple[float, li
 
 
 def own_rate(engine: VllmEngine, images: int, sampling: Sampling) -> float:
-    """Images per second of an engine that draws so many at a time, WAVES times."""
+    """Images per second of an engine that draws so many at a time, WAVES - 1 times, as `load` counts them."""
     prompts = [Prompt(i, PROMPTS[i % len(PROMPTS)]) for i in range(images)]
     start = time.perf_counter()
     for step in range(WAVES - 1):
@@ -98,7 +98,7 @@ def main() -> None:
     if not all(1 <= clients <= MOST for clients in options.clients):
         parser.error(f"--clients: expected 1 to {MOST}")
     torch.set_num_threads(options.threads)
-    engine = VllmEngine(options.model, EngineConfig(max_concurrent=options.max_concurrent, kv_cache_gib=0.25))
+    engine = VllmEngine(options.model, EngineConfig(max_concurrent=options.max_concurrent, kv_cache_gib=1))
     sampling = Sampling(guidance_scale=options.guidance_scale)
 
     def ask(clients: int) -> tuple[float, list[float]]:
@@ -107,8 +107,8 @@ def main() -> None:
         except httpx.HTTPError as error:
             raise SystemExit(f"{options.url}: {error}") from error
 
-    ask(8)
-    own_rate(engine, 8, sampling)
+    ask(max(options.clients))  # kernels are built for each number of rows
+    own_rate(engine, max(options.clients), sampling)
     print("clients  served images/s  engine's own  ratio   p50 s   p95 s")
     for clients in options.clients:
         served, own, seconds = [], [], []

@@ -256,6 +256,8 @@ def test_bad_data_settings_are_named(override, message):
         ("- a\n", "expected keys and values, found list"),
         ("a: [", "not a readable YAML"),
         ("seed: 1\n", "root: missing"),
+        ("seed: 1\nlearner: {}\nseed: 2\n", "line 3: `seed` stands there twice, first in line 1"),
+        ("root: r\nreward:\n  models: [{type: a, type: b}]\n", "line 3: `type` stands there twice"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -264,6 +266,41 @@ def test_bad_files_are_named(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         load_config(GrpoConfig, file)
     assert str(file) in str(error.value)
+
+
+def test_an_override_changes_one_place_of_a_part_that_several_share(tmp_path):
+    actors, file = "actors: {count: 1, cpus: 0.25}", tmp_path / "c.yaml"
+    first, second, rest = GRPO.read_text(encoding="utf-8").split(actors)  # of engines, and of rewards
+    file.write_text(f"{first}actors: &shared {{count: 1, cpus: 0.25}}{second}actors: *shared{rest}", encoding="utf-8")
+    config = load_config(GrpoConfig, file, ["rollout.engine.actors.cpus=0.5"])
+    assert (config.rollout.engine.actors.cpus, config.reward.actors.cpus) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("text", ["{type: a, type: b}", "[{type: clip, type: hps}]"])
+def test_a_key_that_stands_twice_in_an_override_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match="`type` stands there twice"):
+        load_config(GrpoConfig, GRPO, [f"root={tmp_path}", f"reward.models={text}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.actors.gpus=2"], "a rank computes on one GPU: set it to 1"),
+        (["learner.actors={count: 2, gpus: 0.5}"], "Ray would put two ranks on a GPU, which NCCL refuses"),
+        (["learner.optimizer.betas=[0.9, 1.0]"], "less than 1"),
+        (["learner.ema=1"], "less than 1"),
+    ],
+)
+def test_learners_that_cannot_be_are_refused(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config(GrpoConfig, GRPO, [f"root={tmp_path}", *overrides])
+
+
+def test_ranks_that_share_with_their_engines_have_gpus_of_their_own(tmp_path):
+    shared = ["rollout.broadcast=ipc", "rollout.engine.actors={count: 2, gpus: 0.3}"]
+    load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "learner.actors={count: 2, gpus: 0.5}", *shared])
+    with pytest.raises(UserError, match="two ranks on a GPU"):
+        load_config(GrpoConfig, GRPO, [f"root={tmp_path}", "learner.actors={count: 2, gpus: 0.2}", *shared])
 
 
 def test_missing_file_is_named():

@@ -104,7 +104,7 @@ def test_hyper_parameters_are_the_papers(folder, stage, paper):
         ("sft", "plan.nodes=3", r"no node has room for learner.actors-24: .* Lower learner.actors.count"),
         ("grpo", "plan.gpu_memory_gib=24", r"does not hold 1 x learner.actors .* and 1 x rollout.engine.actors"),
         ("grpo", "plan=null", "simplear_0.5b/sft/final: no policy there; .* `plan`, which is not set"),
-        ("sft", "plan.gpu=A1000", r"plan.gpu: .*expected one of A100-SXM4-40GB, A100, .*found A1000"),
+        ("sft", "plan.gpu=A1000", r"plan.gpu: .*expected one of A100-SXM4-40GB, A100-PCIE-40GB, .*found A1000"),
         ("sft", "plan.measured=nowhere.json", r"nowhere.json: expected a file of .*timings.step --output"),
     ],
 )
@@ -245,6 +245,18 @@ def test_a_policy_that_is_there_is_read_and_inputs_are_checked(policy, tmp_path,
     prompts.write_text("a red circle\n\na blue square\n")
     with pytest.raises(UserError, match=r"prompts.txt, line 2: empty prompt"):
         dry_run("shapes", "grpo", *overrides)
+
+
+def test_actors_without_gpus_take_a_cpus_time(world, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    dry_run("shapes", "grpo", f"root={world}")
+    assert "assumed: cores of a server with AVX-512" in capsys.readouterr().out
+
+
+def test_a_score_that_nobody_logs_is_refused(world):
+    with pytest.raises(UserError, match="'evaluation_overall' is not logged; `evaluation` is not set"):
+        dry_run("shapes", "grpo", f"root={world}", "evaluation=null", "keep_best.metric=evaluation_overall")
 
 
 def test_the_world_is_planned_with_the_size_that_it_is_made_with(world, capsys):

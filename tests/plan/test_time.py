@@ -13,6 +13,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.gpus import GPUS, gpu_name
 from simplear_rl.plan import work
 from simplear_rl.plan.layouts import layouts
+from simplear_rl.plan.scaling import print_table
 from simplear_rl.plan.speed import Assumptions, Measured, Speed, on_cpu, read_measured
 from simplear_rl.plan.time import Crowding, grpo_step, supervised_step
 from simplear_rl.policy.sizes import published
@@ -179,6 +180,8 @@ def test_gpus_are_known_by_the_names_that_cuda_gives_them():
     known = {
         "NVIDIA A100-SXM4-80GB": "A100",
         "NVIDIA A100-SXM4-40GB": "A100-SXM4-40GB",
+        "NVIDIA A100-PCIE-40GB": "A100-PCIE-40GB",
+        "NVIDIA A100 80GB PCIe": "A100 80GB PCIe",
         "NVIDIA H100 80GB HBM3": "H100",
         "NVIDIA H100 PCIe": "H100 PCIe",
         "NVIDIA GeForce RTX 4090": "RTX 4090",
@@ -188,3 +191,10 @@ def test_gpus_are_known_by_the_names_that_cuda_gives_them():
         "Tesla T4": None,
     }
     assert {name: gpu_name(name) for name in known} == known
+
+
+def test_a_table_of_gpus_that_hold_no_layout_alone(capsys):
+    print_table("simplear-0.5b", "RTX 4090")
+    table = capsys.readouterr().out.splitlines()
+    assert {row.count("|") for row in table} == {9}
+    assert table[2].count("does not fit") == 2

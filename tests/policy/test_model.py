@@ -1,8 +1,10 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from simplear_rl.errors import UserError
@@ -13,6 +15,7 @@ from simplear_rl.policy.reference import ReferencePolicy
 from simplear_rl.policy.rollouts import Prompt, Rollout, passes
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
+from tests.conftest import make_policy
 
 
 def two_cross(encode, codes: torch.Tensor, scale: float) -> Rollout:
@@ -216,3 +219,29 @@ def test_an_entropy_without_gradient_changes_no_bit_and_is_computed_once(policy,
         outcomes.append([values.detach(), *(p.grad for p in model.parameters())])
     assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
     assert sum(computed) == 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), "missing weights: model.norm.weight"),
+        (lambda tensors: tensors.update(other=torch.zeros(1)), "unexpected weights: other"),
+    ],
+)
+def test_weights_of_another_model_are_refused(policy, tmp_path, change, message):
+    folder = Path(shutil.copytree(policy, tmp_path / "p"))
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        load_policy(folder)
+
+
+def test_a_reference_that_moves_is_the_other_policy_in_the_same_memory(policy, tmp_path):
+    other = make_policy(tmp_path / "other", seed=7)
+    reference = ReferencePolicy(policy, "float32")
+    address = reference.model.lm_head.weight.data_ptr()
+    reference.load(other)
+    assert reference.model.lm_head.weight.data_ptr() == address
+    expected = load_policy(other)[0].state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in reference.model.state_dict().items())

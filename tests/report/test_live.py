@@ -10,8 +10,10 @@ from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.report import live
 from simplear_rl.report.live import reporting
+from simplear_rl.report.page import render
 from simplear_rl.run.events import note, read_events, say
 from simplear_rl.run.folder import Run
+from simplear_rl.run.lock import FolderLock
 
 
 @pytest.fixture
@@ -43,6 +45,10 @@ def test_the_page_of_a_killed_and_resumed_run_shows_where_it_began_again(config)
         train(config, until=5)
     report = config.run / "report.html"
     assert steps_of(report.read_text(encoding="utf-8")) == "5"
+    with FolderLock(config.run, "run"):  # as during its training
+        assert ">stopped<" in report.read_text(encoding="utf-8")
+        assert ">running<" in render([config.run])
+    assert ">stopped<" in render([config.run])
     assert train(config)
     page = report.read_text(encoding="utf-8")
     assert steps_of(page) == "6" and ">finished<" in page
@@ -55,7 +61,7 @@ def test_the_page_of_a_killed_and_resumed_run_shows_where_it_began_again(config)
 
 
 def test_a_fault_of_the_report_ends_no_run(config, monkeypatch, capsys):
-    monkeypatch.setattr(live, "write_report", lambda folders: 1 / 0)
+    monkeypatch.setattr(live, "write_report", lambda folders, ended: 1 / 0)
     assert train(config) == [False] * 6
     assert "no report: ZeroDivisionError: division by zero" in capsys.readouterr().out
 

@@ -42,6 +42,7 @@ def test_phases_sum_to_the_step():
     row = {"step": 3, "rollout_seconds": 2.0, "update_seconds": 1.0, "step_seconds": 3.5, "loss": 9}
     assert phases(row) == {"rollout": 2, "update": 1, "other": 0.5}
     assert phases({"step": 3, "update_seconds": 1.0}) == {"update": 1}
+    assert phases(row | {"drawing_seconds": 9.0}) == phases(row)  # beside the others, with rollout.ahead
     table = time_per_phase([row, row | {"step": 4, "rollout_seconds": 1.0}], limit=1)
     assert table == {"from": [3], "to": [4], "phases": {"rollout": [1.5], "update": [1], "other": [1]}}
 

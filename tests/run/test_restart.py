@@ -1,5 +1,8 @@
 """A stage whose learner is lost goes on from its last checkpoint."""
 
+import os
+import signal
+
 import pytest
 
 from simplear_rl.config.base import CONFIGS
@@ -52,3 +55,44 @@ def test_run_ends_when_restarts_do_not_help(config, losses, learner):
     with pytest.raises(UserError, match="(?s)after step 3: learner-0 died at 4.*faults.max_restarts=2") as ended:
         train_with_losses(losses, learner)(config)
     assert not isinstance(ended.value, ActorLostError)
+
+
+def test_a_learner_that_is_lost_after_sigterm_is_not_started_again(config):
+    """A preempted node takes its learner with it while the driver finishes the step."""
+
+    @restarting
+    def train(config):
+        with Run("pretrain", config) as run:
+            for step in run.steps():
+                if step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    raise ActorLostError("learner-0 died", learner=True)
+                run.log(step, {"loss": 0.0}, show=("loss",))
+                if run.checkpoint_due:
+                    run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
+
+    with pytest.raises(SystemExit) as ended:
+        train(config)
+    assert ended.value.code == 143
+    train_with_losses([])(config)
+    assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_in_the_last_step_ends_a_finished_run(config, capsys):
+    with Run("pretrain", config) as run:
+        for step in run.steps():
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            run.log(step, {"loss": 0.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
+    assert "stopped" not in capsys.readouterr().out
+
+
+def test_folders_of_the_user_among_the_evaluations_are_left_alone(config):
+    train_with_losses([])(config)
+    for name in "step-000100", "step-000100.bak":
+        (config.run / "evaluations" / name).mkdir(parents=True)
+    with Run("pretrain", config.model_copy(update={"steps": 7})) as run:
+        next(run.steps())
+    assert [folder.name for folder in (config.run / "evaluations").iterdir()] == ["step-000100.bak"]
