@@ -1,6 +1,6 @@
 # make demo     the whole pipeline on the miniature world; continues where it stopped, FRESH=1 starts over
 # make demo-preferences   DPO on stored and on drawn pairs, from the demo's policy, with scores
-# make test     the tests that fit into a quarter of an hour on two cores; make test-slow the others
+# make test     the tests that fit into ten minutes on two cores; make test-slow the others
 # make lint     style, types, and the direction of imports
 # make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
 # PYTHON=python3.12 chooses another Python, 3.11 to 3.13; the environment is then built anew.

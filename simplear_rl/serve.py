@@ -9,7 +9,7 @@ from simplear_rl.config.serving import ServeConfig
 
 EXAMPLES = """\
   python -m simplear_rl.serve                                   the demo's policy, at http://127.0.0.1:8000
-  python -m simplear_rl.serve --model policies/published --tokenizer nvidia/Cosmos-1.0-Tokenizer-DV8x16x16
+  python -m simplear_rl.serve --config configs/simplear_0.5b/serve.yaml   a published policy, on one GPU
   python -m simplear_rl.serve --follow runs/demo/grpo           the newest checkpoint of a training that runs
   SIMPLEAR_API_KEY=$(openssl rand -hex 32) python -m simplear_rl.serve --host 0.0.0.0"""
 OPTIONS = {

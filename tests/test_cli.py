@@ -39,7 +39,7 @@ HELP = {
     "compare": ("python -m simplear_rl.compare runs", r"images_per_prompt +integer >= 1 \(1\)  of policies"),
     "reward_model": ("simplear_rl.reward_model images=", r"wrong_prompts +integer >= 1 \(4\)  that an image's own"),
     "label": ("python -m simplear_rl.label --prompts", r"images_per_prompt +integer .*\(2\)  consecutive images"),
-    "serve": ("python -m simplear_rl.serve --model", r"limits\.body_bytes +integer >= 1 \(65536\)  of a request"),
+    "serve": ("python -m simplear_rl.serve --config", r"limits\.body_bytes +integer >= 1 \(65536\)  of a request"),
     "demo": ("python -m simplear_rl.demo seed=1", r"fresh +true \| false \(false\)  delete `root` first"),
     "create_policy": ("python -m simplear_rl.create_policy --source", "--output OUTPUT +new folder"),
 }

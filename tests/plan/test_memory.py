@@ -10,9 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from simplear_rl.config.base import ActorsConfig
+from simplear_rl.config.base import CONFIGS, ActorsConfig, PoolConfig
 from simplear_rl.config.learner import LearnerConfig, OptimizerConfig
+from simplear_rl.config.load import load_config
 from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.config.serving import ServeConfig
 from simplear_rl.errors import UserError
 from simplear_rl.learning.cross_entropy import summed_cross_entropy
 from simplear_rl.plan import memory
@@ -170,6 +172,21 @@ def test_images_that_an_engine_draws_at_once():
     for key, value in ("max_concurrent", 1), ("kv_cache_gib", 0.06):
         with pytest.raises(UserError, match=r"a guided image takes 2 .* have room for 1: raise them"):
             images_at_once(decoder, engine.model_copy(update={key: value}), guided=False)
+
+
+def test_the_server_of_the_published_size_has_a_context_for_every_slot():
+    engine = load_config(ServeConfig, CONFIGS / "simplear_0.5b" / "serve.yaml").engine
+    decoder = published("simplear-0.5b", 1024)
+    assert images_at_once(decoder, engine, guided=False) == engine.max_concurrent == 64
+    assert images_at_once(decoder, engine, guided=True) == 32
+
+
+def test_on_a_cpu_vllm_takes_blocks_of_128_tokens():
+    decoder = published("simplear-0.5b", 1024)
+    engine = EngineConfig(dtype="float32", max_prompt_tokens=10, max_concurrent=64)
+    assert context_cache(decoder, engine) == 2 * 12_288 * 4224
+    on_gpu = engine.model_copy(update={"actors": PoolConfig(gpus=1)})
+    assert context_cache(decoder, on_gpu) == 2 * 12_288 * 4112
 
 
 def test_rewards_of_unknown_size_are_named(reward_model):
