@@ -51,9 +51,9 @@ def compare(config: CompareConfig) -> None:
     else:
         all_faults(*reward_checks(config.reward.models))
         if kinds[0] == paired.POLICY:
-            drawn = {config.output / side: _draw(config, side, policy) for side, policy in config.sides.items()}
+            drawn = [(config.output / side, _draw(config, side, policy)) for side, policy in config.sides.items()]
         else:
-            drawn = {folder: images_of(folder) for folder in config.sides.values()}
+            drawn = [(folder, images_of(folder)) for folder in config.sides.values()]
         sides = _scored(config, drawn)
     pairs = paired.pair_up(*sides)
     found = paired.comparisons(pairs)
@@ -76,15 +76,17 @@ def _draw(config: CompareConfig, side: str, policy: Path) -> list[Source]:
     return sources_of([file for prompt in prompts for file in ImageFiles(drawing).of(prompt)])
 
 
-def _scored(config: CompareConfig, drawn: dict[Path, list[Source]]) -> list[dict[str, paired.Scored]]:
-    rows = [PromptRow(source.prompt, source.columns) for side in drawn.values() for source in side]
+def _scored(config: CompareConfig, drawn: list[tuple[Path, list[Source]]]) -> list[dict[str, paired.Scored]]:
+    rows = [PromptRow(source.prompt, source.columns) for _, side in drawn for source in side]
     check_rewards(config.reward, rows)
     models = RewardModels(config.reward, build_reward, skip=True)
     for line in models.check(rows):
         print(line)
-    bars = [tqdm(side, desc="score", unit="image") for side in drawn.values()]
-    scored = [list(score_all(bar, models.score, config.batch_size)) for bar in bars]
-    return [paired.of_images(folder, side) for folder, side in zip(drawn, scored, strict=True)]
+    scored = []
+    for folder, side in drawn:
+        bar = tqdm(side, desc="score", unit="image")
+        scored.append(paired.of_images(folder, list(score_all(bar, models.score, config.batch_size))))
+    return scored
 
 
 if __name__ == "__main__":

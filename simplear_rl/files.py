@@ -6,9 +6,10 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -49,6 +50,15 @@ def write_text(file: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         sync(partial)  # else a crash can leave the new name on an empty file
         partial.rename(file)
+
+
+def write_page(file: Path, package: str, template: str, **values: Any) -> None:
+    """Write the page that a template of a package makes of some values. Raises UserError, see `writing_to`."""
+    import jinja2  # not above: --help needs none of it
+
+    source = resources.files(package).joinpath(template).read_text(encoding="utf-8")
+    page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    write_text(file, page.render(**values))
 
 
 def sync(path: Path) -> None:

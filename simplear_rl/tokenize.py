@@ -36,8 +36,8 @@ def tokenize(config: TokenizeConfig) -> None:
     """Make the shards that are missing, then rejected.jsonl."""
     require(config, config.tokenizer, config.input)
     CosmosTokenizer(config.tokenizer)  # what is wrong with it shows before anything starts
-    pattern = config.files.replace("**/", "")  # on the Hub, `*` stands for folders too
-    source = resolve(config.input, [pattern], "dataset")
+    # On the Hub `*` stands for folders too, but `**/` for one at least.
+    source = resolve(config.input, [config.files, config.files.replace("**/", "")], "dataset")
     require_writable(config.output, "output")
     columns = Columns.of(config)
     listing = find_files(source, config.files, config.output, columns)

@@ -18,10 +18,10 @@ from simplear_rl.errors import UserError
 CODE = "def red(images, prompts):\n    return list(images[..., 0].mean((1, 2)))\n"
 
 
-def run(folder, a, b):
+def run(folder, a, b, *more):
     (folder / "my_reward.py").write_text(CODE)
     values = [f"root={folder}", f"a={a}", f"b={b}", f"output={folder / 'out'}", "batch_size=2"]
-    values.append(f"reward.models=[{{type: python, function: {folder}/my_reward.py:red}}]")
+    values += [f"reward.models=[{{type: python, function: {folder}/my_reward.py:red}}]", *more]
     compare(load_config(CompareConfig, CONFIGS / "shapes" / "compare.yaml", values))
     with open(folder / "out" / "pairs.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file)), (folder / "out" / "index.html").read_text(encoding="utf-8")
@@ -57,6 +57,20 @@ def test_an_image_without_scores_leaves_the_others_theirs(tmp_path, monkeypatch)
     rows, page = run(tmp_path, images(tmp_path / "a", [255, 20, 30]), images(tmp_path / "b", [20, 20, 90]))
     assert [(row["a_red_red"], row["b_red_red"]) for row in rows] == [("", "20"), ("20", "20"), ("30", "90")]
     assert "(1 pairs without)" in page and "nan → " in page
+
+
+def test_pictures_of_an_earlier_comparison_are_left_out(world, tmp_path):
+    policy, drawing = world / "policy", [f"tokenizer={world / 'tokenizer'}", "engine=transformers"]
+    for number in 2, 1:
+        more = [*drawing, "prompts=a red circle", f"images_per_prompt={number}"]
+        rows, page = run(tmp_path, policy, policy, *more)
+        assert len(rows) == page.count("<figure>") == number
+
+
+def test_a_folder_is_compared_with_itself(tmp_path):
+    a = images(tmp_path / "a", [10, 20, 30])
+    rows, _ = run(tmp_path, a, a)
+    assert [row["a_red"] for row in rows] == [row["b_red"] for row in rows] == ["10", "20", "30"]
 
 
 def test_what_does_not_pair_is_named(tmp_path):

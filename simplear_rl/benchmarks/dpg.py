@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from simplear_rl.benchmarks.dpg_questions import Question, Rules
+from simplear_rl.benchmarks.intervals import bootstrap_intervals
 from simplear_rl.errors import UserError
 from simplear_rl.vision.judges import JUDGES_DIFFER, VisualJudge
 
@@ -104,13 +105,7 @@ def confidence_intervals(
 
     A category's interval is over those resamples that have a question of it.
     """
-    names, sums, counts = _tables(results, rules)
-    prompts = sums.shape[1]
-    times = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where a resample lacks a category
-        samples = 100 * (sums @ times.T) / (counts @ times.T)
-    bounds = np.nanquantile(samples, [0.025, 0.975], axis=1).T
-    return {name: (float(low), float(high)) for name, (low, high) in zip(names, bounds, strict=True)}
+    return bootstrap_intervals(*_tables(results, rules), seed, resamples)
 
 
 def _tables(results: Sequence[dict], rules: Rules) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC as GENEVAL_IS_METRIC
+from simplear_rl.benchmarks.intervals import bootstrap_intervals
 
 SKILLS = ("object", "attribute", "count", "position", "verb")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -65,13 +66,7 @@ def confidence_intervals(
 
     An interval is over those resamples that have a prompt or a question of it.
     """
-    names, sums, counts = _tables(results)
-    prompts = sums.shape[1]
-    times = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where a resample lacks a skill
-        samples = 100 * (sums @ times.T) / (counts @ times.T)
-    bounds = np.nanquantile(samples, [0.025, 0.975], axis=1).T
-    return {name: (float(low), float(high)) for name, (low, high) in zip(names, bounds, strict=True)}
+    return bootstrap_intervals(*_tables(results), seed, resamples)
 
 
 def _tables(results: Sequence[Mapping]) -> tuple[list[str], np.ndarray, np.ndarray]:

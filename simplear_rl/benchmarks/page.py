@@ -2,10 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from importlib import resources
 
-import jinja2
-
+from simplear_rl import files
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.config.benchmarks import EvaluateConfig
 
@@ -34,8 +32,5 @@ def write_page(config: EvaluateConfig, benchmark: Benchmark, rows: Sequence[dict
             "well": all(verdict["well"] for figure in figures.values() for verdict in figure["verdicts"]),
         }
         sections.setdefault(benchmark.section(index), []).append(prompt)
-    source = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    (config.output / "index.html").write_text(
-        page.render(config=config, summary=summary, sections=sections), encoding="utf-8"
-    )
+    values = {"config": config, "summary": summary, "sections": sections}
+    files.write_page(config.output / "index.html", __package__, "page.html.jinja", **values)

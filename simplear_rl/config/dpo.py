@@ -77,7 +77,7 @@ class DpoConfig(StageConfig):
     @property
     def colocated(self) -> tuple[str, ...]:
         """Roles whose actors of equal number share a GPU or, without GPUs, a node."""
-        ipc = self.rollout is not None and self.rollout.broadcast == "ipc"
+        ipc = self.rollout and self.reward and self.rollout.broadcast == "ipc"
         return ("learner.actors", "rollout.engine.actors") if ipc else ()
 
     @model_validator(mode="after")

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
 KINDS = (".txt", ".jsonl", PARQUET, *DELIMITERS)
 SHOWN = 20  # bad lines in a message
-EMPTY_END = re.compile(r"(\r?\n[ \t]*)+\Z")  # empty lines; a delimiter on the last line stays
 
 
 @dataclass(frozen=True)
@@ -199,8 +197,10 @@ def _table(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{file}, line {line}: not UTF-8: {content[error.start : error.start + 40]!r}") from error
-    lines = io.StringIO(EMPTY_END.sub("", text), newline="")
-    reader = csv.reader(lines, delimiter=DELIMITERS[file.suffix.lower()], strict=True)
+    lines = text.splitlines(keepends=True)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=DELIMITERS[file.suffix.lower()], strict=True)
     number = 1
     try:
         header = [name.strip().casefold() for name in next(reader, [])]

@@ -29,6 +29,8 @@ OF_THE_IMAGE = (
     errno.EACCES,
     errno.EPERM,
     errno.ELOOP,
+    errno.EINVAL,
+    errno.EILSEQ,
 )
 
 
@@ -278,19 +280,24 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
         row, end = end, end + file.metadata.row_group(group).num_rows
         if end <= part.start or row >= stop:
             continue
-        try:
-            for batch in file.iter_batches(
-                batch_size=16, row_groups=[group], columns=[name for name in wanted if name]
-            ):
-                for values in _as_bytes(batch, images).to_pylist():
-                    if part.start <= row < stop:
-                        yield _read_columns(str(row), values, part.path.parent, columns)
-                    row += 1
-                if row >= stop:
-                    break
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            for lost in range(max(row, part.start), min(end, stop)):
-                yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")
+        rows = _rows(file, group, [name for name in wanted if name], images)
+        while row < min(end, stop):
+            try:
+                values = next(rows)
+            except (OSError, pa.ArrowException, UnicodeDecodeError, StopIteration) as error:
+                for lost in range(max(row, part.start), min(end, stop)):
+                    yield RawSample(str(lost), problem=f"damaged Parquet file: {error}")
+                break
+            if row >= part.start:
+                yield _read_columns(str(row), values, part.path.parent, columns)
+            row += 1
+
+
+def _rows(
+    file: parquet.ParquetFile, group: int, columns: list[str], images: Sequence[str | None]
+) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=columns):
+        yield from _as_bytes(batch, images).to_pylist()
 
 
 def _as_bytes(batch: pa.RecordBatch, images: Sequence[str | None]) -> pa.RecordBatch:

@@ -195,7 +195,15 @@ def _sizes(parts: list[Part], columns: Columns) -> dict[str, Any]:
     for folder, images in folders.items():
         if images:
             files = [file for image in images for file in (image, *texts_beside(image, columns).values())]
-            described = "\0".join(f"{file.name} {file.stat().st_size}" for file in files)
+            described = "\0".join(f"{file.name} {_size(file)}" for file in files)
             digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
             sizes[f"images in {folder}"] = f"{len(images)}, with texts and sizes sha256:{digest}"
     return sizes
+
+
+def _size(file: Path) -> int | None:
+    """Bytes; None of a file that has vanished, which is a bad sample when it is read."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None

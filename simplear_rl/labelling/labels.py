@@ -94,8 +94,11 @@ class Labels:
     def _read(self) -> list[dict[str, Any]]:
         if not self.file.exists():
             return []
-        rows = []
-        for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), start=1):
+        content, rows = self.file.read_text(encoding="utf-8"), []
+        lines = content.splitlines()
+        if not content.endswith("\n"):  # a copy of it was cut off: that label is asked for again
+            lines = lines[:-1]
+        for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 pair = self.pairs[row["pair"]]

@@ -19,7 +19,7 @@ from simplear_rl.config.learner import AlgorithmConfig
 from simplear_rl.learning.metrics import combined
 from simplear_rl.policy.log_probs import rollout_log_probs_and_entropy
 from simplear_rl.policy.rollouts import Rollout, ScoredRollout, passes
-from simplear_rl.run.guards import Evidence, group_evidence, refusal
+from simplear_rl.run.guards import Evidence, group_evidence, require_finite
 
 if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
     from simplear_rl.learning.learner import Learner
@@ -218,14 +218,12 @@ def _require_current(learner: "Learner", rollout: Rollout, ahead: int) -> None:
 
 
 def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
-    for name, values in (
-        ("the reward", group.rewards),
-        ("the behaviour log-prob", group.rollout.log_probs),
-        ("the reference log-prob", group.reference_log_probs),
-    ):
-        if values is not None and not np.isfinite(values).all():
-            quantity = f"{name} {values[~np.isfinite(values)][0]}"
-            raise refusal(learner.run, learner.step + 1, quantity, _evidence(group))
+    named = {
+        "the reward": group.rewards,
+        "the behaviour log-prob": group.rollout.log_probs,
+        "the reference log-prob": group.reference_log_probs,
+    }
+    require_finite(learner.run, learner.step + 1, named, lambda: _evidence(group))
 
 
 def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None, first: int = 0) -> Evidence:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from simplear_rl.algorithms.pairs import preference_pairs
@@ -16,7 +15,7 @@ from simplear_rl.algorithms.preference_loss import preference_loss
 from simplear_rl.config.preference import PreferenceConfig
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.rollouts import ScoredRollout
-from simplear_rl.run.guards import Evidence, group_evidence, refusal
+from simplear_rl.run.guards import Evidence, group_evidence, require_finite
 
 if TYPE_CHECKING:  # the learner brings DeepSpeed, which the drivers do without
     from simplear_rl.learning.learner import Learner
@@ -102,10 +101,8 @@ def _loss(
 
 
 def _require_finite(learner: "Learner", group: ScoredRollout) -> None:
-    for name, values in ("the reward", group.rewards), ("the reference log-prob", group.reference_log_probs):
-        if values is not None and not np.isfinite(values).all():
-            quantity = f"{name} {values[~np.isfinite(values)][0]}"
-            raise refusal(learner.run, learner.step + 1, quantity, _evidence(group))
+    named = {"the reward": group.rewards, "the reference log-prob": group.reference_log_probs}
+    require_finite(learner.run, learner.step + 1, named, lambda: _evidence(group))
 
 
 def _evidence(group: ScoredRollout, log_probs_GT: torch.Tensor | None = None) -> Evidence:

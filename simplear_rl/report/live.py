@@ -11,7 +11,7 @@ from simplear_rl.run.folder import Run
 
 @contextmanager
 def reporting(run: Run) -> Iterator[None]:
-    """Write the report every `report_every` steps of the run, after the last one and at the end of a stopped one.
+    """Write the report after the first step, every `report_every` steps, after the last one and where the run stops.
 
     A thread writes it. It leaves a turn out while it is still at the one before, and a fault of it ends no run.
     """
@@ -22,7 +22,7 @@ def reporting(run: Run) -> Iterator[None]:
     writer, writing = ThreadPoolExecutor(1, "report"), list[Future[None]]()
 
     def write(step: int) -> None:
-        if (step % every == 0 or step == steps) and all(turn.done() for turn in writing):
+        if (not writing or step % every == 0 or step == steps) and all(turn.done() for turn in writing):
             writing[:] = [writer.submit(_write, run.folder)]
 
     run.after_step.append(write)

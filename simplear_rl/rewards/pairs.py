@@ -7,12 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
+from simplear_rl import files
 from simplear_rl.algorithms.paired import Comparison, compare
 from simplear_rl.errors import UserError
 from simplear_rl.rewards.scoring import ScoredImage
@@ -150,9 +149,8 @@ def write_page(
         }
         for pair in ordered
     ]
-    source = resources.files(__package__).joinpath("pairs.html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    file.write_text(page.render(shown=shown, found=found, name=name, titles=titles, nan=np.nan), encoding="utf-8")
+    values = {"shown": shown, "found": found, "name": name, "titles": titles, "nan": np.nan}
+    files.write_page(file, __package__, "pairs.html.jinja", **values)
 
 
 def _without_part(file: Path) -> Path:

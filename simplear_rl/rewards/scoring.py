@@ -4,13 +4,12 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import groupby, islice
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
+from simplear_rl import files
 from simplear_rl.rewards.pictures import Source
 from simplear_rl.rewards.scorer import Combined
 
@@ -66,10 +65,8 @@ def write_page(file: Path, scored: Sequence[ScoredImage]) -> None:
         {"image": image, "src": os.path.relpath(image.source.file, file.parent), "place": i}
         for i, image in enumerate(order, start=1)
     ]
-    source = resources.files(__package__).joinpath("scores.html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    summary = summarise(scored)
-    file.write_text(page.render(figures=figures, names=names_of(scored), summary=summary), encoding="utf-8")
+    values = {"figures": figures, "names": names_of(scored), "summary": summarise(scored)}
+    files.write_page(file, __package__, "scores.html.jinja", **values)
 
 
 def names_of(scored: Sequence[ScoredImage]) -> list[str]:

@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from simplear_rl.config.stages import GrpoConfig, StageConfig
-from simplear_rl.errors import ActorLostError, UserError
+from simplear_rl.errors import UserError
 from simplear_rl.files import require_writable, sync, write_text, writing_to
 from simplear_rl.run.checkpoints import (
     begin_checkpoint,
@@ -79,13 +79,14 @@ class Run:
             that the last checkpoint is loaded.
     """
 
+    stopping = False  # SIGTERM has come to this process
+
     def __init__(self, stage: str, config: StageConfig, sometimes: Sequence[str] = ()):
         self.stage, self.config, self.sometimes = stage, config, sometimes
         self.folder = config.run
         self.samples = self.folder / "samples"
         self.last_checkpoint = newest_intact(self.folder)
         self.step = self.saved = step_of(self.last_checkpoint) if self.last_checkpoint else 0
-        self.stopping = False
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.wandb: Any = None
@@ -130,8 +131,6 @@ class Run:
         finally:
             self.events.__exit__(None, None, None)
             self._end_wandb()
-        if self.stopping and isinstance(error, ActorLostError):  # a preempted node takes its learner with it
-            self._stop(self.saved)
 
     def _begin_wandb(self, values: dict[str, Any]) -> Any:
         """Begin or continue the folder's Weights & Biases run: as WANDB_MODE says, else online if there is a key.
@@ -176,7 +175,7 @@ class Run:
         """
 
         def stop(*_: object) -> None:
-            self.stopping = True
+            type(self).stopping = True
 
         self._begin()
         self.logged = monotonic()  # when the step before was recorded
@@ -196,11 +195,14 @@ class Run:
                 self._settle()
         finally:
             signal.signal(signal.SIGTERM, before)
-        if self.stopping and self.step < self.config.steps:
-            self._stop(self.step)
+        if self.stopping:
+            self.stop(self.folder, self.step)
 
-    def _stop(self, step: int) -> NoReturn:
-        print(f"{self.folder}: stopped after step {step}; the same command continues", flush=True)
+    @classmethod
+    def stop(cls, folder: Path, step: int) -> NoReturn:
+        """End the process as SIGTERM has asked it to."""
+        cls.stopping = False
+        print(f"{folder}: stopped after step {step}; the same command continues", flush=True)
         sys.exit(128 + signal.SIGTERM)
 
     def log(self, step: int, metrics: dict[str, float], show: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """What stops a run before a bad step is taken, and what makes it warn."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ def refusal(run: Path | None, step: int, quantity: str, evidence: Evidence) -> U
         f"step {step}: {quantity} of {evidence.about}: expected a finite number{where}; "
         "the optimizer step was not taken"
     )
+
+
+def require_finite(
+    run: Path | None, step: int, named: Mapping[str, np.ndarray | None], evidence: Callable[[], Evidence]
+) -> None:
+    """Raise what `refusal` makes of the first value that is not finite."""
+    for name, values in named.items():
+        if values is not None and not np.isfinite(values).all():
+            raise refusal(run, step, f"{name} {values[~np.isfinite(values)][0]}", evidence())
 
 
 def group_evidence(rollout: Rollout, values: dict[str, np.ndarray], first: int = 0) -> Evidence:

@@ -90,6 +90,8 @@ class FolderLock:
                 self._clear()
                 created = self._create()
         except OSError as error:
+            if not os.access(self.folder, os.W_OK):
+                return self
             raise UserError(f"{self.file}: whose it is cannot be told: {error.strerror or error}") from error
         self._write(0)
         self.thread.start()
@@ -182,7 +184,10 @@ class FolderLock:
 
 
 def silent_for(folder: Path) -> float:
-    """Seconds since the process that works in a folder has given a sign of life; infinite if there is none."""
+    """Seconds since the process that works in a folder has given a sign of life; infinite if there is none.
+
+    By this machine's clock and the storage's, which may differ: good enough for a word in a report.
+    """
     try:
         return time() - (folder / LOCK).stat().st_mtime
     except OSError:

@@ -364,6 +364,7 @@ def test_gdpo_is_normalised_once():
     [
         ("dpo", "data=null", "expected data, or all of rollout, reward, prompts; without data they lack rollout, rew"),
         ("dpo_online", "prompts=null", "without data they lack prompts"),
+        ("dpo_online", "rollout.broadcast=ipc reward=null", "without data they lack reward"),
         ("dpo_online", "data={sources: [{shards: x}], batch_size: 4}", "are stored .* found data and rollout, reward"),
         ("dpo", "algorithm.margin=0.1", "algorithm.margin is for pairs that are drawn"),
         (

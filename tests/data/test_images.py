@@ -350,7 +350,7 @@ def test_captions_are_tidied_as_prompts_are():
         to_caption("\ufeff", "caption")
 
 
-@pytest.mark.parametrize("kind", ["json lines", "images"])
+@pytest.mark.parametrize("kind", ["json lines", "parquet", "images"])
 def test_a_failing_storage_is_no_fault_of_the_image(tmp_path, kind):
     for name in "a", "b":
         (tmp_path / f"{name}.png").write_bytes(encoded(picture(0, 40, 40), "PNG"))
@@ -358,7 +358,10 @@ def test_a_failing_storage_is_no_fault_of_the_image(tmp_path, kind):
     if kind == "json lines":
         lines = (json.dumps({"image": f"{name}.png", "caption": "x"}) + "\n" for name in ("a", "c", "b"))
         (tmp_path / "x.jsonl").write_text("".join(lines))
-    source = tmp_path / "x.jsonl" if kind == "json lines" else tmp_path
+    elif kind == "parquet":
+        table = pa.table({"image": ["a.png", "c.png", "b.png"], "caption": ["x", "x", "x"]})
+        parquet.write_table(table, tmp_path / "x.parquet")
+    source = {"json lines": tmp_path / "x.jsonl", "parquet": tmp_path / "x.parquet"}.get(kind, tmp_path)
     (part,) = divide(find_files(source, "**/*"), 10)
     (tmp_path / "b.png").unlink()
     found = list(read_batches(part, 32, 8))

@@ -65,6 +65,9 @@ def test_labels_survive_the_process_and_are_taken_back(folder):
     assert [(row["pair"], row["label_0"], row["label_1"]) for row in rows(folder)] == [(0, 1.0, 0.0), (1, 0.5, 0.5)]
     assert labels.undo("a") and not labels.undo("a") and labels.undo("b")
     assert labels.label("a", 0, "right") and len(rows(folder)) == 1
+    with (folder / "labels.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "pro')
+    assert Labels(folder, drawn_pairs(folder)).next("a")["done"] == 1
 
 
 def test_a_label_that_cannot_be_written_is_asked_for_again(folder, monkeypatch):

@@ -17,14 +17,14 @@ import torch
 
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.load import load_config
-from simplear_rl.config.stages import SupervisedConfig
+from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import count_weights
 from simplear_rl.policy.model import load_policy
 from simplear_rl.run import checkpoints as module
 from simplear_rl.run.checkpoints import begin_checkpoint, checkpoints, damage, newest_intact, remove, size, step_of
 from simplear_rl.run.folder import Run, finished
-from simplear_rl.run.history import read_metrics
+from simplear_rl.run.history import read_metrics, require_same_learner
 from tests.conftest import without_times
 
 
@@ -386,6 +386,18 @@ def test_a_learner_that_cannot_load_the_last_checkpoint_is_refused(make_config, 
     with pytest.raises(UserError, match=message):
         work(make_config(*stage, now))
     assert {file: file.read_bytes() for file in config.run.rglob("*") if file.is_file()} == written
+
+
+def test_a_schedule_goes_on_in_the_optimizer_steps_that_it_was_counted_in(tmp_path):
+    def config(*values):
+        return load_config(GrpoConfig, CONFIGS / "shapes" / "grpo.yaml", [f"root={tmp_path}", *values])
+
+    before = config().model_dump(mode="json")
+    require_same_learner(before, config("algorithm.minibatches=2"))  # a constant rate counts nothing
+    for counted in "learner.optimizer.schedule=cosine", "learner.optimizer.warmup_steps=3":
+        require_same_learner(before, config(counted))
+        with pytest.raises(UserError, match="algorithm.minibatches: 2, but .* were written with 1"):
+            require_same_learner(before, config(counted, "algorithm.minibatches=2"))
 
 
 TRAINER = """
