@@ -14,12 +14,18 @@ class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
     learning_rate: Positive
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up; cosine falls to 0 at the last optimizer step"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="optimizer steps over which the learning rate rises to its full value"
+    )
     weight_decay: NonNegative = 0.01
     decay_norms: bool = Field(True, description="weight decay of norms and biases too; false as Transformers' trainer")
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    gradient_clip: Positive = 1.0
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.95), description="decay of the means of a gradient and of its square, a step"
+    )
+    gradient_clip: Positive = Field(1.0, description="a gradient of a larger norm is scaled down to it")
 
 
 class LearnerConfig(Section):
@@ -105,7 +111,7 @@ class CorrectionConfig(Section):
     level: Literal["token", "sequence"] = Field(
         "token", description="sequence: an image has one weight, the product over its tokens"
     )
-    limit: Annotated[float, Field(ge=1)] = 2.0
+    limit: Annotated[float, Field(ge=1)] = Field(2.0, description="see kind")
 
 
 class AlgorithmConfig(Section):
@@ -119,7 +125,9 @@ class AlgorithmConfig(Section):
     clip_high: Positive = Field(0.2, description="ratios count below 1 + clip_high; gspo has 4e-4, cispo larger ones")
     minibatches: Count = Field(1, description="parts of a step's prompts, with an optimizer step for each")
     updates_per_batch: Count = Field(1, description="how often a step goes over all its minibatches")
-    unconditional_gradient: bool = Field(True, description="guided: differentiate through both contexts")
+    unconditional_gradient: bool = Field(
+        True, description="guided: differentiate through both contexts; false: the unconditional one is a constant"
+    )
     entropy_bonus: NonNegative = Field(
         0.0, description="the loss is less this much times the mean entropy of a token over the codebook, nats"
     )

@@ -216,7 +216,7 @@ class HttpRewardConfig(UserRewardConfig):
         description="of equal servers, which are asked in turn: http://host:port/path"
     )
     batch_size: Count = Field(32, description="images per request")
-    image_format: Literal["png", "jpeg"] = "png"
+    image_format: Literal["png", "jpeg"] = Field("png", description="in which images are sent; jpeg is smaller, lossy")
     token_variable: str | None = Field(None, description="environment variable that holds a bearer token")
     timeout_seconds: Positive = Field(60, description="until a request has failed")
     retries: Count = Field(12, description="how often a request that failed is sent again before the run ends")

@@ -35,7 +35,7 @@ class RolloutConfig(Section):
     """What is drawn in each step."""
 
     engine: EngineConfig = EngineConfig()
-    prompts_per_step: Count
+    prompts_per_step: Count = Field(description="groups of a step, of all learner ranks together")
     samples_per_prompt: Annotated[int, Field(ge=2)] = Field(description="G: the group that an advantage compares")
     refill: Annotated[int, Field(ge=0)] = Field(
         0,

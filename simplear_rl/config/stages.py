@@ -38,7 +38,7 @@ class PlanConfig(Section):
     nodes: Count
     gpus_per_node: Count
     cpus_per_node: Count
-    gpu_memory_gib: Positive
+    gpu_memory_gib: Positive = Field(description="of each GPU")
     gpu: GpuName | None = Field(None, description="its name, for the plan of time")
     measured: Location | None = Field(
         None, description="file of `timings.step --output` whose figures replace what the plan of time assumes"
@@ -51,7 +51,7 @@ class BestConfig(Section):
     """Which checkpoint is the best: by the mean of a metric over the steps that led to it."""
 
     metric: str = Field(description="name in metrics.jsonl")
-    prefer: Literal["highest", "lowest"] = "highest"
+    prefer: Literal["highest", "lowest"] = Field("highest", description="mean of the metric")
 
 
 class StageConfig(CommandConfig):
@@ -59,7 +59,7 @@ class StageConfig(CommandConfig):
 
     run: Location = Field(description="folder of this run: config, metrics, checkpoints, samples")
     start: Location = Field(description="policy folder to start from")
-    steps: Count
+    steps: Count = Field(description="of the whole run; a finished one goes on with more")
     checkpoint_every: Count = Field(description="steps between checkpoints; the last step always has one")
     keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints stay on disk")
     keep_every: Count | None = Field(None, description="checkpoints of these steps' multiples stay as well")

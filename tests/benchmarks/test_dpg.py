@@ -215,7 +215,6 @@ def test_confidence_intervals(tmp_path):
     assert low == pytest.approx(50 - 196 * 0.5 / 10, abs=1.5)
     assert high == pytest.approx(50 + 196 * 0.5 / 10, abs=1.5)
     assert entity == (low, high)
-    assert confidence_intervals(rows, seed=0) == confidence_intervals(rows, seed=0)
     # Where one prompt alone has a category, resamples without it say nothing about it.
     rows[0]["answers"][0]["broad"] = "other"
     assert confidence_intervals(rows, seed=0)["other"] == (100, 100)

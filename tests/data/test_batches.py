@@ -38,10 +38,6 @@ def drawn(data, steps):
     return [tuple(row) for step in steps for row in data.batch(step).ids]
 
 
-def first_codes(data, steps):
-    return [row[-TOKENS] - data.layout.visual_offset for row in drawn(data, steps)]
-
-
 def test_sequences_are_prompt_and_visual_ids(tmp_path, policy):
     codes = write(tmp_path)
     encode, offset = read_encoder(policy), read_layout(policy).visual_offset
