@@ -8,6 +8,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -120,13 +121,24 @@ def _writable(folder: Path) -> bool:
 
 
 def _require_token() -> None:
-    """Let a new cluster have a token of its own where there is no home to keep Ray's in."""
-    home = Path(os.environ.get("HOME", ""), ".ray")
-    kept = home.is_absolute() and _writable(home)
+    """Let a new cluster have a token that nobody else can read: in the home, as Ray keeps it, or of its own."""
+    file = Path(os.environ.get("HOME", ""), ".ray", "auth_token")
+    kept = file.is_absolute() and _writable(file.parent)
     loader = AuthenticationTokenLoader.instance()
-    if not kept and not loader.has_token(ignore_auth_mode=True):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        loader.reset_cache()
+    if loader.has_token(ignore_auth_mode=True):
+        if kept and file.is_file() and file.stat().st_uid == os.getuid():
+            file.chmod(0o600)  # Ray itself makes it readable for all
+        return
+    token = secrets.token_hex(32)
+    if kept:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            os.write(descriptor, token.encode())
+            os.close(descriptor)
+    else:
+        os.environ["RAY_AUTH_TOKEN"] = token
+    loader.reset_cache()
 
 
 def _require_answer(address: str, name: str) -> None:

@@ -8,7 +8,6 @@ from time import monotonic
 import ray
 from ray.actor import ActorHandle
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from actors.placement import Stage
 from actors.pool import Pool
@@ -26,7 +25,7 @@ from simplear_rl.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.policy.sizes import Decoder
+from simplear_rl.policy.sizes import read_sizes
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout.capacity import images_at_once
 
@@ -101,10 +100,8 @@ class Evaluation:
                 encode(text)
             self.layout = read_layout(config.start)
             if self.evaluation.guidance_scale != 1:  # training may draw unguided, with half the contexts
-                sizes = AutoConfig.from_pretrained(config.start)
-                decoder = Decoder.of(sizes, self.layout.codebook_size, self.layout.tokens)
                 key = "evaluation.engine" if isinstance(config, SupervisedConfig) else "rollout.engine"
-                images_at_once(decoder, engine, guided=True, key=key)
+                images_at_once(read_sizes(config.start), engine, guided=True, key=key)
 
         best = config.keep_best
         if best and best.metric.startswith("evaluation_") and best.metric not in self.names:

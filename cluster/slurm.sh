@@ -9,7 +9,7 @@
 #
 # All nodes must share the checkout, the environment and ~/simplear_runs (make it a link where the home is too small).
 # The job ends with the command's exit code. Before its time is up the command gets SIGTERM; submit the same line again
-# and the run continues from its last checkpoint.
+# and the run continues from its last checkpoint. A job that is preempted starts again by itself (--requeue).
 #SBATCH --job-name=simplear-rl
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -19,6 +19,8 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@300
 #SBATCH --output=slurm-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
 set -euo pipefail
 
 fail() {

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar, get_args
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.keys import describe_keys
 from simplear_rl.config.load import Schema, load_config
-from simplear_rl.errors import UserError, causes
+from simplear_rl.errors import UserError, causes, device_memory_error
 
 Result = TypeVar("Result")
 MISSING = 3  # exit status of a dry run that found all well, but for inputs that are not there
@@ -120,7 +120,10 @@ def _find(file: Path) -> Path:
 
 
 def exit_on_user_error(name: str, command: Callable[[], Result]) -> Result:
-    """Return what `command` does; a UserError, wherever it was raised, or Ctrl-C ends the process with one message."""
+    """Return what `command` does.
+
+    A UserError, wherever it was raised, a full GPU or Ctrl-C ends the process with one message.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if isinstance(sys.stdout, TextIOWrapper):  # paths and prompts may hold characters that the locale lacks
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -128,6 +131,15 @@ def exit_on_user_error(name: str, command: Callable[[], Result]) -> Result:
         return command()
     except UserError as error:
         sys.exit(f"simplear_rl.{name}: {list(causes(error))[-1]}")
+    except Exception as error:
+        if not (full := device_memory_error(error)):
+            raise
+        where = f"{actor}: " if (actor := getattr(error, "actor_repr", "")) else ""
+        sys.exit(
+            f"simplear_rl.{name}: {where}the GPU has no memory left: {str(full).splitlines()[0]}\n"
+            "Take fewer images at a time (batch_size, learner.micro_batch, engine.max_concurrent), or a larger part of "
+            "a GPU; --dry-run of a training plans the memory of every actor and names the keys that lower it"
+        )
     except KeyboardInterrupt:
         print(f"\nsimplear_rl.{name}: stopped; the same command continues where this one ended", flush=True)
         os._exit(130)  # Ray's threads would print their own complaints on the way out

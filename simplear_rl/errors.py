@@ -29,6 +29,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = getattr(error, "cause", None)
 
 
+def device_memory_error(error: BaseException) -> BaseException | None:
+    """PyTorch's error behind another one: a device has no memory left."""
+    kinds = ("torch", "OutOfMemoryError")  # by name: nothing here imports torch
+    return next((part for part in causes(error) if (type(part).__module__, type(part).__name__) == kinds), None)
+
+
 def all_faults(*checks: Callable[[], object]) -> None:
     """Make every check, and raise one UserError that says what all of them found."""
     messages = []

@@ -42,14 +42,17 @@ from simplear_rl.files import CONTACT_SHEET, require_weights, require_writable
 from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
+from simplear_rl.policy.sizes import read_sizes
 from simplear_rl.policy.vocabulary import PromptEncoder, read_encoder, read_layout
 from simplear_rl.report.grids import save_grid
 from simplear_rl.report.image_files import ImageFiles
+from simplear_rl.rollout.capacity import gib_for
 from simplear_rl.rollout.engine import Engine, build_engine
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry
 
 DEVICE = default_device()
 DTYPE = "bfloat16" if DEVICE == "cuda" else "float32"
+SHOWN = 10  # unknown words
 SHEET_ROWS = 32  # prompts on the contact sheet
 SHEET_PIXELS = 256  # of a side of its images, at most
 
@@ -72,6 +75,10 @@ def generate(config: GenerateConfig) -> list[Prompt]:
     require_same_tokenizer(config.tokenizer, [config.policy], accept=config.accept_tokenizer)
     tokenizer = CosmosTokenizer(config.tokenizer, DEVICE)
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(config.prompts, encode))]
+    if unknown := dict.fromkeys(word for prompt in prompts for word in encode.unknown_words(prompt.text)):
+        print(
+            f"words that the policy does not know: {', '.join(list(unknown)[:SHOWN])}{', ...' * (len(unknown) > SHOWN)}"
+        )
     files = ImageFiles(config)
     files.make_folder()
     # A prompt's images are drawn together: one that lacks some is drawn again, to the same images.
@@ -112,10 +119,10 @@ def _engine(config: GenerateConfig, encode: PromptEncoder, prompts: list[Prompt]
         type=config.engine,
         dtype=DTYPE,
         max_concurrent=config.batch_size * (1 if config.guidance_scale == 1 else 2),
-        kv_cache_gib=config.kv_cache_gib,
         max_prompt_tokens=longest,
     )
-    return build_engine(config.policy, engine)
+    cache = config.kv_cache_gib or gib_for(engine.max_concurrent, read_sizes(config.policy), engine)
+    return build_engine(config.policy, engine.model_copy(update={"kv_cache_gib": cache}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from simplear_rl.config.stages import SupervisedConfig
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import is_hub_id, is_there
-from simplear_rl.policy.vocabulary import read_image_tokenizer
+from simplear_rl.policy.vocabulary import MADE_BY, read_image_tokenizer
 from simplear_rl.run.checkpoints import checkpoints
 from simplear_rl.shapes import prepare
 from simplear_rl.tokenizers.cosmos import read_identity
@@ -54,6 +54,8 @@ def _maker(config: CommandConfig, path: Path, stages: Stages) -> Callable[[], No
         return partial(_train, config, path, stage, stages[stage])
     left = path.name == "final" and checkpoints(path.parent)
     hint = f"; the command of the run {path.parent} sets it once all its steps are done" if left else ""
+    if path in (getattr(config, "start", None), getattr(config, "policy", None)) and not left:
+        hint = f"; {MADE_BY}"
     raise UserError(f"{path}: not found, and no earlier stage or embedded world makes it{hint}")
 
 

@@ -11,7 +11,7 @@ EXAMPLES = """\
   python -m simplear_rl.serve                                   the demo's policy, at http://127.0.0.1:8000
   python -m simplear_rl.serve --config configs/simplear_0.5b/serve.yaml   a published policy, on one GPU
   python -m simplear_rl.serve --follow runs/demo/grpo           the newest checkpoint of a training that runs
-  SIMPLEAR_API_KEY=$(openssl rand -hex 32) python -m simplear_rl.serve --host 0.0.0.0"""
+  export SIMPLEAR_API_KEY=$(openssl rand -hex 32); python -m simplear_rl.serve --host 0.0.0.0"""
 OPTIONS = {
     "--model": "policy",
     "--tokenizer": "tokenizer",

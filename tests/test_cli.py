@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from simplear_rl.__main__ import COMMANDS
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.cli import read_command_line
+from simplear_rl.cli import exit_on_user_error, read_command_line
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
@@ -130,3 +131,17 @@ def test_mistakes_end_with_one_message_and_no_traceback(arguments, message):
     assert failed.returncode != 0
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_full_gpu_is_one_message_that_names_the_actor_and_what_helps():
+    class ActorError(RuntimeError):  # as Ray hands an actor's error on
+        cause = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        actor_repr = "grpo/learner-0"
+
+    def command():
+        raise ActorError
+
+    with pytest.raises(SystemExit, match=r"grpo/learner-0: the GPU has no memory left: CUDA out .* 2 GiB\nTake fewer"):
+        exit_on_user_error("grpo", command)
+    with pytest.raises(RuntimeError, match="^another$"):
+        exit_on_user_error("grpo", lambda: (_ for _ in ()).throw(RuntimeError("another")))

@@ -14,6 +14,7 @@ from PIL import Image
 from simplear_rl.errors import UserError
 
 READERS = 8  # threads
+SHOWN = 20  # problems in a message
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,13 @@ def require_images(benchmark: Benchmark, folder: Path, number: int, allow_missin
         UserError: images are missing or damaged, or belong to no prompt.
     """
     checksums, problems = inspect(benchmark, folder, number)
-    lines = "\n".join([f"{folder}: {len(problems)} problems", *problems])
+    more = [f"... {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    lines = "\n".join([f"{folder}: {len(problems)} problems", *problems[:SHOWN], *more])
     if problems and not allow_missing:
-        raise UserError(f"{lines}\nwith allow_missing=true the good images are scored and the others counted")
+        raise UserError(
+            f"{lines}\nexpected are images_per_prompt={number} of each prompt; with allow_missing=true the good images "
+            "are scored and the others counted"
+        )
     if problems:
         print(lines)
     return checksums

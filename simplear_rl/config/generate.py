@@ -50,7 +50,9 @@ class GenerateConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     images_per_prompt: Count = 1
     batch_size: Count = Field(16, description="images decoded together")
-    kv_cache_gib: Positive = Field(0.25, description="vllm: memory of the key-value cache, GiB")
+    kv_cache_gib: Positive | None = Field(
+        None, description="vllm: memory of the key-value cache, GiB; null: what `batch_size` images take"
+    )
     output: Location = Field(description="folder for the PNG files and contact_sheet.png")
 
     @model_validator(mode="after")

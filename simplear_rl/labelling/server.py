@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             case [""]:
                 page = resources.files(__package__).joinpath("page.html").read_bytes()
                 self._answer(HTTPStatus.OK, page, "text/html; charset=utf-8")
-            case ["next"] if query:
+            case ["next"] if query and self.headers.get("Sec-Fetch-Site") != "cross-site":  # it reserves a pair
                 self._json(HTTPStatus.OK, self.labels.next(query))
             case ["image", number, "left" | "right" as side] if self._is_pair(number):
                 self._answer(HTTPStatus.OK, self.labels.image(int(number), side).read_bytes(), "image/png")

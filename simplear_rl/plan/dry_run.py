@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from ray._private.utils import get_num_cpus
-from transformers import AutoConfig
 
 from actors.evaluation import Evaluation
 from actors.placement import cluster_nodes
@@ -33,7 +32,7 @@ from simplear_rl.plan import memory
 from simplear_rl.plan.hours import print_hours
 from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
-from simplear_rl.policy.sizes import Decoder, published
+from simplear_rl.policy.sizes import Decoder, published, read_sizes
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
 from simplear_rl.rewards.trial import try_functions
 from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
@@ -184,8 +183,8 @@ def _in_words(evaluation: EvaluationConfig) -> str:
 def _policy(config: StageConfig) -> tuple[Decoder, str]:
     """The policy's sizes, and a line that says where they are from."""
     if is_there(config.start):
-        layout = read_layout(config.start, config.tokenizer if is_there(config.tokenizer) else None)
-        decoder = Decoder.of(AutoConfig.from_pretrained(config.start), layout.codebook_size, layout.tokens)
+        read_layout(config.start, config.tokenizer if is_there(config.tokenizer) else None)
+        decoder = read_sizes(config.start)
         source = f"{config.start}"
     elif config.plan:
         decoder = published(config.plan.policy, config.plan.resolution)

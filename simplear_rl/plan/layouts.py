@@ -14,7 +14,7 @@ from simplear_rl.plan import memory
 from simplear_rl.plan.speed import Speed
 from simplear_rl.plan.time import ENGINE, LEARNER, REFERENCE, REWARD, Crowding, StepTime, grpo_step
 from simplear_rl.policy.sizes import Decoder
-from simplear_rl.rollout.capacity import GIB, context_cache
+from simplear_rl.rollout.capacity import GIB, gib_for
 
 BATCHES = (1, 2, 4)  # that an engine's images are drawn in: the first number whose cache fits
 
@@ -75,8 +75,7 @@ def _counted(
         update={
             "actors": rollout.engine.actors.model_copy(update={"count": engines}),
             "max_concurrent": max(2, contexts),
-            # vLLM keeps a block for itself.
-            "kv_cache_gib": (contexts + 1) * context_cache(decoder, rollout.engine) / GIB,
+            "kv_cache_gib": gib_for(contexts, decoder, rollout.engine),
         }
     )
     scorers = engines if shared else 1

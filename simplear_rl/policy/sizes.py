@@ -1,8 +1,11 @@
 """Sizes of a policy, and of the published ones."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from simplear_rl.policy.vocabulary import read_layout
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -42,3 +45,9 @@ def published(name: str, resolution: int) -> Decoder:
     """SimpleAR (published code): Qwen2.5 with 151,672 text ids and the 64,000 codes of 16 x 16 pixels."""
     sizes = {"simplear-0.5b": (896, 24, 14, 2, 64, 4864), "simplear-1.5b": (1536, 28, 12, 2, 128, 8960)}
     return Decoder(*sizes[name], 215_672, 64_000, (resolution // 16) ** 2)
+
+
+def read_sizes(policy: Path) -> Decoder:
+    """The sizes of a policy folder. Raises UserError, see `read_layout`."""
+    layout = read_layout(policy)
+    return Decoder.of(AutoConfig.from_pretrained(policy), layout.codebook_size, layout.tokens)

@@ -13,6 +13,7 @@ from simplear_rl.policy.rollouts import Draw
 from simplear_rl.tokenizers.cosmos import read_geometry
 
 # Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
+MADE_BY = "policies are made by `python -m simplear_rl.create_policy --source`, from a folder or a Hugging Face id"
 SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
 
 
@@ -44,7 +45,9 @@ class ImageLayout:
         """Read the layout that travels with a model. Raises UserError if it is absent or does not fit the model."""
         stored = getattr(config, "image_layout", None)
         if stored is None:
-            raise UserError(f"{config.name_or_path}/config.json: no `image_layout`: this is not an image policy")
+            raise UserError(
+                f"{config.name_or_path}/config.json: no `image_layout`: this is not an image policy; {MADE_BY}"
+            )
         try:
             layout = cls(**stored)
         except TypeError as error:
@@ -91,7 +94,7 @@ def read_image_tokenizer(policy: Path) -> str | None:
 
 def _read_config(policy: Path) -> PreTrainedConfig:
     if not (policy / "config.json").is_file():
-        raise UserError(f"{policy}: no policy there (config.json is missing)")
+        raise UserError(f"{policy}: no policy there (config.json is missing); {MADE_BY}")
     try:
         return AutoConfig.from_pretrained(policy)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
@@ -155,7 +158,8 @@ class PromptEncoder:
         """
         text = self.text_ids(caption, prefix)
         if len(text) > self.max_text_tokens:
-            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, there is room for {self.max_tokens}")
+            room = f"there is room for {self.max_tokens} (max_prompt_tokens)"
+            raise UserError(f"prompt {caption!r} has {len(text) + 2} tokens, {room}")
         return self.around(text)
 
     def text_ids(self, caption: str, prefix: bool = True) -> list[int]:
@@ -163,6 +167,12 @@ class PromptEncoder:
         if not caption.strip():
             raise UserError("empty caption: a prompt needs at least one word")
         return self.characters.encode((self.prefix if prefix else "") + caption, add_special_tokens=False).ids
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """Words of a caption that the tokenizer has no id for; a tokenizer of bytes, as Qwen2's, knows all."""
+        found = self.characters.encode(caption, add_special_tokens=False)
+        unknown = self.tokenizer.unk_token_id
+        return [caption[a:b] for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i == unknown]
 
     def around(self, text_ids: list[int]) -> list[int]:
         """The prompt with these text ids."""

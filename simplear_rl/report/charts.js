@@ -7,10 +7,16 @@ const DASHES = ["", "6 3", "2 3", "9 3 2 3"];
 const HEIGHT = 190, LEFT = 52, RIGHT = 8, TOP = 8, BOTTOM = 24;
 const hover = document.getElementById("hover");
 const colour = i => COLOURS[i % COLOURS.length];
-const dash = i => DASHES[i % DASHES.length];
+// Where the colours begin again, the dashes are others.
+const dash = i => DASHES[(i + Math.floor(i / COLOURS.length)) % DASHES.length];
 // Of a run, its place among those of its kind.
 const place = i => data.runs.slice(0, i).filter(run => run.kind === data.runs[i].kind).length;
-let axis = sessionStorage.getItem("axis");
+let axis = null;
+try { axis = sessionStorage.getItem("axis"); } catch { /* a browser may keep nothing for this page */ }
+
+function keep(chosen) {
+  try { sessionStorage.setItem("axis", chosen); } catch { /* then it is chosen again */ }
+}
 
 function node(name, attributes, parent, text) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -21,7 +27,7 @@ function node(name, attributes, parent, text) {
 }
 
 function exact(value) {
-  return value === null || value === undefined ? "none" : Number(value).toPrecision(7).replace(/\.?0+(?=$|e)/, "");
+  return value === null || value === undefined ? "none" : String(Number(Number(value).toPrecision(7)));
 }
 
 function brief(value) {
@@ -104,7 +110,7 @@ function drawCurve(figure) {
   if (!ys.length) return;
   const least = (a, b) => Math.min(a, b), most = (a, b) => Math.max(a, b);
   const low = ys.reduce(least), high = ys.reduce(most), pad = (high - low) / 20;
-  const xs = data.runs.filter(run => run.kind === kind).flatMap(run => [run.axes[axis][0], run.axes[axis].at(-1)]);
+  const xs = data.runs.filter(run => run.kind === kind && run.axes[axis]?.length).flatMap(run => [run.axes[axis][0], run.axes[axis].at(-1)]);
   const plot = frame(figure, [xs.reduce(least), xs.reduce(most)], [low - pad, high + pad]);
   for (const {run, i, curve, x} of shown) {
     const there = x.map((_, k) => k).filter(k => curve.mean[k] !== null);
@@ -228,7 +234,7 @@ const choices = [...document.querySelectorAll("input[name=axis]")];
 if (!choices.some(choice => choice.value === axis)) axis = choices[0]?.value;
 for (const choice of choices) {
   choice.checked = choice.value === axis;
-  choice.addEventListener("change", () => { axis = choice.value; sessionStorage.setItem("axis", axis); draw(document); });
+  choice.addEventListener("change", () => { axis = choice.value; keep(axis); draw(document); });
 }
 if (data.runs.length > 1) key(document.querySelector("nav"), data.runs.map((run, i) => [run.name, i]), false);
 for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", () => draw(details));
@@ -242,4 +248,6 @@ for (const slider of document.querySelectorAll(".slider")) {
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; draw(document); } });
 draw(document);
-if ("live" in document.body.dataset) setInterval(() => { if (!document.hidden && !hover.children.length) location.reload(); }, 30000);
+// Not while somebody reads what a reload would close.
+const busy = () => document.hidden || hover.children.length || document.querySelector("details[open]");
+if ("live" in document.body.dataset) setInterval(() => { if (!busy()) location.reload(); }, 30000);

@@ -15,8 +15,8 @@ It returns a list, array or tensor of B numbers, or a dictionary of several such
 does. None or NaN says that an image cannot be scored, and so does an exception of the whole batch. The name may be that
 of a class: it is built once in each reward actor, with `arguments`, and its `__call__` is the function.
 
-All B images of a call are of one prompt, except for the two black ones on which a function is tried before anything
-starts, and a class once it is built.
+In a training all B images of a call are of one prompt. `score` and `compare` mix prompts, and so do the two black
+images on which a function is tried before anything starts, and a class once it is built.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from simplear_rl.config.rewards import PythonRewardConfig
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, device_memory_error
 from simplear_rl.rewards.reward import (
     Columns,
     UnscoredError,
@@ -181,6 +181,8 @@ class PythonReward(UserCode, WholeText):
             if inspect.isawaitable(answer):
                 answer = asyncio.run(_awaited(answer))
         except FAULTS as error:
+            if device_memory_error(error):  # which is no fault of the image
+                raise
             raise UnscoredError(f"{self.about}: {self._in_words(error)}") from error
         try:
             scores = as_scores(answer, len(images))

@@ -29,6 +29,11 @@ def engine_cache(decoder: Decoder, engine: EngineConfig) -> float:
     return engine.max_concurrent * context_cache(decoder, engine)
 
 
+def gib_for(contexts: int, decoder: Decoder, engine: EngineConfig) -> float:
+    """`kv_cache_gib` for so many contexts, and the block that vLLM keeps for itself."""
+    return (contexts + 1) * context_cache(decoder, engine) / GIB
+
+
 def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool, key: str = "rollout.engine") -> int:
     """How many images an engine draws at a time: slots and cache; of each image's contexts it takes all or none.
 

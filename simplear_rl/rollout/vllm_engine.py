@@ -139,11 +139,11 @@ class VllmEngine(WeightReceiver):
         slots, blocks = self.scheduler.max_num_running_reqs, self.scheduler.capacity
         needed = sum(self.scheduler.blocks(len(ids), self.layout.tokens) for ids in contexts)
         if len(contexts) > slots:
-            raise UserError(f"a guided image takes 2 slots, engine.max_concurrent is {slots}: raise it")
+            raise UserError(f"a guided image takes 2 slots, max_concurrent is {slots}: raise it")
         if needed > blocks:
             raise UserError(
                 f"an image takes {needed} blocks of the key-value cache, the engine has {blocks}: "
-                f"raise engine.kv_cache_gib by a factor of {needed / blocks:.2f}"
+                f"raise kv_cache_gib by a factor of {needed / blocks:.2f}"
             )
 
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

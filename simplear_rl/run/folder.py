@@ -38,7 +38,7 @@ from simplear_rl.run.history import read_config, read_metrics, require_same_lear
 from simplear_rl.run.media import media
 
 # A server that does not answer is waited for so long; at the end, what is not uploaded then stays in the folder.
-WANDB_START, WANDB_FINISH = 30.0, 60.0  # seconds
+WANDB_SECONDS = {"init_timeout": 30.0, "finish_timeout": 60.0}
 
 
 def finished(config: StageConfig) -> bool:
@@ -133,7 +133,7 @@ class Run:
             self._end_wandb()
 
     def _begin_wandb(self, values: dict[str, Any]) -> Any:
-        """Begin or continue the folder's Weights & Biases run: as WANDB_MODE says, else online if there is a key.
+        """Begin or continue its Weights & Biases run: as WANDB_MODE says, else online if there is a key.
 
         Whatever fails there is said and stops nothing: the run is offline then, or not logged there at all.
         """
@@ -143,7 +143,7 @@ class Run:
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         for tried in dict.fromkeys([mode, "offline"]) if self.config.wandb else ():
             try:
-                return wandb.init(
+                started = wandb.init(
                     project=os.environ.get("WANDB_PROJECT") or "simplear-rl",
                     name=f"{self.stage}-{self.folder.name}",
                     id=identity.read_text(encoding="utf-8"),
@@ -151,10 +151,11 @@ class Run:
                     dir=self.folder,
                     config=values,
                     mode=cast(Any, tried),
-                    settings=wandb.Settings(
-                        silent=tried != "online", init_timeout=WANDB_START, finish_timeout=WANDB_FINISH
-                    ),
+                    settings=wandb.Settings(silent=tried != "online", **WANDB_SECONDS),
                 )
+                if tried == "offline" and "WANDB_MODE" not in os.environ:
+                    print(f"{self.folder}/wandb: offline; `wandb sync` uploads it, WANDB_MODE=online does so at once")
+                return started
             except Exception as error:  # of the network, of its own process, of the key: each has its own class
                 instead = "without" if tried == "offline" else "offline"
                 print(f"{self.folder}: Weights & Biases, {tried}: {error}; the run goes on {instead}", flush=True)

@@ -4,13 +4,11 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from simplear_rl.config.serving import ServeConfig
 from simplear_rl.errors import all_faults
 from simplear_rl.files import require_weights
 from simplear_rl.inputs import require_same_tokenizer
-from simplear_rl.policy.sizes import Decoder
+from simplear_rl.policy.sizes import read_sizes
 from simplear_rl.policy.vocabulary import read_encoder, read_layout
 from simplear_rl.rollout import capacity
 from simplear_rl.run.checkpoints import checkpoints, damage
@@ -43,7 +41,5 @@ def check_policy(config: ServeConfig) -> None:
 
 def images_at_once(config: ServeConfig) -> int:
     """Unguided images that one engine draws at a time. Raises UserError if not even one guided image fits."""
-    policy = served_policy(config)
-    layout = read_layout(policy)
-    decoder = Decoder.of(AutoConfig.from_pretrained(policy), layout.codebook_size, layout.tokens)
+    decoder = read_sizes(served_policy(config))
     return capacity.images_at_once(decoder, config.engine, guided=False)

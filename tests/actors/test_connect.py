@@ -186,3 +186,16 @@ def test_actors_without_a_process_end_the_wait_with_what_rays_logs_say(ray_clust
         require_workers({"test/nowhere-0": actor})
     assert "waiting for Ray to start a process for test/nowhere-0" in capsys.readouterr().out
     ray.kill(actor)
+
+
+@pytest.mark.parametrize("before", [None, "a" * 64])
+def test_the_token_of_a_new_cluster_is_the_users_alone(tmp_path, before):
+    file = tmp_path / ".ray" / "auth_token"
+    if before:
+        file.parent.mkdir()
+        file.write_text(before)
+        file.chmod(0o644)  # as Ray itself makes it
+    ask = "from actors.connection import _require_token; _require_token(); _require_token()"
+    subprocess.run([sys.executable, "-c", ask], env=environment(HOME=str(tmp_path)), check=True)
+    assert file.stat().st_mode & 0o777 == 0o600 and len(file.read_text()) == 64
+    assert before in (None, file.read_text())

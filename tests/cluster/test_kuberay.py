@@ -21,7 +21,12 @@ NODES = "replicas", "minReplicas", "maxReplicas"
 
 @pytest.fixture
 def cluster(folder: Path) -> dict[str, Any]:
-    return yaml.safe_load((folder / "kuberay-cluster.yaml").read_text())
+    return next(yaml.safe_load_all((folder / "kuberay-cluster.yaml").read_text()))
+
+
+@pytest.fixture
+def cluster_policy(folder: Path) -> dict[str, Any]:
+    return list(yaml.safe_load_all((folder / "kuberay-cluster.yaml").read_text()))[1]
 
 
 @pytest.fixture
@@ -44,10 +49,11 @@ def mappings(value: Any) -> list[dict[str, Any]]:
     return [value] * isinstance(value, dict) + [found for part in parts for found in mappings(part)]
 
 
-def test_documents_fit_the_schema(cluster, job_and_policy):
+def test_documents_fit_the_schema(cluster, cluster_policy, job_and_policy):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert [document["kind"] for document in (cluster, *job_and_policy)] == ["RayCluster", "RayJob", "NetworkPolicy"]
-    for document in cluster, *job_and_policy:
+    documents = [cluster, cluster_policy, *job_and_policy]
+    assert [document["kind"] for document in documents] == ["RayCluster", "NetworkPolicy", "RayJob", "NetworkPolicy"]
+    for document in documents:
         VALIDATOR.validate(document)
 
 
@@ -105,6 +111,12 @@ def test_only_the_run_itself_and_the_operator_reach_the_jobs_pods(job_and_policy
     assert [port["port"] for port in operator["ports"]] == [8265]
     # One entry: both selectors must hold. Two entries would admit every pod of every namespace.
     assert [sorted(source) for source in operator["from"]] == [["namespaceSelector", "podSelector"]]
+
+
+def test_only_the_clusters_pods_reach_each_other(cluster, cluster_policy):
+    own = cluster_policy["spec"]["podSelector"]["matchLabels"]
+    assert [group["template"]["metadata"]["labels"] for group in groups(cluster["spec"])] == [own, own]
+    assert cluster_policy["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": own}}]}]
 
 
 def test_ray_is_the_locked_version(specs, ray_version):

@@ -23,7 +23,7 @@ from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.sizes import Decoder, published
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.capacity import context_cache, engine_cache, images_at_once
+from simplear_rl.rollout.capacity import context_cache, engine_cache, gib_for, images_at_once
 
 CONFIG = Qwen2Config(
     hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2, vocab_size=500
@@ -179,6 +179,14 @@ def test_the_server_of_the_published_size_has_a_context_for_every_slot():
     decoder = published("simplear-0.5b", 1024)
     assert images_at_once(decoder, engine, guided=False) == engine.max_concurrent == 64
     assert images_at_once(decoder, engine, guided=True) == 32
+
+
+@pytest.mark.parametrize("gpus", [0.0, 0.5])
+def test_the_cache_for_some_contexts_holds_them_and_no_more(gpus):
+    decoder, engine = published("simplear-1.5b", 512), EngineConfig(max_concurrent=100, actors=PoolConfig(gpus=gpus))
+    for contexts in 2, 17, 32:
+        sized = engine.model_copy(update={"kv_cache_gib": gib_for(contexts, decoder, engine)})
+        assert images_at_once(decoder, sized, guided=False) == contexts
 
 
 def test_on_a_cpu_vllm_takes_blocks_of_128_tokens():

@@ -125,3 +125,9 @@ def test_text_tokenizer_of_another_size_is_refused(policy, tmp_path):
 def test_another_codebook_is_refused(policy):
     with pytest.raises(UserError, match="visual tokenizer t has 64000 codes, but the policy was built for 100"):
         read_layout(policy).check_codebook(64_000, "t")
+
+
+def test_words_that_the_policy_does_not_know_are_named(policy):
+    encode = read_encoder(policy)
+    assert encode.unknown_words("a red dog and a cat") == ["dog", "cat"]
+    assert encode.unknown_words("a red circle") == []

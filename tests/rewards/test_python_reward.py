@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from simplear_rl.config.rewards import PythonRewardConfig, RewardConfig
 from simplear_rl.data.prompts import PromptRow
@@ -219,6 +220,9 @@ def test_images_that_cannot_be_scored_are_nan_and_by_choice_no_fault_of_the_tria
     assert PythonReward(config(broken, "f", on_error="skip_group")).check(["a"]) == []
     with pytest.raises(UnscoredError, match=r"reward f \(.*my_reward.py:f\): ZeroDivisionError"):
         PythonReward(config(broken, "f", on_error="skip_group")).score(images(2), ["a"] * 2)
+    full = make(tmp_path / "full.py", "import torch\ndef f(images): raise torch.OutOfMemoryError('CUDA out of memory')")
+    with pytest.raises(torch.OutOfMemoryError):  # no fault of an image
+        PythonReward(config(full, "f", on_error="skip_group")).score(images(2), ["a"] * 2)
     few = make(tmp_path / "few.py", "def f(images): return [1]")  # a mistake, not a sample
     with pytest.raises(UserError, match="expected 2 numbers"):
         PythonReward(config(few, "f", on_error="skip_group")).check(["a"])

@@ -254,5 +254,5 @@ def test_image_that_can_never_fit_is_refused(policy):
         tight = VllmEngine(policy, EngineConfig(max_concurrent=8, kv_cache_gib=0.1, max_prompt_tokens=150))
     long, short = prompts_of_many_lengths(2)[1:], [Prompt(0, "a circle")]
     assert len(list(tight.generate(Draw(short, 1, 0, 0, GUIDED)))) == 1
-    with pytest.raises(UserError, match=r"takes 10 blocks .* the engine has 8: raise engine.kv_cache_gib by a factor"):
+    with pytest.raises(UserError, match=r"takes 10 blocks .* the engine has 8: raise kv_cache_gib by a factor"):
         list(tight.generate(Draw(long, 1, 0, 0, GUIDED)))

@@ -156,7 +156,7 @@ def test_environment_and_folder_decide_about_weights_and_biases(with_wandb, monk
 @pytest.mark.parametrize("answers", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_server_that_does_not_answer_stops_nothing(with_wandb, monkeypatch, capsys, answers):
     """One that refuses connections, and one that takes them and says nothing."""
-    monkeypatch.setattr(folder_module, "WANDB_START", 1.0)
+    monkeypatch.setitem(folder_module.WANDB_SECONDS, "init_timeout", 1.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if answers:
