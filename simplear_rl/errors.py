@@ -1,6 +1,6 @@
 """The errors of the project: UserError, which the user can mend; lost actors and peers; and what an error wraps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -33,6 +33,16 @@ def device_memory_error(error: BaseException) -> BaseException | None:
     """PyTorch's error behind another one: a device has no memory left."""
     kinds = ("torch", "OutOfMemoryError")  # by name: nothing here imports torch
     return next((part for part in causes(error) if (type(part).__module__, type(part).__name__) == kinds), None)
+
+
+def first_of(lines: Sequence[str], most: int = 20) -> list[str]:
+    """Lines of a message: the first ones, and how many more there are."""
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """Names in a message: the first ones, and dots where there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def all_faults(*checks: Callable[[], object]) -> None:

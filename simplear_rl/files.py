@@ -52,13 +52,12 @@ def write_text(file: Path, text: str) -> None:
         partial.rename(file)
 
 
-def write_page(file: Path, package: str, template: str, **values: Any) -> None:
-    """Write the page that a template of a package makes of some values. Raises UserError, see `writing_to`."""
+def rendered(package: str, template: str, **values: Any) -> str:
+    """The page that a template of a package makes of some values."""
     import jinja2  # not above: --help needs none of it
 
     source = resources.files(package).joinpath(template).read_text(encoding="utf-8")
-    page = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_text(file, page.render(**values))
+    return jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(**values)
 
 
 def sync(path: Path) -> None:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.data.prompts import KINDS, check_prompt, read_prompts
 from simplear_rl.device import default_device
-from simplear_rl.errors import UserError, all_faults
+from simplear_rl.errors import UserError, all_faults, some_of
 from simplear_rl.files import CONTACT_SHEET, require_weights, require_writable
 from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.rollouts import Draw, Prompt
@@ -52,7 +52,6 @@ from simplear_rl.tokenizers.cosmos import CosmosTokenizer, read_geometry
 
 DEVICE = default_device()
 DTYPE = "bfloat16" if DEVICE == "cuda" else "float32"
-SHOWN = 10  # unknown words
 SHEET_ROWS = 32  # prompts on the contact sheet
 SHEET_PIXELS = 256  # of a side of its images, at most
 
@@ -76,9 +75,7 @@ def generate(config: GenerateConfig) -> list[Prompt]:
     tokenizer = CosmosTokenizer(config.tokenizer, DEVICE)
     prompts = [Prompt(i, text) for i, text in enumerate(_texts(config.prompts, encode))]
     if unknown := dict.fromkeys(word for prompt in prompts for word in encode.unknown_words(prompt.text)):
-        print(
-            f"words that the policy does not know: {', '.join(list(unknown)[:SHOWN])}{', ...' * (len(unknown) > SHOWN)}"
-        )
+        print(f"words that the policy does not know: {some_of(list(unknown), 10)}")
     files = ImageFiles(config)
     files.make_folder()
     # A prompt's images are drawn together: one that lacks some is drawn again, to the same images.

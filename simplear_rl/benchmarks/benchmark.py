@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, first_of
 
 READERS = 8  # threads
-SHOWN = 20  # problems in a message
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def require_images(benchmark: Benchmark, folder: Path, number: int, allow_missin
         UserError: images are missing or damaged, or belong to no prompt.
     """
     checksums, problems = inspect(benchmark, folder, number)
-    more = [f"... {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    lines = "\n".join([f"{folder}: {len(problems)} problems", *problems[:SHOWN], *more])
+    lines = "\n".join([f"{folder}: {len(problems)} problems", *first_of(problems)])
     if problems and not allow_missing:
         raise UserError(
             f"{lines}\nexpected are images_per_prompt={number} of each prompt; with allow_missing=true the good images "

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from simplear_rl import files
 from simplear_rl.benchmarks.benchmark import Benchmark
 from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.files import rendered, write_text
 
 FILE_AND_PART = re.compile(r"(.*?)(?:#(\d+))?")
 
@@ -33,4 +33,4 @@ def write_page(config: EvaluateConfig, benchmark: Benchmark, rows: Sequence[dict
         }
         sections.setdefault(benchmark.section(index), []).append(prompt)
     values = {"config": config, "summary": summary, "sections": sections}
-    files.write_page(config.output / "index.html", __package__, "page.html.jinja", **values)
+    write_text(config.output / "index.html", rendered(__package__, "page.html.jinja", **values))

@@ -1,7 +1,7 @@
 """Reads a configuration: a YAML file, `${root}` in its values, and `key=value` overrides."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -55,7 +55,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
     try:
-        return _apart(values)
+        return _copied(values)  # so that an override changes one place
     except RecursionError as error:
         raise UserError(f"{file}: a value contains itself") from error
 
@@ -80,20 +80,16 @@ def _require_single_keys(tree: yaml.Node | None) -> None:
             nodes.append(value)
 
 
-def _apart(value: Any) -> Any:
-    """`value` without parts that several places share, as those of a YAML alias: an override changes one place."""
+def _copied(value: Any, change: Callable[[Any], Any] = lambda part: part) -> Any:
+    """`value` with its texts and numbers changed. No part of it is shared, as that of a YAML alias is."""
     if isinstance(value, dict):
-        return {key: _apart(part) for key, part in value.items()}
-    return [_apart(part) for part in value] if isinstance(value, list) else value
+        return {key: _copied(part, change) for key, part in value.items()}
+    return [_copied(part, change) for part in value] if isinstance(value, list) else change(value)
 
 
 def _with_root(value: Any, root: str) -> Any:
     """`value` with every ${root} replaced."""
-    if isinstance(value, dict):
-        return {key: _with_root(part, root) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_root(part, root) for part in value]
-    return value.replace("${root}", root) if isinstance(value, str) else value
+    return _copied(value, lambda part: part.replace("${root}", root) if isinstance(part, str) else part)
 
 
 def _apply(schema: type[BaseModel], values: dict[str, Any], override: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from simplear_rl.data.columns import IMAGE_ENDINGS, KNOWN, Columns
 from simplear_rl.data.json_records import is_array
 from simplear_rl.data.readers import has_images, texts_beside
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, some_of
 
 KINDS = {".jsonl": "JSON lines", ".json": "JSON arrays", ".tar": "WebDataset tars", ".parquet": "Parquet files"}
 MANY = (".jsonl", ".tar", ".parquet")  # the kinds that are never the text of a single image
@@ -40,8 +40,7 @@ class Listing:
         """One line on what is read, one line for each reason to pass something over, with up to three names."""
         lines = [f"{self.folder}: {self.kind}: {len(self.files)}" if self.files else f"{self.folder}:"]
         for reason, names in sorted(self.passed_over.items()):
-            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            lines.append(f"  passed over, {reason}: {len(names)} ({shown})")
+            lines.append(f"  passed over, {reason}: {len(names)} ({some_of(sorted(names), 3)})")
         return printable("\n".join(lines))
 
 

@@ -171,12 +171,14 @@ def _load(image: Any, folder: Path) -> bytes:
     except ValueError as error:
         raise BadSampleError(f"{shown}: {error}") from None
     except OSError as error:
-        raise _of_the_image(error, shown) from None
+        raise _bad_image(error, shown) from None
 
 
-def _of_the_image(error: OSError, name: str) -> Exception:
-    """A bad sample, or the error as it is where the storage is to blame."""
-    return BadSampleError(f"{name}: {error.strerror}") if error.errno in OF_THE_IMAGE else error
+def _bad_image(error: OSError, name: str) -> BadSampleError:
+    """What is wrong with an image. Raises the error itself where the storage is to blame."""
+    if error.errno not in OF_THE_IMAGE:
+        raise error
+    return BadSampleError(f"{name}: {error.strerror}")
 
 
 def _read_tar(part: Part, columns: Columns) -> Iterator[RawSample]:
@@ -223,10 +225,7 @@ def _read_images(part: Part, columns: Columns) -> Iterator[RawSample]:
             fields = {path.suffix.lower().removeprefix("."): path.read_bytes()}
             fields |= {ending: text.read_bytes() for ending, text in texts_beside(path, columns).items()}
         except OSError as error:
-            bad = _of_the_image(error, Path(error.filename or name).name)
-            if bad is error:
-                raise
-            yield RawSample(name, problem=str(bad))
+            yield RawSample(name, problem=str(_bad_image(error, Path(error.filename or name).name)))
         else:
             yield _read_fields(name, fields, columns)
 

@@ -191,13 +191,13 @@ def _sizes(parts: list[Part], columns: Columns) -> dict[str, Any]:
     }
     folders: dict[str, list[Path]] = {}
     for part in parts:
-        folders.setdefault(part.file, []).extend(part.path / name for name in part.images)
+        if part.images:
+            folders.setdefault(part.file, []).extend(part.path / name for name in part.images)
     for folder, images in folders.items():
-        if images:
-            files = [file for image in images for file in (image, *texts_beside(image, columns).values())]
-            described = "\0".join(f"{file.name} {_size(file)}" for file in files)
-            digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
-            sizes[f"images in {folder}"] = f"{len(images)}, with texts and sizes sha256:{digest}"
+        files = [file for image in images for file in (image, *texts_beside(image, columns).values())]
+        described = "\0".join(f"{file.name} {_size(file)}" for file in files)
+        digest = hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
+        sizes[f"images in {folder}"] = f"{len(images)}, with texts and sizes sha256:{digest}"
     return sizes
 
 

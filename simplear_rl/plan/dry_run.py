@@ -183,8 +183,7 @@ def _in_words(evaluation: EvaluationConfig) -> str:
 def _policy(config: StageConfig) -> tuple[Decoder, str]:
     """The policy's sizes, and a line that says where they are from."""
     if is_there(config.start):
-        read_layout(config.start, config.tokenizer if is_there(config.tokenizer) else None)
-        decoder = read_sizes(config.start)
+        decoder = read_sizes(config.start, config.tokenizer if is_there(config.tokenizer) else None)
         source = f"{config.start}"
     elif config.plan:
         decoder = published(config.plan.policy, config.plan.resolution)

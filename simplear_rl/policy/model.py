@@ -9,11 +9,9 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, some_of
 from simplear_rl.files import write_text
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, ImageLayout, PromptEncoder, read_encoder
-
-SHOWN = 3  # names of weights in a message
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -63,8 +61,7 @@ def load_policy(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Qwen2
         raise UserError(f"{folder}: the weights cannot be loaded: {error}") from error
     for what in "missing", "unexpected":  # Transformers would go on, with random weights for those that are missing
         if names := sorted(loading[f"{what}_keys"]):
-            shown = ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
-            raise UserError(f"{folder}: {what} weights: {shown}: they are not those of this policy")
+            raise UserError(f"{folder}: {what} weights: {some_of(names, 3)}: they are not those of this policy")
     return model, encoder
 
 

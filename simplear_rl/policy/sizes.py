@@ -47,7 +47,7 @@ def published(name: str, resolution: int) -> Decoder:
     return Decoder(*sizes[name], 215_672, 64_000, (resolution // 16) ** 2)
 
 
-def read_sizes(policy: Path) -> Decoder:
+def read_sizes(policy: Path, tokenizer: Path | None = None) -> Decoder:
     """The sizes of a policy folder. Raises UserError, see `read_layout`."""
-    layout = read_layout(policy)
+    layout = read_layout(policy, tokenizer)
     return Decoder.of(AutoConfig.from_pretrained(policy), layout.codebook_size, layout.tokens)

@@ -170,8 +170,10 @@ class PromptEncoder:
 
     def unknown_words(self, caption: str) -> list[str]:
         """Words of a caption that the tokenizer has no id for; a tokenizer of bytes, as Qwen2's, knows all."""
-        found = self.characters.encode(caption, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return []
+        found = self.characters.encode(caption, add_special_tokens=False)
         return [caption[a:b] for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i == unknown]
 
     def around(self, text_ids: list[int]) -> list[int]:

@@ -10,11 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from simplear_rl.benchmarks.geneval2 import REWARD_IS_METRIC
-from simplear_rl.files import write_text
+from simplear_rl.files import rendered, write_text
 from simplear_rl.report.evaluations import gains, scores_of
 from simplear_rl.report.pictures import GRID_WIDTH, SMALL, inline, inline_file
 from simplear_rl.report.runs import READ_ERRORS, RunRead, find_runs, read_evaluations, read_run
@@ -83,10 +82,9 @@ def render(folders: Sequence[Path], ended: bool = False) -> str:
         "scores": scores and scores.data,
         "frames": [[source for _, source in shown] for shown in frames],
     }
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        _own("page.html.jinja")
-    )
-    return page.render(
+    return rendered(
+        __package__,
+        "page.html.jinja",
         title=root.name if root else ", ".join(run.name for run in runs),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=_own("page.css"),

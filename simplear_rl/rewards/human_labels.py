@@ -12,12 +12,11 @@ from simplear_rl.benchmarks.benchmark import open_image
 from simplear_rl.config.reward_model import HeadTrainingConfig
 from simplear_rl.data.perturbed import perturbed
 from simplear_rl.data.prompts import PromptRow, read_rows
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, first_of
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.clip_head import Head
 
 GOOD = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
-FAULTS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ def read_labels(labels: Path, images: Path) -> list[LabelledImage]:
         except ValueError as error:
             faults.append(f"{labels}: row {number}: {error}")
     if faults:
-        more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
-        raise UserError("\n".join([*faults[:FAULTS_SHOWN], *more]))
+        raise UserError("\n".join(first_of(faults)))
     if ties:
         print(f"{labels}: {ties} ties are left out")
     if not labelled:

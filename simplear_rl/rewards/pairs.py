@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from simplear_rl import files
 from simplear_rl.algorithms.paired import Comparison, compare
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, first_of
+from simplear_rl.files import rendered, write_text
 from simplear_rl.rewards.scoring import ScoredImage
 
-SHOWN = 20  # faults of a message
 EVALUATION, POLICY, IMAGES = "an evaluation", "a policy", "images"
 
 
@@ -96,8 +95,7 @@ def pair_up(a: Mapping[str, Scored], b: Mapping[str, Scored]) -> list[Pair]:
         if pair.a.prompt != pair.b.prompt:
             faults.append(f"{pair.b.file}: drawn for {pair.b.prompt!r}, its partner for {pair.a.prompt!r}")
     if faults:
-        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise UserError("\n".join(["not the same prompts and images on both sides:", *faults[:SHOWN], *more]))
+        raise UserError("\n".join(["not the same prompts and images on both sides:", *first_of(faults)]))
     if not pairs:
         raise UserError("no images to compare")
     return pairs
@@ -150,7 +148,7 @@ def write_page(
         for pair in ordered
     ]
     values = {"shown": shown, "found": found, "name": name, "titles": titles, "nan": np.nan}
-    files.write_page(file, __package__, "pairs.html.jinja", **values)
+    write_text(file, rendered(__package__, "pairs.html.jinja", **values))
 
 
 def _without_part(file: Path) -> Path:

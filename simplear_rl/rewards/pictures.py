@@ -15,7 +15,7 @@ from simplear_rl.data.order import Piece
 from simplear_rl.data.prompts import check_prompt, read_rows
 from simplear_rl.data.shards import TokenShards
 from simplear_rl.device import default_device
-from simplear_rl.errors import UserError
+from simplear_rl.errors import UserError, first_of
 from simplear_rl.files import CONTACT_SHEET
 from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
@@ -97,10 +97,9 @@ def _prompt_of(file: Path) -> str:
         ) from None
 
 
-def _refuse(bad: list[str], shown: int = 20) -> None:
+def _refuse(bad: list[str]) -> None:
     if bad:
-        more = [f"and {len(bad) - shown} more"] if len(bad) > shown else []
-        raise UserError("\n".join(bad[:shown] + more))
+        raise UserError("\n".join(first_of(bad)))
 
 
 def _of_shards(config: ScoreConfig) -> Iterator[Source]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simplear_rl import files
+from simplear_rl.files import rendered, write_text
 from simplear_rl.rewards.pictures import Source
 from simplear_rl.rewards.scorer import Combined
 
@@ -66,7 +66,7 @@ def write_page(file: Path, scored: Sequence[ScoredImage]) -> None:
         for i, image in enumerate(order, start=1)
     ]
     values = {"figures": figures, "names": names_of(scored), "summary": summarise(scored)}
-    files.write_page(file, __package__, "scores.html.jinja", **values)
+    write_text(file, rendered(__package__, "scores.html.jinja", **values))
 
 
 def names_of(scored: Sequence[ScoredImage]) -> list[str]:

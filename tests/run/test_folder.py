@@ -112,17 +112,19 @@ def test_failed_checkpoint_leaves_the_one_before(config):
     assert read_metrics(config.run / "metrics.jsonl")[-1]["step"] >= 4
 
 
-def test_sigterm_finishes_the_step_and_makes_a_checkpoint(config):
+@pytest.mark.parametrize("last", [3, 6])
+def test_sigterm_finishes_the_step_and_makes_a_checkpoint(config, last):
     with pytest.raises(SystemExit) as ended, Run("pretrain", config) as run:
         for step in run.steps():
-            if step == 3:
+            if step == last:
                 os.kill(os.getpid(), signal.SIGTERM)
             run.log(step, {"loss": 0.0}, show=("loss",))
             if run.checkpoint_due:
                 run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
     assert ended.value.code == 143
-    assert checkpoints(config.run)[-1].name == "step-000003"
-    assert work(config, until=99) == [4, 5, 6]
+    assert checkpoints(config.run)[-1].name == f"step-{last:06d}"
+    assert (config.run / "final").is_symlink() == (last == 6)
+    assert work(config, until=99) == list(range(last + 1, 7))
 
 
 @pytest.fixture

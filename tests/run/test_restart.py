@@ -28,20 +28,28 @@ def config(tmp_path, policy):
     return load_config(SupervisedConfig, CONFIGS / "shapes" / "pretrain.yaml", overrides)
 
 
+def take_steps(run, before):
+    """The steps of a run without actors; `before` is called with each."""
+    for step in run.steps():
+        before(step)
+        run.log(step, {"loss": 0.0}, show=("loss",))
+        if run.checkpoint_due:
+            run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
+
+
 def train_with_losses(lost_at, learner=True):
     """A stage without actors that loses its learner in those steps, each as often as it stands in the list."""
     left = list(lost_at)
 
+    def lose(step):
+        if step in left:
+            left.remove(step)
+            raise ActorLostError(f"learner-0 died at {step}", learner=learner)
+
     @restarting
     def train(config):
         with Run("pretrain", config) as run:
-            for step in run.steps():
-                if step in left:
-                    left.remove(step)
-                    raise ActorLostError(f"learner-0 died at {step}", learner=learner)
-                run.log(step, {"loss": 0.0}, show=("loss",))
-                if run.checkpoint_due:
-                    run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
+            take_steps(run, lose)
 
     return train
 
@@ -70,16 +78,15 @@ def losing_its_learner():
 def test_a_learner_that_is_lost_after_sigterm_is_not_started_again(config, capsys):
     """A preempted node takes its learner with it while the driver finishes the step."""
 
+    def lose(step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ZeroDivisionError
+
     @restarting
     def train(config):
         with losing_its_learner(), Run("pretrain", config) as run:
-            for step in run.steps():
-                if step == 4:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    raise ZeroDivisionError
-                run.log(step, {"loss": 0.0}, show=("loss",))
-                if run.checkpoint_due:
-                    run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
+            take_steps(run, lose)
 
     with pytest.raises(SystemExit) as ended:
         train(config)
@@ -88,17 +95,6 @@ def test_a_learner_that_is_lost_after_sigterm_is_not_started_again(config, capsy
     assert "after step 3: learner-0 died\n" in said and "stopped after step 2; the same command continues" in said
     train_with_losses([])(config)
     assert [row["step"] for row in read_metrics(config.run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_sigterm_in_the_last_step_ends_the_process_with_a_finished_run(config):
-    with pytest.raises(SystemExit) as ended, Run("pretrain", config) as run:
-        for step in run.steps():
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-            run.log(step, {"loss": 0.0}, show=("loss",))
-            if run.checkpoint_due:
-                run.checkpoint(lambda folder: lambda: (folder / "state").write_text("x"))
-    assert ended.value.code == 143 and (config.run / "final").is_symlink()
 
 
 def test_folders_of_the_user_among_the_evaluations_are_left_alone(config):
