@@ -10,4 +10,4 @@ def guided_logits(conditional: torch.Tensor, unconditional: torch.Tensor, scale:
 
     Raw or log-softmaxed logits give the same distribution after the softmax.
     """
-    return unconditional + scale * (conditional - unconditional)
+    return (conditional - unconditional).mul_(scale).add_(unconditional)  # in place: one array, not three

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from simplear_rl.rollout.decode_operators import Operators
+from simplear_rl.rollout.decode_operators import Operators, Place
 
 PROGRAMS = 264  # two for each multiprocessor of an H100
 COLUMNS = 64  # of the cache that a program reads at a time
@@ -124,13 +124,7 @@ class Kernels(Operators):
         return normed
 
     def attend(
-        self,
-        qkv_KF: torch.Tensor,
-        angles_2LD: torch.Tensor,
-        column: torch.Tensor,
-        first_K: torch.Tensor,
-        keys_KNLD: torch.Tensor,
-        values_KNLD: torch.Tensor,
+        self, qkv_KF: torch.Tensor, place: Place, keys_KNLD: torch.Tensor, values_KNLD: torch.Tensor
     ) -> torch.Tensor:
         """See Operators."""
         contexts, groups, columns, size = keys_KNLD.shape
@@ -138,11 +132,11 @@ class Kernels(Operators):
         heads = contexts * groups
         rows = max(16, triton.next_power_of_2(queries))  # a matrix product has 16 or more
         splits = min(64, max(1, triton.next_power_of_2(PROGRAMS // heads)))
-        parts = torch.empty(heads, splits, rows, size, device=column.device)
-        maxima, sums = torch.empty(2, heads, splits, rows, device=column.device)
+        parts = torch.empty(heads, splits, rows, size, device=qkv_KF.device)
+        maxima, sums = torch.empty(2, heads, splits, rows, device=qkv_KF.device)
         options: dict[str, Any] = {"launch_pdl": True} if self.ahead else {}
         _attend[(heads, splits)](
-            qkv_KF, angles_2LD[0], angles_2LD[1], keys_KNLD, values_KNLD, column, first_K, parts, maxima, sums, columns,
+            qkv_KF, *place.angles, keys_KNLD, values_KNLD, place.column, place.first, parts, maxima, sums, columns,
             size**-0.5, N=groups, G=queries, ROWS=rows, D=size, S=splits, C=COLUMNS, AHEAD=self.ahead, **options,
         )  # fmt: skip
         attended = qkv_KF.new_empty(contexts, groups * queries * size)

@@ -5,10 +5,45 @@ of the cache. An operator that begins with a norm first adds what the one before
 place or not: the sum is what it returns first.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch.nn import functional
 
 from simplear_rl.policy.visual_head import visual_logits
+
+
+@dataclass
+class Place:
+    """Where a step's tokens stand, which is the same for the attention of all layers.
+
+    Args:
+        angles: cosines and sines of each position, float32 [2, L, D / 2].
+        column: of the cache, int32 [1].
+        first: each row's first column, its position 0, int32 [K].
+    """
+
+    angles: torch.Tensor
+    column: torch.Tensor
+    first: torch.Tensor
+
+    @cached_property
+    def turn(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of each row's position, [K, 1, D / 2] each."""
+        cos_K1D, sin_K1D = self.angles[:, (self.column - self.first).long()].unsqueeze(2)
+        return cos_K1D, sin_K1D
+
+    @cached_property
+    def end(self) -> int:
+        """The columns that are written after this step."""
+        return int(self.column) + 1
+
+    @cached_property
+    def seen(self) -> torch.Tensor | None:
+        """Columns that a row attends to, bool [K, 1, 1, end]; None where it is all of them."""
+        seen_KL = torch.arange(self.end, device=self.first.device) >= self.first.unsqueeze(-1)
+        return None if bool(seen_KL.all()) else seen_KL[:, None, None]
 
 
 class Operators:
@@ -23,9 +58,9 @@ class Operators:
         return functional.rms_norm(x_KH, weight_H.shape, weight_H, eps)
 
     def gate(self, gate_up_KF: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up of the two halves of each row."""
+        """silu(gate) * up of the two halves of each row; may overwrite them."""
         gate, up = gate_up_KF.chunk(2, dim=-1)
-        return functional.silu(gate) * up
+        return functional.silu(gate, inplace=True).mul_(up)
 
     def norm_linear(
         self,
@@ -56,40 +91,32 @@ class Operators:
         return visual_logits(self.add_norm(x_KH, delta_KH, norm_H, eps), head_CH)
 
     def attend(
-        self,
-        qkv_KF: torch.Tensor,
-        angles_2LD: torch.Tensor,
-        column: torch.Tensor,
-        first_K: torch.Tensor,
-        keys_KNLD: torch.Tensor,
-        values_KNLD: torch.Tensor,
+        self, qkv_KF: torch.Tensor, place: Place, keys_KNLD: torch.Tensor, values_KNLD: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of each row over its columns, from its first one to `column`; returns [K, N * G * D].
+        """Attention of each row over its columns, from its first one to the step's; returns [K, N * G * D].
 
-        Rotates queries and keys (RoPE, arXiv 2104.09864) and writes the new keys and values at `column` first.
+        Rotates queries and keys (RoPE, arXiv 2104.09864) and writes the new keys and values into the cache first.
 
         Args:
             qkv_KF: a row's queries, keys and values, one head behind the other.
-            angles_2LD: cosines and sines of each position, D / 2 of them, float32.
-            column: int32 [1], of the cache.
-            first_K: int32, each row's first column: its position 0.
+            place: the step's.
             keys_KNLD: of one layer's cache.
             values_KNLD: the same.
         """
         contexts, groups, _, size = keys_KNLD.shape
         heads_KFD = qkv_KF.view(contexts, -1, size)
         queries = heads_KFD.shape[1] - 2 * groups
-        cos, sin = (table[(column - first_K).long()].unsqueeze(1) for table in angles_2LD)
         low, high = heads_KFD[:, :-groups].float().chunk(2, dim=-1)
-        rotated = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(qkv_KF.dtype)
-        keys_KNLD.index_copy_(2, column.long(), rotated[:, queries:].unsqueeze(2))
-        values_KNLD.index_copy_(2, column.long(), heads_KFD[:, -groups:].unsqueeze(2))
-        queries_KNGD = rotated[:, :queries].reshape(contexts, groups, -1, size)
-        end = int(column) + 1
-        seen_K11L = (torch.arange(end, device=first_K.device) >= first_K.unsqueeze(-1))[:, None, None]
-        mask = None if bool(seen_K11L.all()) else seen_K11L
+        cos, sin = place.turn
+        turned = (low * cos).addcmul_(high, sin, value=-1), (high * cos).addcmul_(low, sin)
+        rotated = torch.cat(turned, dim=-1).to(qkv_KF.dtype)
+        keys_KNLD[:, :, place.end - 1] = rotated[:, queries:]
+        values_KNLD[:, :, place.end - 1] = heads_KFD[:, -groups:]
         # The query heads of one key-value head are the rows of one small matrix.
         attended = functional.scaled_dot_product_attention(
-            queries_KNGD, keys_KNLD[:, :, :end], values_KNLD[:, :, :end], attn_mask=mask
+            rotated[:, :queries].reshape(contexts, groups, -1, size),
+            keys_KNLD[:, :, : place.end],
+            values_KNLD[:, :, : place.end],
+            attn_mask=place.seen,
         )
         return attended.reshape(len(attended), -1)

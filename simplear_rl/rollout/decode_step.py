@@ -13,7 +13,7 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 
 from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
-from simplear_rl.rollout.decode_operators import Operators
+from simplear_rl.rollout.decode_operators import Operators, Place
 
 FEW = 2  # contexts: up to so many, matrix-vector products are faster (docs/timings.md)
 
@@ -75,35 +75,38 @@ class DecodeStep:
     def begin(self, prompts: Sequence[list[int]]) -> torch.Tensor:
         """Fill the cache with prompts, of any lengths; returns the first code's logits, float32 [K, codebook_size]."""
         longest, device = max(map(len, prompts)), self.ids.device
+        # The images of a group have one prompt, and all guided ones the same unconditional one: each is computed once.
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        rows = torch.tensor([distinct.index(tuple(ids)) for ids in prompts], device=device)
         # Padding on the left: the first codes share a column. Padded columns lie before a row's first and are not seen.
-        ids_KP = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts], device=device)
-        first_K = torch.tensor([longest - len(ids) for ids in prompts], device=device)
+        ids_QP = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in distinct], device=device)
+        first_Q = torch.tensor([longest - len(ids) for ids in distinct], device=device)
         columns_P = torch.arange(longest, device=device)
         cache = DynamicCache()
-        hidden = self.model.model(
-            input_ids=ids_KP,
-            attention_mask=(columns_P >= first_K.unsqueeze(-1)).long(),
-            position_ids=(columns_P - first_K.unsqueeze(-1)).clamp(min=0),
+        hidden_QH = self.model.model(
+            input_ids=ids_QP,
+            attention_mask=(columns_P >= first_Q.unsqueeze(-1)).long(),
+            position_ids=(columns_P - first_Q.unsqueeze(-1)).clamp(min=0),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
         for i, layer in enumerate(cache.layers):
-            self.keys[i, : len(prompts), :, :longest] = layer.keys
-            self.values[i, : len(prompts), :, :longest] = layer.values
-        self.first[: len(prompts)] = first_K
+            self.keys[i, : len(prompts), :, :longest] = layer.keys[rows]
+            self.values[i, : len(prompts), :, :longest] = layer.values[rows]
+        self.first[: len(prompts)] = first_Q[rows]
         self.column.fill_(longest)
-        return visual_logits(hidden, self.head)
+        return visual_logits(hidden_QH, self.head)[rows]
 
     def __call__(self, contexts: int) -> torch.Tensor:
         """Logits, float32 [K, codebook_size], after the tokens `ids` of the first `contexts` rows; goes a column on."""
         eps, operators = self.model.config.rms_norm_eps, self.few if contexts <= FEW else self.many
-        first_K = self.first[:contexts]
+        place = Place(self.angles, self.column, self.first[:contexts])
         x_KH = functional.embedding(self.ids[:contexts], self.model.model.embed_tokens.weight)
         delta_KH = None
         for i, (norm, qkv, bias, out, norm_2, gate_up, down) in enumerate(self.layers):
             keys, values = self.keys[i, :contexts], self.values[i, :contexts]
             x_KH, qkv_KF = operators.norm_linear(x_KH, delta_KH, norm, eps, qkv, bias)
-            attended_KF = operators.attend(qkv_KF, self.angles, self.column, first_K, keys, values)
+            attended_KF = operators.attend(qkv_KF, place, keys, values)
             delta_KH = operators.linear(attended_KF, out)
             x_KH, gated_KF = operators.norm_gated(x_KH, delta_KH, norm_2, eps, gate_up)
             delta_KH = operators.linear(gated_KF, down)

@@ -14,7 +14,7 @@ from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import read_layout
-from simplear_rl.rollout.decode_operators import Operators
+from simplear_rl.rollout.decode_operators import Operators, Place
 from simplear_rl.rollout.decode_step import DecodeStep
 from simplear_rl.rollout.transformers_engine import TransformersEngine, sample_codes
 from simplear_rl.weights.sharing import shared
@@ -133,7 +133,7 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch, dtype, g
     )
     for operators in Kernels(), FewKernels():
         first = operators.norm_linear(x, None, norm, 1e-6, qkv, bias)[1]
-        operators.linear(operators.attend(first, angles, at[:1], at, cache, cache), out)
+        operators.linear(operators.attend(first, Place(angles, at[:1], at), cache, cache), out)
         operators.linear(operators.norm_gated(x, x, norm, 1e-6, up)[1], down)
         operators.norm_logits(x, x, norm, 1e-6, out)
     assert len(compiled) == 13 and set(compiled) == {"_add_norm", "_attend", "_combine", "_gate", "_product"}
@@ -162,7 +162,7 @@ def compare_kernels() -> None:
         own, qkv = operators.norm_linear(x.clone(), delta, norm, 1e-6, weight, None)
         for column in 70, 79:
             at = torch.tensor([column], dtype=torch.int32)
-            found.append(operators.attend(qkv + column, angles, at, first, k, v))
+            found.append(operators.attend(qkv + column, Place(angles, at, first), k, v))
         found += [own, qkv, k, v, *operators.norm_gated(x.clone(), delta, norm, 1e-6, weight)]
         found += [operators.linear(found[2], other), operators.norm_logits(x.clone(), delta, norm, 1e-6, head)]
         results.append(found)
