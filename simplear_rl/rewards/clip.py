@@ -1,7 +1,6 @@
 """CLIP as a reward: the cosine of image and text features, through open_clip."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import open_clip
@@ -41,7 +40,7 @@ class ClipReward:
         self.dtype = getattr(torch, config.dtype)
         transform = TRANSFORMS[config.type if config.preprocess == "model" else config.preprocess]
         settings = PreprocessCfg(**self.model.visual.preprocess_cfg)
-        self.preprocess = partial(transform, settings=settings, device=device)
+        self.preprocess = transform(settings, device)
         self.tokenize = _text_tokenizer(config.model)
         self.context_length = self.model.context_length
         self.captions: dict[str, torch.Tensor] = {}  # normalised features [D] of captions already seen
