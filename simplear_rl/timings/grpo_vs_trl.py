@@ -5,9 +5,11 @@
   python -m simplear_rl.timings.grpo_vs_trl --root ~/simplear_runs/shapes --policy 5m --side 16 --steps 4
 
 Both train for --steps steps in turns, --rounds times; the first two steps of each run do not count. Both learn from
---micro-batch images at a time, from all images of a step where it is not given. Every process has --threads threads,
-and half of them with `ahead`, where drawing and learning go on at the same time. TRL is installed into an environment
-of its own (--environment), which takes all other packages from this one.
+--micro-batch images at a time, from all images of a step where it is not given. TRL has --threads threads. So have our
+learner and reference; the reward has one, which is the fastest for its small batches, and as many engines of one thread
+each draw as the learner has threads. With `ahead` learner, reference and engines have half of them, since drawing and
+learning go on at the same time. TRL is installed into an environment of its own (--environment), which takes all other
+packages from this one.
 """
 
 import argparse
@@ -37,7 +39,6 @@ WARM_UP = 2  # steps
 LOOK_SECONDS = 10
 VLLM, OTHER = "rollout.engine.type=vllm", "rollout.engine.type=transformers"
 SYNC, AHEAD = "rollout.ahead=0", "rollout.ahead=1"
-ROLES = "rollout.engine.actors", "learner.actors", "reference", "reward.actors"
 VARIANTS = {
     "vllm": [VLLM, SYNC],
     "vllm, ahead": [VLLM, AHEAD],
@@ -131,7 +132,15 @@ class Comparison:
     def ours(self, values: list[str], name: str) -> tuple[list[float], float]:
         """Seconds of each step, and peak memory."""
         output, threads = self.folder / name, max(1, self.options.threads // (2 if AHEAD in values else 1))
-        values = [*values, *(f"{role}.threads={threads}" for role in ROLES)]
+        values = [
+            *values,
+            f"learner.actors.threads={threads}",
+            f"reference.threads={threads}",
+            "reward.actors.threads=1",
+            f"rollout.engine.actors.count={threads}",
+            "rollout.engine.actors.threads=1",
+            f"rollout.engine.max_concurrent={self.images // threads}",
+        ]
         command = [sys.executable, "-m", "simplear_rl.grpo", "--config", "configs/shapes/grpo.yaml"]
         peak = run([*command, *self.overrides, f"run={output}", *values], self.folder / f"{name}.log")
         return [row["step_seconds"] for row in read_metrics(output / "metrics.jsonl")][WARM_UP:], peak
@@ -152,7 +161,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16, help="with --policy: codes along each side of an image")
     parser.add_argument("--steps", type=int, default=20, help="that count, of each run")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="of every process")
+    parser.add_argument("--threads", type=int, default=2, help="see above")
     parser.add_argument("--micro-batch", type=int, help="images of a pass, on both sides")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="TRL's")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["vllm", "vllm, ahead"])
