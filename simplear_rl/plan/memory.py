@@ -45,6 +45,7 @@ BUCKET, GATHERED = 5e8, 1e9
 # Bytes per logit of a chunk, in float32: logits, log-softmax and, in the backward pass, a gradient; guided, of both
 # contexts, whose gradients come after the log-softmax is gone.
 UNGUIDED, GUIDED = 12, 16
+WITHOUT_GRADIENT = 12  # at most three arrays at a time: of both contexts and guided, then with the log-softmax
 # And those of an entropy with a gradient: probabilities, their gradient and that of the log-softmax.
 ENTROPY = 12
 # Gradients of the head that exist at a time, beside the one that training keeps, when logits come in several chunks:
@@ -159,13 +160,14 @@ def logits_peak(decoder: Decoder, dtype: str, rows: int, ids: int, per_logit: in
 
 
 def reference_memory(decoder: Decoder, dtype: str, images: int, guided: bool, prompt: int) -> Memory:
-    """A frozen reference: one layer's activations, and one chunk of logits, at a time."""
-    tokens = images * (1 + guided) * (prompt + decoder.tokens)
+    """A frozen reference: of one context at a time one layer's activations, then one chunk of logits at a time."""
+    passing = images * (prompt + decoder.tokens) * layer_activations(decoder, dtype)
+    kept = guided * images * decoder.tokens * decoder.hidden * BYTES[dtype]  # the first context's hidden states
     chunk = min(images * decoder.tokens * decoder.codes, LOGITS_PER_CHUNK)
     return {
         "weights": decoder.parameters * BYTES[dtype],
-        "activations": tokens * layer_activations(decoder, dtype),
-        "log-probs": chunk * (GUIDED if guided else UNGUIDED),
+        "activations": passing + kept,
+        "log-probs": chunk * WITHOUT_GRADIENT,
     }
 
 
