@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16, help="with --policy: codes along each side of an image")
     parser.add_argument("--steps", type=int, default=20, help="that count, of each run")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="see above")
+    parser.add_argument("--threads", type=int, default=2, help="of TRL, and how many engines draw")
     parser.add_argument("--micro-batch", type=int, help="images of a pass, on both sides")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="TRL's")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["vllm", "vllm, ahead"])
