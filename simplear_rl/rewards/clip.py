@@ -44,16 +44,21 @@ class ClipReward:
         self.tokenize = _text_tokenizer(config.model)
         self.context_length = self.model.context_length
         self.captions: dict[str, torch.Tensor] = {}  # normalised features [D] of captions already seen
+        self.cut: dict[str, bool] = {}  # whether they are too long
 
     def too_long(self, texts: list[str]) -> list[bool]:
         """Of each text, whether the model reads only its beginning: its tokenizer cuts it silently."""
-        length = self.context_length
-        padding, *whole = self.tokenize(["", *texts], context_length=2 * length)
-        read = self.tokenize(texts)
-        return [
-            bool((ids[:length] != ids_read).any() or (ids[length:] != padding[length:]).any())
-            for ids, ids_read in zip(whole, read, strict=True)
-        ]
+        if len(self.cut) > CACHED_CAPTIONS:
+            self.cut.clear()
+        if new := [text for text in dict.fromkeys(texts) if text not in self.cut]:
+            length = self.context_length
+            padding, *whole = self.tokenize(["", *new], context_length=2 * length)
+            read = self.tokenize(new)
+            self.cut |= {
+                text: bool((ids[:length] != ids_read).any() or (ids[length:] != padding[length:]).any())
+                for text, ids, ids_read in zip(new, whole, read, strict=True)
+            }
+        return [self.cut[text] for text in texts]
 
     def check(self, texts: list[str], columns: Columns = ()) -> list[str]:
         """The texts that are scored by their beginning alone (`long_text: truncate`).
