@@ -168,7 +168,7 @@ def _signal(
     metrics |= _mismatch(old_BT, behaviour_BT)
     metrics |= {
         "entropy": entropy_BT.mean(),
-        "zero_advantage_groups": torch.tensor(part.collapsed),
+        "zero_advantage_groups": torch.tensor(part.collapsed, dtype=torch.float64),
         "staleness": torch.tensor(float(learner.step - part.parts[0].rollout.weight_version)),
     }
     compared = part.reference_log_probs
