@@ -19,7 +19,7 @@ def note(text: str) -> None:
 def say(*lines: str) -> None:
     """Print lines and `note` each."""
     for line in lines:
-        print(line, flush=True)
+        print(f"{line}\n", end="", flush=True)  # in one piece: other threads print as well
         note(line)
 
 
