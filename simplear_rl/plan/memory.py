@@ -45,9 +45,10 @@ BUCKET, GATHERED = 5e8, 1e9
 # Bytes per logit of a chunk, in float32: logits, log-softmax and, in the backward pass, a gradient; guided, of both
 # contexts, whose gradients come after the log-softmax is gone.
 UNGUIDED, GUIDED = 12, 16
-WITHOUT_GRADIENT = 12  # at most three arrays at a time: of both contexts and guided, then with the log-softmax
 # And those of an entropy with a gradient: probabilities, their gradient and that of the log-softmax.
 ENTROPY = 12
+# Without gradients at most three arrays at a time: of both contexts and guided; then the log-softmax for one of them.
+WITHOUT_GRADIENT = 12
 # Gradients of the head that exist at a time, beside the one that training keeps, when logits come in several chunks:
 # the sum so far, a chunk's own and the new sum.
 HEAD_GRADIENTS = 3

@@ -1,6 +1,7 @@
 """CLIP as a reward: the cosine of image and text features, through open_clip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import open_clip
@@ -16,6 +17,7 @@ from simplear_rl.rewards.reward import Columns
 from simplear_rl.vision.clip import LOAD_ERRORS, load_clip
 
 CACHED_CAPTIONS = 4096
+Value = TypeVar("Value")
 TRANSFORMS = {"clip": open_clip_transform, "hpsv2": hpsv2_transform, "simplear": simplear_transform}
 
 
@@ -48,17 +50,7 @@ class ClipReward:
 
     def too_long(self, texts: list[str]) -> list[bool]:
         """Of each text, whether the model reads only its beginning: its tokenizer cuts it silently."""
-        if len(self.cut) > CACHED_CAPTIONS:
-            self.cut.clear()
-        if new := [text for text in dict.fromkeys(texts) if text not in self.cut]:
-            length = self.context_length
-            padding, *whole = self.tokenize(["", *new], context_length=2 * length)
-            read = self.tokenize(new)
-            self.cut |= {
-                text: bool((ids[:length] != ids_read).any() or (ids[length:] != padding[length:]).any())
-                for text, ids, ids_read in zip(new, whole, read, strict=True)
-            }
-        return [self.cut[text] for text in texts]
+        return _remembered(self.cut, texts, self._are_cut)
 
     def check(self, texts: list[str], columns: Columns = ()) -> list[str]:
         """The texts that are scored by their beginning alone (`long_text: truncate`).
@@ -99,22 +91,39 @@ class ClipReward:
     @torch.no_grad()
     def text_features(self, texts: list[str]) -> torch.Tensor:
         """Features of length 1, float32 [B, D], of texts."""
-        self._read(texts)
-        return torch.stack([self.captions[text] for text in texts])
+        return torch.stack(_remembered(self.captions, texts, self._encoded))
 
-    def _read(self, texts: list[str]) -> None:
-        """Compute the features of captions that are not cached."""
-        if len(self.captions) > CACHED_CAPTIONS:
-            self.captions.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self.captions]
-        for start in range(0, len(new), self.config.batch_size):
-            part = new[start : start + self.config.batch_size]
-            self.check(part)
-            features = self.model.encode_text(self.tokenize(part).to(self.device))
-            self.captions |= zip(part, normalize(features.float(), dim=-1), strict=True)
+    def _are_cut(self, texts: list[str]) -> list[bool]:
+        length = self.context_length
+        padding, *whole = self.tokenize(["", *texts], context_length=2 * length)
+        read = self.tokenize(texts)
+        return [
+            bool((ids[:length] != ids_read).any() or (ids[length:] != padding[length:]).any())
+            for ids, ids_read in zip(whole, read, strict=True)
+        ]
+
+    def _encoded(self, texts: list[str]) -> torch.Tensor:
+        """Features of length 1, float32 [B, D]."""
+        self.check(texts)
+        parts = []
+        for start in range(0, len(texts), self.config.batch_size):
+            part = self.tokenize(texts[start : start + self.config.batch_size]).to(self.device)
+            parts.append(normalize(self.model.encode_text(part).float(), dim=-1))
+        return torch.cat(parts)
 
     def _load(self) -> open_clip.CLIP:
         return load_clip(self.config.model, self.config.weights, self.config.dtype, self.device)[0]
+
+
+def _remembered(
+    known: dict[str, Value], texts: list[str], compute: Callable[[list[str]], Iterable[Value]]
+) -> list[Value]:
+    """A value of each text. `known` has some of them, the others are computed and kept there."""
+    if len(known) > CACHED_CAPTIONS:
+        known.clear()
+    if new := [text for text in dict.fromkeys(texts) if text not in known]:
+        known.update(zip(new, compute(new), strict=True))
+    return [known[text] for text in texts]
 
 
 def _text_tokenizer(model: str) -> Callable[..., torch.Tensor]:
