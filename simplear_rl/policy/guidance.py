@@ -10,4 +10,4 @@ def guided_logits(conditional: torch.Tensor, unconditional: torch.Tensor, scale:
 
     Raw or log-softmaxed logits give the same distribution after the softmax.
     """
-    return (conditional - unconditional).mul_(scale).add_(unconditional)  # in place: one array, not three
+    return torch.lerp(unconditional, conditional, scale)  # one pass over the codebook, and exact at scales 0 and 1

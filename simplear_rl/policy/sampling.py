@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
-BLOCK = 64  # codes: the best of 16, 64 and 128 on a CPU, for codebooks of 1,000 to 64,000
+BLOCK = 64  # codes at most: the best of 16, 64 and 128 on a CPU, for codebooks of 1,000 to 64,000
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def draw_each(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One code per row, int64 [B], and its log-prob, float32 [B], under the distribution that it is drawn from.
 
-    `uniform_B` is float64 in [0, 1). At temperature 0 it is not used: the likeliest code is taken.
+    `logits_BC` may be overwritten. `uniform_B` is float64 in [0, 1). At temperature 0 it is not used: the likeliest
+    code is taken.
     """
     if sampling.temperature == 0:
         log_probs_B, codes_B = sampling_log_probs(logits_BC, sampling).max(-1)
@@ -86,31 +88,33 @@ def draw_codes(logits_BC: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.
     cumulative sum over 64,000 codes would shift the edges by about 1e-5.
 
     Args:
-        logits_BC: float32 natural logits [B, codebook_size]. Log-probs are logits as well.
+        logits_BC: float32 natural logits [B, codebook_size]. Log-probs are logits as well. They are overwritten: new
+            memory for as many numbers would cost a third of the draw.
         uniform_B: float64 [B] in [0, 1).
 
     Returns:
         Codes int64 [B], and their log-probs float32 [B]. Codes of probability 0 are never drawn.
     """
-    largest_B1 = logits_BC.amax(-1, keepdim=True)
-    size = logits_BC.shape[-1]
-    blocks = -(-size // BLOCK)
-    weights_BP = logits_BC.new_empty(len(logits_BC), blocks * BLOCK)
-    torch.sub(logits_BC, largest_B1, out=weights_BP[:, :size])
-    weights_BP[:, size:] = -torch.inf
-    weights_BKN = weights_BP.exp_().unflatten(-1, (blocks, BLOCK))
+    size = _block(logits_BC.shape[-1])
+    weights_BC = logits_BC.sub_(logits_BC.amax(-1, keepdim=True)).exp_()
+    weights_BKN = weights_BC.unflatten(-1, (-1, size))
     sums_BK = weights_BKN.sum(-1).double()
     ends_BK = sums_BK.cumsum(-1)
     uniform_B1 = uniform_B.to(logits_BC.device).unsqueeze(-1)
     block_B1 = _first_beyond(ends_BK, uniform_B1)
     sum_B1 = sums_BK.gather(-1, block_B1)
     start_B1 = ends_BK.gather(-1, block_B1) - sum_B1
-    codes_BN = weights_BKN.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double()
     total_B1 = ends_BK[:, -1:]
+    codes_BN = weights_BKN.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, size)).squeeze(1).double()
     within_B1 = _first_beyond(codes_BN.cumsum(-1), (uniform_B1 * total_B1 - start_B1) / sum_B1)
-    drawn_B1 = block_B1 * BLOCK + within_B1
-    log_probs_B1 = logits_BC.gather(-1, drawn_B1) - largest_B1 - total_B1.log().float()
-    return drawn_B1.squeeze(-1), log_probs_B1.squeeze(-1)
+    log_probs_B1 = (codes_BN.gather(-1, within_B1) / total_B1).log().float()
+    return (block_B1 * size + within_B1).squeeze(-1), log_probs_B1.squeeze(-1)
+
+
+@cache
+def _block(codebook_size: int) -> int:
+    """Codes of a block: the most that divide the codebook evenly. Of a prime number of codes each is its own block."""
+    return max(size for size in range(1, BLOCK + 1) if codebook_size % size == 0)
 
 
 def _first_beyond(ends_BN: torch.Tensor, share_B1: torch.Tensor) -> torch.Tensor:
