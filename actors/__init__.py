@@ -21,8 +21,10 @@ The drivers work with these:
     learner.py        LearnerGroup: all ranks, driven as one learner
     preferences.py    the pairs of a step of DPO: stored ones, or drawn and scored
     sampler.py        draws, scores and compares the groups of a step, in prompt order
+    samples.py        the samples of each step: drawn at once, or while the learner takes the step before
     broadcast.py      Broadcast: the learner's weights to every engine, verified by checksum
-    evaluation.py     Evaluation: a benchmark's scores while GRPO trains
+    evaluation.py     Evaluation: a benchmark's scores while a stage trains
+    supervised_evaluation.py  the same for pretraining and SFT, which have no rollout engines
     supervision.py    Heartbeat, and which lost actor is behind an error
     monitor.py        Monitored, the base of all actors: `ready`, `beat`, phases, metrics, log lines
     weight_member.py  WeightMember, the base of the actors in the process group that carries weights

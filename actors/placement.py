@@ -110,7 +110,7 @@ class Stage:
             max_restarts=restarts,
         ).remote(name, i, *args)
         self.actors[name] = handle
-        self.heartbeat.watch(handle, name)
+        self.heartbeat.watch(handle, name, restarts > 0)
         return handle
 
     def require_workers(self) -> None:

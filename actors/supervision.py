@@ -30,6 +30,7 @@ class Beat:
 
     actor: ActorHandle
     name: str
+    restarts: bool  # whether Ray restarts the actor
     age: float = 0.0  # seconds
     built: bool = False  # it is not busy starting: it has answered before, or Ray says so
     lost: bool = False  # the call before was lost, and that was said
@@ -49,9 +50,9 @@ class Heartbeat(Thread):
         self.beats: dict[ray.ObjectRef, Beat] = {}
         self.places: dict[str, str] = {}  # of every actor, as last heard
 
-    def watch(self, actor: ActorHandle, name: str) -> None:
-        """Begin to watch an actor."""
-        self._ask(Beat(actor, name))
+    def watch(self, actor: ActorHandle, name: str, restarts: bool) -> None:
+        """Begin to watch an actor; `restarts`: whether Ray restarts it."""
+        self._ask(Beat(actor, name, restarts))
         if not self.is_alive():
             self.start()
 
@@ -95,10 +96,10 @@ class Heartbeat(Thread):
             if beat.lost and not beat.killed:  # it hangs: Ray cannot reach it, and loses call after call
                 self._ask(beat)
                 return
-            say(f"{self.place(beat.name)} died; Ray restarts it")
-            self._ask(Beat(beat.actor, beat.name, lost=True))
+            say(f"{self.place(beat.name)} " + ("died; Ray restarts it" if beat.restarts else "cannot be reached"))
+            self._ask(Beat(beat.actor, beat.name, beat.restarts, lost=True))
         else:
-            self._ask(Beat(beat.actor, beat.name, built=True))
+            self._ask(Beat(beat.actor, beat.name, beat.restarts, built=True))
 
     def _ask(self, beat: Beat) -> None:
         # One question is always on its way, so that no death and restart goes unnoticed.

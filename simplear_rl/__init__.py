@@ -1,4 +1,4 @@
-"""Pretraining, supervised fine-tuning and GRPO for autoregressive image generators."""
+"""Pretraining, supervised fine-tuning, DPO and GRPO for autoregressive image generators."""
 
 import os
 import pwd
