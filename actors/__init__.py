@@ -16,6 +16,7 @@ The actors that encode images for `tokenize` are made by Ray Data (encoding.py),
 The drivers work with these:
 
     connection.py     joins or starts a cluster; a fault becomes one message that says what to set
+    environment.py    threads and other environment variables of an actor
     placement.py      Stage: one placement group for all actors of a stage; starts them, ends them, names who was lost
     pool.py           Pool: actors of one role that share its work; extra ones may join and leave
     learner.py        LearnerGroup: all ranks, driven as one learner

@@ -10,6 +10,7 @@ from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from actors.connection import connect, require_worker
+from actors.environment import actor_environment
 from actors.placement import check_fits
 from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.data.columns import Columns
@@ -55,7 +56,7 @@ def encode(shards: ShardWriter, missing: list[Part], columns: Columns, config: T
             compute=ray.data.ActorPoolStrategy(size=config.actors.count),
             num_cpus=config.actors.cpus,
             num_gpus=config.actors.gpus,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.actors.threads)}},
+            runtime_env={"env_vars": actor_environment(config.actors)},
         )
     )
     rows = [part.rows for part in missing]

@@ -11,6 +11,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.connection import connect, require_workers
+from actors.environment import actor_environment
 from actors.pool import Pool
 from actors.supervision import Heartbeat, is_behind, lost_actor
 from simplear_rl.config.base import ActorsConfig, FaultsConfig, PoolConfig
@@ -105,8 +106,7 @@ class Stage:
             num_cpus=config.cpus,
             num_gpus=config.gpus,
             scheduling_strategy=strategy,
-            # MKL_CBWR: the order of sums does not depend on where numbers lie in memory, or on what MKL sees of caches.
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads), "MKL_CBWR": "AUTO"}},
+            runtime_env={"env_vars": actor_environment(config)},
             max_restarts=restarts,
         ).remote(name, i, *args)
         self.actors[name] = handle

@@ -20,6 +20,7 @@ from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from starlette.applications import Starlette
 
+from actors.environment import actor_environment
 from simplear_rl.config.base import PoolConfig
 from simplear_rl.config.serving import ServeConfig
 from simplear_rl.errors import UserError
@@ -227,8 +228,7 @@ def _replicas(actors: PoolConfig, at_once: int) -> dict[str, Any]:
     options = {
         "num_cpus": actors.cpus,
         "num_gpus": actors.gpus,
-        # MKL's sums: the same whatever the place in memory, as in the actors of a training.
-        "runtime_env": {"env_vars": LEAN | {"OMP_NUM_THREADS": str(actors.threads), "MKL_CBWR": "AUTO"}},
+        "runtime_env": {"env_vars": LEAN | actor_environment(actors)},
     }
     most = actors.max_count or actors.count
     if most == actors.count:

@@ -51,7 +51,14 @@ class BestConfig(Section):
     """Which checkpoint is the best: by the mean of a metric over the steps that led to it."""
 
     metric: str = Field(description="name in metrics.jsonl")
-    prefer: Literal["highest", "lowest"] = Field("highest", description="mean of the metric")
+    prefer: Literal["highest", "lowest"] | None = Field(
+        None, description="mean of the metric; by default the lowest of a loss, the highest of all others"
+    )
+
+    @property
+    def lowest(self) -> bool:
+        """Whether less is better."""
+        return self.prefer == "lowest" or (self.prefer is None and "loss" in self.metric)
 
 
 class StageConfig(CommandConfig):

@@ -194,7 +194,8 @@ def _checked_codes(column: pa.ChunkedArray, group: RowGroup, layout: ImageLayout
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     for row in np.flatnonzero(lengths != layout.tokens):
         raise UserError(
-            f"{group.file}: row {group.rows[row]}: {lengths[row]} codes, the policy expects {layout.tokens}"
+            f"{group.file}: row {group.rows[row]}: {lengths[row]} codes, the policy expects {layout.tokens}: the size "
+            "that `tokenize` takes is the policy's --resolution"
         )
     flat = pc.list_flatten(column)
     for position in np.flatnonzero(flat.is_null()) if flat.null_count else []:

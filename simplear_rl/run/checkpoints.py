@@ -158,7 +158,7 @@ def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> lis
             step = step_of(folder)
             values = [row[best.metric] for row in rows if step - every < row["step"] <= step and best.metric in row]
             mean = sum(values) / len(values) if values else -inf  # none from before it was logged
-            return -mean if values and best.prefer == "lowest" else mean
+            return -mean if values and best.lowest else mean
 
         kept.add(max(done, key=value))
     if isinstance(config, GrpoConfig):  # what a run needs that continues from one that is kept

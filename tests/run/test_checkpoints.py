@@ -165,7 +165,7 @@ def test_checksums_are_those_of_sha256sum(make_config):
         (["keep_checkpoints=1"], [12]),
         (["keep_checkpoints=2"], [10, 12]),
         (["keep_checkpoints=1", "keep_every=4"], [4, 8, 12]),
-        (["keep_checkpoints=1", "keep_best={metric: loss, prefer: lowest}"], [6, 12]),
+        (["keep_checkpoints=1", "keep_best.metric=loss"], [6, 12]),  # of a loss the lowest
         (["keep_checkpoints=2", "keep_best={metric: loss, prefer: highest}"], [2, 10, 12]),
         (["keep_checkpoints=1", "keep_every=10", "keep_best={metric: loss, prefer: lowest}"], [6, 10, 12]),
     ],
