@@ -5,11 +5,13 @@ import logging
 import os
 import secrets
 import shlex
+import signal
 import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import monotonic, sleep
 
 import ray
@@ -83,6 +85,23 @@ def connect() -> None:
     except (OSError, RayError, RuntimeError, ValueError) as error:
         where = "no Ray cluster can be started here" if own else f"{name}: no Ray cluster can be joined there"
         raise UserError(f"{where}: {error}") from error
+    _end_on_signals()
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM and, unless it is ignored (nohup), SIGHUP end the process as an error does: folders are unlocked.
+
+    Ray's own handler of SIGTERM aborts the process.
+    """
+
+    def end(number: int, _: object) -> None:
+        os.write(2, f"{signal.Signals(number).name}: ending\n".encode())
+        sys.exit(128 + number)
+
+    if current_thread() is main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, end)
 
 
 def _address() -> tuple[str, str]:

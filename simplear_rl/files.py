@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from math import prod
@@ -26,6 +28,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    for written in (*partial.rglob("*"), partial):
+        sync(written)  # else a crash can leave the new name on empty files
     partial.rename(path)
 
 
@@ -46,10 +50,15 @@ def write_text(file: Path, text: str) -> None:
     """
     with writing_to(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        sync(partial)  # else a crash can leave the new name on an empty file
-        partial.rename(file)
+        # Two processes may write the same file, as a training and `report` do: each its own part.
+        partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            sync(partial)  # else a crash can leave the new name on an empty file
+            partial.rename(file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def rendered(package: str, template: str, **values: Any) -> str:
@@ -179,3 +188,15 @@ def count_weights(folder: Path) -> int:
             raise UserError(f"{file}: not a readable safetensors file: {error}") from error
         count += sum(prod(shape) for shape in shapes)
     return count
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Those of the names that come more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as an `object_pairs_hook`. Raises ValueError if it has a key twice, of which one would be lost."""
+    if twice := repeated(key for key, _ in pairs):
+        raise ValueError(f"two keys are called {' and '.join(twice)}")
+    return dict(pairs)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,13 @@ def test_a_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path, target, 
     (tmp_path / "loop").symlink_to(target)
     with pytest.raises(UserError, match="/loop is a link that leads nowhere; choose another `run`"):
         require_writable(Path(f"{tmp_path}/loop{below}"), "run")
+
+
+def test_two_writers_of_a_file_never_show_a_part_of_it(tmp_path):
+    texts = ["a" * 2_000_000, "b" * 2_000_000]
+    write_text(tmp_path / "page", texts[0])
+    with ThreadPoolExecutor(2) as writers:
+        for written in [writers.submit(write_text, tmp_path / "page", text) for text in texts * 20]:
+            assert (tmp_path / "page").read_text() in texts
+            written.result()
+    assert [file.name for file in tmp_path.iterdir()] == ["page"]

@@ -132,7 +132,7 @@ class TokenizeConfig(CommandConfig):
 
     @model_validator(mode="after")
     def _output_is_no_input(self) -> "TokenizeConfig":
-        if self.output.is_relative_to(self.input):
+        if self.output.resolve().is_relative_to(self.input.resolve()):
             raise ValueError(f"output ({self.output}) must not be inside input: its shards would become input")
         return self
 

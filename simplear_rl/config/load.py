@@ -1,7 +1,7 @@
 """Reads a configuration: a YAML file, `${root}` in its values, and `key=value` overrides."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -21,14 +21,14 @@ VALUE = 200  # characters of a value that a message shows
 def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file and apply `key.sub=value` overrides.
 
-    The type of its key says how the value of an override is read: text and paths as they stand, numbers, true and
-    false, null where the key may be null, and sections and lists as YAML in one line.
+    The type of its key says how a value is read: text and paths as they stand, numbers, true and false, null where the
+    key may be null. Those of overrides are sections and lists as YAML in one line.
 
     Raises:
         UserError: unreadable file, broken YAML, malformed override, unknown key (nearest valid name offered) or bad
             value; the message names the file or the override.
     """
-    values = _read(Path(file))
+    values = _read(schema, Path(file))
     for override in overrides:
         _apply(schema, values, override)
     try:
@@ -43,21 +43,20 @@ def load_config(schema: type[Schema], file: Path, overrides: Sequence[str] = ())
         raise UserError(f"{file}: root: {error}") from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(schema: type[BaseModel], file: Path) -> dict[str, Any]:
     """The values of a YAML file. Raises UserError."""
+    root = schema.model_json_schema()
     try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
-        tree = loader.get_single_node()
+        tree = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
         _require_single_keys(tree)
-        values = loader.construct_document(tree) if tree else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no such date
+        values = _build(tree, [root], root.get("$defs", {})) if tree else None
+    except RecursionError as error:
+        raise UserError(f"{file}: a value contains itself") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8
         raise UserError(f"{file}: not a readable YAML file: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected keys and values, found {type(values).__name__}")
-    try:
-        return _copied(values)  # so that an override changes one place
-    except RecursionError as error:
-        raise UserError(f"{file}: a value contains itself") from error
+    return values
 
 
 def _require_single_keys(tree: yaml.Node | None) -> None:
@@ -80,16 +79,13 @@ def _require_single_keys(tree: yaml.Node | None) -> None:
             nodes.append(value)
 
 
-def _copied(value: Any, change: Callable[[Any], Any] = lambda part: part) -> Any:
-    """`value` with its texts and numbers changed. No part of it is shared, as that of a YAML alias is."""
-    if isinstance(value, dict):
-        return {key: _copied(part, change) for key, part in value.items()}
-    return [_copied(part, change) for part in value] if isinstance(value, list) else change(value)
-
-
 def _with_root(value: Any, root: str) -> Any:
     """`value` with every ${root} replaced."""
-    return _copied(value, lambda part: part.replace("${root}", root) if isinstance(part, str) else part)
+    if isinstance(value, dict):
+        return {key: _with_root(part, root) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_root(part, root) for part in value]
+    return value.replace("${root}", root) if isinstance(value, str) else value
 
 
 def _apply(schema: type[BaseModel], values: dict[str, Any], override: str) -> None:
@@ -124,7 +120,10 @@ def _parse(override: str, nodes: list[Node], definitions: Node) -> Any:
 
 def _build(tree: yaml.Node, nodes: list[Node], definitions: Node) -> Any:
     """The value of a YAML tree; what it holds is read by the type of its key as well."""
+    if tree.tag not in yaml.SafeLoader.yaml_constructors:
+        raise ValueError(f"line {tree.start_mark.line + 1}: {tree.tag}: no such type of value")
     if isinstance(tree, yaml.MappingNode):
+        yaml.SafeLoader("").flatten_mapping(tree)  # `<<: *section`
         if any(node.get("additionalProperties") is True for node in nodes):  # the schema says nothing of its values
             return yaml.safe_load(yaml.serialize(tree))
         pairs = [(str(name.value), part) for name, part in tree.value]
@@ -132,9 +131,9 @@ def _build(tree: yaml.Node, nodes: list[Node], definitions: Node) -> Any:
     if isinstance(tree, yaml.SequenceNode):
         return [_build(part, items(nodes, definitions), definitions) for part in tree.value]
     assert isinstance(tree, yaml.ScalarNode)
-    if tree.style:  # in quotes
-        return tree.value
-    return _scalar(tree.value, nodes) if tree.value else None
+    if tree.tag.endswith(":null"):
+        return None
+    return tree.value if tree.style else _scalar(tree.value, nodes)  # style: in quotes
 
 
 def _scalar(text: str, nodes: list[Node]) -> Any:
@@ -157,6 +156,9 @@ def _explain(schema: type[BaseModel], problem: ErrorDetails) -> str:
     match problem["type"]:
         case "extra_forbidden":
             known = ".".join(part for part in loc if isinstance(part, str))
+            section, dot, name = str(loc[-1]).partition(".")
+            if dot and known in known_keys(schema):
+                return f"  {key}: dots are for the command line; here `{section}:` and below it `  {name}: ...`"
             nearest = difflib.get_close_matches(known, set(known_keys(schema)) - {known}, n=1, cutoff=0)
             return f"  {key}: unknown key{f' of type {tag}' if tag else ''}; did you mean {nearest[0]}?"
         case "missing":

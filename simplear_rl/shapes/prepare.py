@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from simplear_rl.config.base import CommandConfig
-from simplear_rl.files import new_folder
+from simplear_rl.files import new_folder, write_text
 from simplear_rl.policy.prompt_prefixes import PROMPT_PREFIXES
 from simplear_rl.shapes import world
 from simplear_rl.shapes.tokenizer_training import train_tokenizer
@@ -122,5 +122,4 @@ def _shards(path: Path, config: CommandConfig, captions: list[str], **images: np
 
 
 def _prompts(path: Path, config: CommandConfig) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(world.rl_prompts()) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(world.rl_prompts()) + "\n")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,29 @@ def test_a_cluster_of_another_version_or_another_user_is_refused(cluster):
     assert "Ray: 2.59.0" in said
     if os.getuid() == 0:
         assert f"{address}: it belongs to another user" in join(before=OTHER_USER, **mine)
+
+
+WORK = """
+import time
+try:
+    time.sleep(100)
+finally:
+    print("unlocked", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_an_error_does(cluster, number):
+    address, home = cluster
+    values = environment(RAY_ADDRESS=address, HOME=home, RAY_AUTH_MODE="token")
+    command = [sys.executable, "-c", JOIN + WORK]
+    with subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "True\n"
+        process.send_signal(number)
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "unlocked" in said
+    assert f"{number.name}: ending" in complaints and "Traceback" not in complaints
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.data import TokenizeConfig
 from simplear_rl.config.dpo import DpoConfig
+from simplear_rl.config.generate import GenerateConfig
 from simplear_rl.config.keys import known_keys
 from simplear_rl.config.load import load_config
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
@@ -258,6 +259,9 @@ def test_bad_data_settings_are_named(override, message):
         ("seed: 1\n", "root: missing"),
         ("seed: 1\nlearner: {}\nseed: 2\n", "line 3: `seed` stands there twice, first in line 1"),
         ("root: r\nreward:\n  models: [{type: a, type: b}]\n", "line 3: `type` stands there twice"),
+        ("root: r\nseed: !!python/name:os.system\n", "line 2: .*os.system: no such type of value"),
+        ("root: r\nseed: yes\n", "seed: .* valid integer, .* found 'yes'"),
+        ("root: r\nreward.models: []\n", "reward.models: dots are for the command line; here `reward:` and below it `  models: ...`"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -325,6 +329,23 @@ def test_addresses_are_no_paths(tmp_path, address):
 
 def test_known_keys_reach_into_lists():
     assert {"steps", "learner.optimizer.learning_rate", "reward.models.weight"} <= set(known_keys(GrpoConfig))
+
+
+def test_values_of_a_file_are_read_as_those_of_overrides(tmp_path):
+    """YAML itself would make a truth, a date, a number, and 8 of the first ones."""
+    file = tmp_path / "c.yaml"
+    values = "prompts: yes\npolicy: 2026-01-02\nnegative_prompt: 7\nseed: 010\ntop_p: 1e-1\nkv_cache_gib: ~\n"
+    file.write_text(f"tokenizer: t\noutput: o\n{values}guidance_scale: &three 3\ntemperature: *three\n")
+    config = load_config(GenerateConfig, file)
+    assert (config.prompts, str(config.policy), config.negative_prompt) == ("yes", "2026-01-02", "7")
+    assert (config.seed, config.top_p, config.kv_cache_gib, config.temperature) == (10, 0.1, None, 3)
+
+
+def test_a_section_may_be_merged_into_another(tmp_path):
+    file = tmp_path / "c.yaml"
+    text = GRPO.read_text().replace("scorer: {count: 1, cpus: 0.25}", "scorer: &few {count: 1, cpus: 0.5}")
+    file.write_text(text.replace("reference: {count: 1, cpus: 0.25,", "reference: {<<: *few,"))
+    assert load_config(GrpoConfig, file).reference.cpus == 0.5
 
 
 @pytest.mark.parametrize(
