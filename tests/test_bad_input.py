@@ -186,6 +186,7 @@ CASES = [
     ("grpo", lambda r: layout(r, rows="4"), [], "config.json: `image_layout` .* expected positive integers"),
     ("evaluate", lambda r: layout(r, more=1), [], "config.json: `image_layout` .* 'more'"),
     ("evaluate", lambda r: layout(r, visual_offset=10**6), [], "visual ids end at 1000100 .* but the model has"),
+    ("evaluate", lambda r: layout(r, codebook_size=2**17), [], "has 131072 codes, expected 65536 at most"),
     ("evaluate", lambda r: edit(r / "policy/config.json", hidden_size="x"), [], "config.json: not a readable model"),
     ("pretrain", lambda r: cut(r / "policy/model.safetensors"), [], "model.safetensors: not a readable safetensors"),
     ("evaluate", lambda r: cut(r / "policy/model.safetensors"), [], "model.safetensors: not a readable safetensors"),

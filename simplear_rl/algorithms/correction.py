@@ -19,8 +19,8 @@ def correction_weights(
 ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
     """Weights of a group's tokens [G, T] or of its images [G, 1], detached, and what to log. None: no correction.
 
-    An image's weight is the product of its tokens'. `correction_ess` is the effective sample size as a share of the
-    sample: (sum w)^2 / (n sum w^2).
+    An image's weight is the product of its tokens'. From mean and mean square of weights comes the effective sample
+    size, see learning/metrics.py.
     """
     if config.kind == "none":
         return None, {}
@@ -31,9 +31,8 @@ def correction_weights(
     weights = torch.exp(difference)
     above = weights > config.limit
     weights = weights.masked_fill(above, config.limit if config.kind == "truncate" else 0.0)
-    squares = (weights.numel() * weights.square().sum()).clamp(min=torch.finfo(weights.dtype).tiny)
     return weights, {
         "correction_mean": weights.mean(),
-        "correction_ess": weights.sum().square() / squares,
+        "correction_square": weights.square().mean(),
         "correction_cut": above.float().mean(),
     }

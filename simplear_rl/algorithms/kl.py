@@ -9,6 +9,9 @@ differentiated itself; in the reward it is a number, and the policy gradient mak
 | k2 | that of KL(policy || reference) | of neither KL |
 | k3 | that of KL(reference || policy) | that of KL(policy || reference) - KL(reference || policy) |
 
+In the loss these are the KLs of each token given the ones before it, as they were drawn: what a token does to the KL of
+later ones has no gradient. k1 in the reward has that of the whole image's KL.
+
 The configuration refuses k1 in the loss, and k2 and k3 in the reward.
 """
 

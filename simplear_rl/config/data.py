@@ -87,7 +87,7 @@ class PairDataConfig(ShardDataConfig):
 
     batch_size: Count = Field(description="pairs per step, over all learner ranks")
     drop_caption: Fraction = Field(0.0, description="share of captions replaced by the null prompt")
-    guidance_scale: NonNegative = Field(
+    guidance_scale: Positive = Field(
         1.0, description="log-probs are those of the guided distribution, with this scale; 1 is unguided"
     )
 

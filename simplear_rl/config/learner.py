@@ -121,8 +121,14 @@ class AlgorithmConfig(Section):
     loss: LossName = Field(
         "grpo", description="grpo: a ratio per token, clipped; gspo: per image; cispo: per token, a clipped weight"
     )
-    clip_low: Positive = Field(0.2, description="ratios count above 1 - clip_low; gspo has 3e-4; cispo has none")
-    clip_high: Positive = Field(0.2, description="ratios count below 1 + clip_high; gspo has 4e-4, cispo larger ones")
+    clip_low: Positive = Field(
+        default_factory=lambda values: 3e-4 if values.get("loss") == "gspo" else 0.2,
+        description="ratios count above 1 - clip_low; default: 0.2, of gspo 3e-4; cispo has none",
+    )
+    clip_high: Positive = Field(
+        default_factory=lambda values: 4e-4 if values.get("loss") == "gspo" else 0.2,
+        description="ratios count below 1 + clip_high; default: 0.2, of gspo 4e-4; cispo has larger ones",
+    )
     minibatches: Count = Field(1, description="parts of a step's prompts, with an optimizer step for each")
     updates_per_batch: Count = Field(1, description="how often a step goes over all its minibatches")
     unconditional_gradient: bool = Field(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simplear_rl.config.base import NonNegative, Positive, Section
 
@@ -29,6 +29,12 @@ class PreferenceConfig(Section):
         description="with `rollout`: all pairs of a prompt's images whose rewards differ by more than this; null: the "
         "best against the worst",
     )
+
+    @model_validator(mode="after")
+    def _smoothing_has_effect(self) -> "PreferenceConfig":
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("label_smoothing is for the loss dpo, found ipo: leave it out")
+        return self
 
 
 class PreferenceGuardsConfig(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from simplear_rl.config.base import Count, NonNegative, PoolConfig, Positive, Section
+from simplear_rl.config.base import Count, PoolConfig, Positive, Section
 
 EngineType = Literal["vllm", "transformers", "sjd"]
 
@@ -48,7 +48,7 @@ class RolloutConfig(Section):
         "for which algorithm.correction allows; 0: one after the other",
     )
     temperature: Positive = 1.0
-    guidance_scale: NonNegative = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
+    guidance_scale: Positive = Field(1.0, description="1 is unguided; what is drawn is what the learner optimises")
     broadcast: Literal["object_store", "collective", "ipc"] = Field(
         "object_store",
         description="weights to the engines: object_store: through the host; collective: device to device (NCCL, "

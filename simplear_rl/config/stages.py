@@ -231,6 +231,8 @@ class GrpoConfig(StageConfig):
     @model_validator(mode="after")
     def _reference_is_saved(self) -> "GrpoConfig":
         every, saved = self.reference.refresh_every, self.checkpoint_every
+        if every and not self.algorithm.kl.beta:
+            raise ValueError("reference.refresh_every: with algorithm.kl.beta 0 there is no reference; leave it out")
         if every and every % saved:
             raise ValueError(
                 f"reference.refresh_every ({every}) must be a multiple of checkpoint_every ({saved}): the reference is "
@@ -238,6 +240,15 @@ class GrpoConfig(StageConfig):
             )
         if every and self.reference.refresh_with == "ema" and self.learner.ema is None:
             raise ValueError("reference.refresh_with=ema: there is no average; set learner.ema, for example 0.99")
+        return self
+
+    @model_validator(mode="after")
+    def _unconditional_context_is_there(self) -> "GrpoConfig":
+        if self.rollout.guidance_scale == 1 and not self.algorithm.unconditional_gradient:
+            raise ValueError(
+                "algorithm.unconditional_gradient=false: there is no such context without guidance; set "
+                "rollout.guidance_scale, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")

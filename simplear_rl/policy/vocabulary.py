@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast, 
 
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw
-from simplear_rl.tokenizers.cosmos import read_geometry
+from simplear_rl.tokenizers.cosmos import CODES, read_geometry
 
 # Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 MADE_BY = "a stage writes its policy to final, `python -m simplear_rl.create_policy --source` makes one to start from"
@@ -57,6 +57,11 @@ class ImageLayout:
             raise UserError(
                 f"{config.name_or_path}/config.json: `image_layout` {stored}: expected positive integers and a "
                 "prompt_prefix"
+            )
+        if layout.codebook_size > CODES:
+            raise UserError(
+                f"{config.name_or_path}/config.json: `image_layout` has {layout.codebook_size} codes, expected {CODES} "
+                "at most: they are stored in 16 bits"
             )
         if layout.vocabulary_size > config.vocab_size:
             raise UserError(

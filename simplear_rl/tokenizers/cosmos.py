@@ -39,6 +39,7 @@ class TokenizerGeometry:
         return prod(self.levels)
 
 
+CODES = 2**16  # at most: they are stored and sent in 16 bits
 OFFICIAL = TokenizerGeometry([8, 8, 8, 5, 5, 5], 16)
 
 
@@ -64,6 +65,8 @@ def read_geometry(source: Path) -> TokenizerGeometry:
         levels, patch = values["levels"], values["patch"]
         if not all(isinstance(n, int) and n > 0 for n in (*levels, patch)):
             raise ValueError(f"levels {levels} and patch {patch} must be positive integers")
+        if prod(levels) > CODES:
+            raise ValueError(f"levels {levels} make {prod(levels)} codes, expected {CODES} at most")
         return TokenizerGeometry(levels, patch)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{config}: expected the keys levels and patch: {error}") from error

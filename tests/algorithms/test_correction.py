@@ -4,6 +4,7 @@ import torch
 from simplear_rl.algorithms.correction import correction_weights
 from simplear_rl.algorithms.grpo_loss import grpo_loss
 from simplear_rl.config.learner import AlgorithmConfig, CorrectionConfig, KlConfig
+from simplear_rl.learning.metrics import combined
 
 OLD = torch.tensor([[-1.0, -2.0, -1.0], [-3.0, -1.0, -1.0]])
 BEHAVIOUR = OLD - torch.tensor([[0.5, 1.0, -0.5], [0.1, 0.1, 0.2]])
@@ -26,7 +27,8 @@ def test_weights(kind, level, limit, expected):
     torch.testing.assert_close(weights, torch.tensor(expected), rtol=0, atol=1e-4)
     n = weights.numel()
     assert metrics["correction_mean"] == pytest.approx(weights.mean().item())
-    assert metrics["correction_ess"] == pytest.approx((weights.sum() ** 2 / (n * weights.square().sum())).item())
+    effective = weights.sum() ** 2 / (n * weights.square().sum())
+    assert combined([metrics])["correction_ess"] == pytest.approx(effective.item())
     assert metrics["correction_cut"] == pytest.approx((limit == 2.0) / n)
 
 
@@ -37,7 +39,8 @@ def test_the_default_is_truncated_per_token_at_two():
 def test_where_engine_and_learner_agree_nothing_is_corrected():
     weights, metrics = correction_weights(OLD, OLD, CorrectionConfig(kind="truncate"))
     assert torch.equal(weights, torch.ones(2, 3))
-    assert metrics == {"correction_mean": 1, "correction_ess": 1, "correction_cut": 0}
+    assert metrics == {"correction_mean": 1, "correction_square": 1, "correction_cut": 0}
+    assert combined([metrics])["correction_ess"] == 1
     assert correction_weights(OLD, BEHAVIOUR, CorrectionConfig(kind="none")) == (None, {})
 
 
@@ -55,7 +58,19 @@ def test_rounding_is_not_corrected(level):
 
 def test_samples_that_are_all_masked_have_no_effective_size():
     _, metrics = correction_weights(OLD, OLD - 100, CorrectionConfig(kind="mask"))
-    assert metrics == {"correction_mean": 0, "correction_ess": 0, "correction_cut": 1}
+    assert metrics == {"correction_mean": 0, "correction_square": 0, "correction_cut": 1}
+    assert combined([metrics])["correction_ess"] == 0
+
+
+def test_effective_size_does_not_depend_on_how_images_are_put_together():
+    """Of one image alone, whose tokens share a weight, it would be 1."""
+    old, behaviour = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)) * 0.05
+    found = []
+    for size in 8, 2, 1:
+        parts = zip(old.split(size), behaviour.split(size), strict=True)
+        found.append(combined([correction_weights(*part, CorrectionConfig(level="sequence"))[1] for part in parts]))
+    assert found[0]["correction_ess"] < 0.99
+    assert found[1] == pytest.approx(found[0]) and found[2] == pytest.approx(found[0])
 
 
 def test_weights_multiply_the_policy_loss_and_not_the_kl():

@@ -217,6 +217,8 @@ def test_weights_in_a_file_are_absolute(tmp_path, monkeypatch):
         ("learner.dtype=bfloat16", r"found learner.zero_stage 0: set learner.zero_stage to 1"),
         ("reference.refresh_every=70", r"reference.refresh_every \(70\) must be a multiple of checkpoint_every \(50\)"),
         ("reference={refresh_every: 100, refresh_with: ema}", "there is no average; set learner.ema"),
+        ("algorithm.unconditional_gradient=false", "no such context without guidance; set rollout.guidance_scale"),
+        ("rollout.guidance_scale=0", "rollout.guidance_scale: .* greater than 0"),
         (
             "rollout={prompts_per_step: 4, samples_per_prompt: 2, broadcast: collective, engine: {actors: {gpus: 0.5}}}",  # noqa: E501
             "NCCL needs a GPU of its own .* learner.actors.gpus 0, rollout.engine.actors.gpus 0.5",
@@ -261,7 +263,7 @@ def test_bad_data_settings_are_named(override, message):
         ("root: r\nreward:\n  models: [{type: a, type: b}]\n", "line 3: `type` stands there twice"),
         ("root: r\nseed: !!python/name:os.system\n", "line 2: .*os.system: no such type of value"),
         ("root: r\nseed: yes\n", "seed: .* valid integer, .* found 'yes'"),
-        ("root: r\nreward.models: []\n", "reward.models: dots are for the command line; here `reward:` and below it `  models: ...`"),
+        ("root: r\nreward.models: []\n", "dots are for the command line; here `reward:` and below it `  models: ...`"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
@@ -374,6 +376,17 @@ def test_arguments_of_a_reward_are_read_as_yaml():
     assert model.weight == 2
 
 
+def test_a_reference_that_there_is_not_is_not_refreshed():
+    with pytest.raises(UserError, match="refresh_every: with algorithm.kl.beta 0 there is no reference"):
+        load_config(GrpoConfig, GRPO, ["algorithm.kl.beta=0", "reference.refresh_every=50"])
+
+
+@pytest.mark.parametrize(("overrides", "bounds"), [([], (0.2, 0.2)), (["algorithm.loss=gspo"], (3e-4, 4e-4))])
+def test_an_image_has_narrower_bounds_than_a_token(overrides, bounds):
+    algorithm = load_config(GrpoConfig, GRPO, overrides).algorithm
+    assert (algorithm.clip_low, algorithm.clip_high) == bounds
+
+
 def test_gdpo_is_normalised_once():
     with pytest.raises(UserError, match="set algorithm.advantage=mean"):
         load_config(GrpoConfig, GRPO, ["reward.aggregate=gdpo", "algorithm.advantage=std"])
@@ -396,6 +409,7 @@ def test_gdpo_is_normalised_once():
         ("dpo_online", "rollout.ahead=1", "rollout.ahead is for GRPO"),
         ("dpo", "learner.micro_batch=2", "learner.micro_batch is for GRPO"),
         ("dpo", "algorithm.label_smoothing=0.5", "algorithm.label_smoothing"),
+        ("dpo", "algorithm={loss: ipo, label_smoothing: 0.1}", "label_smoothing is for the loss dpo, found ipo"),
         ("dpo_online", "rollout.engine.dtype=bfloat16", "must be learner.dtype"),
         ("dpo_online", "world=null reward.models=[{type: geneval}]", "a geneval reward needs `metadata`"),
     ],

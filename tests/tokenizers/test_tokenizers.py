@@ -72,3 +72,6 @@ def test_damaged_files_are_named(tmp_path, folder):
     (tmp_path / "config.json").write_text('{"levels": [8]}')
     with pytest.raises(UserError, match="config.json: expected the keys levels and patch"):
         read_geometry(tmp_path)
+    (tmp_path / "config.json").write_text('{"levels": [8, 8, 8, 8, 8, 8], "patch": 8}')
+    with pytest.raises(UserError, match="make 262144 codes, expected 65536 at most"):
+        read_geometry(tmp_path)
