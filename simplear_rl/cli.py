@@ -141,5 +141,5 @@ def exit_on_user_error(name: str, command: Callable[[], Result]) -> Result:
             "a GPU; --dry-run of a training plans the memory of every actor and names the keys that lower it"
         )
     except KeyboardInterrupt:
-        print(f"\nsimplear_rl.{name}: stopped; the same command continues where this one ended", flush=True)
+        print(f"\nsimplear_rl.{name}: stopped; the same command goes on from what this one has written", flush=True)
         os._exit(130)  # Ray's threads would print their own complaints on the way out

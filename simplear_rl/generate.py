@@ -27,17 +27,15 @@ OPTIONS = {
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
     command_line = read_command_line(GenerateConfig, "generate", EXAMPLES, options=OPTIONS, on_ray=False)
 
-import os
 from functools import partial
-from pathlib import Path
 from time import monotonic
 
 from tqdm import tqdm
 
 from simplear_rl.config.rollout import EngineConfig
-from simplear_rl.data.prompts import KINDS, check_prompt, read_prompts
+from simplear_rl.data.prompts import prompts_of
 from simplear_rl.device import default_device
-from simplear_rl.errors import UserError, all_faults, some_of
+from simplear_rl.errors import all_faults, some_of
 from simplear_rl.files import CONTACT_SHEET, require_weights, require_writable
 from simplear_rl.inputs import require_same_tokenizer
 from simplear_rl.policy.rollouts import Draw, Prompt
@@ -73,7 +71,7 @@ def generate(config: GenerateConfig) -> list[Prompt]:
     require_weights(config.policy)
     require_same_tokenizer(config.tokenizer, [config.policy], accept=config.accept_tokenizer)
     tokenizer = CosmosTokenizer(config.tokenizer, DEVICE)
-    prompts = [Prompt(i, text) for i, text in enumerate(_texts(config.prompts, encode))]
+    prompts = [Prompt(i, text) for i, text in enumerate(prompts_of(config.prompts, encode))]
     if unknown := dict.fromkeys(word for prompt in prompts for word in encode.unknown_words(prompt.text)):
         print(f"words that the policy does not know: {some_of(list(unknown), 10)}")
     files = ImageFiles(config)
@@ -95,18 +93,6 @@ def generate(config: GenerateConfig) -> list[Prompt]:
     speed = f"{drawn} drawn, {drawn / (monotonic() - start):.2f} a second with the engine's start"
     print(f"{total} images, {speed}: {config.output}")
     return prompts
-
-
-def _texts(prompts: str, encode: PromptEncoder) -> list[str]:
-    """What `prompts` names: the lines of a file or of standard input, or itself."""
-    if prompts == "-":
-        return read_prompts(Path("/dev/stdin"), encode)
-    if os.path.isfile(prompts) or prompts.lower().endswith(KINDS):
-        return read_prompts(Path(prompts), encode)
-    try:
-        return [check_prompt(prompts, encode)]
-    except ValueError as error:
-        raise UserError(f"prompts: {error}") from None
 
 
 def _engine(config: GenerateConfig, encode: PromptEncoder, prompts: list[Prompt]) -> Engine:

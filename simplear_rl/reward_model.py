@@ -36,7 +36,7 @@ def reward_model(config: HeadTrainingConfig) -> None:
     """Train the head and write it to `output`.
 
     Raises:
-        UserError: an input is missing, or a row of the labels is bad; names all of them.
+        UserError: an input is missing, or a row of the labels is bad or its image cannot be read; names all of them.
     """
     all_faults(*(partial(require_there, path) for path in config.inputs), *reward_checks([config.clip]))
     require_writable(config.output, "output")

@@ -167,7 +167,7 @@ CASES = [
     ("grpo", lambda r: (r / "prompts.txt").write_text("a\x07\n"), [], "prompts.txt, line 1: control characters"),
     ("grpo", lambda r: (r / "prompts.txt").write_text("a " * 99), [], "line 1: .* has .* tokens, there is room for 32"),
     ("generate", None, ["--prompts", "  "], "prompts: empty prompt"),
-    ("generate", None, ["--prompts", "{root}/none.txt"], "none.txt: cannot be read"),
+    ("generate", None, ["--prompts", "{root}/none.txt"], "none.txt: file not found; expected a file with a prompt"),
     # Shards.
     ("pretrain", lambda r: cut(r / "data/0.parquet"), [], "0.parquet: not a readable shard"),
     ("pretrain", lambda r: (r / "data/0.parquet").write_bytes(b""), [], "0.parquet: not a readable shard"),

@@ -265,7 +265,7 @@ def test_a_prompt_is_taken_letter_by_letter(monkeypatch, text):
         (["--prompts", " "], "prompts: empty prompt"),
         (["--prompts", "a\x07cross"], r"prompts: control characters \\x07 in"),
         (["--guidance-scale", "2", "--negative-prompt", "a\tb"], r"negative_prompt: control characters \\t in"),
-        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: file not found"),
         (["--model", "nowhere"], "nowhere: no policy there"),
         (["--tokenizer", "nowhere"], "nowhere/encoder.jit: not found"),
         (["--engine", "transformers", "--output", "/proc/none"], "/proc/none: cannot be written: "),

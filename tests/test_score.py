@@ -15,6 +15,7 @@ from simplear_rl.config.load import load_config
 from simplear_rl.config.score import ScoreConfig
 from simplear_rl.errors import UserError
 from simplear_rl.score import score
+from tests.pictures import encoded, picture
 
 CODE = """\
 def red(images, prompts, factor=1):
@@ -91,6 +92,9 @@ def test_a_table_names_images_prompts_and_columns(run, tmp_path):
     table.write_text('{"prompt": "b"}')
     with pytest.raises(UserError, match="expected a column `file`"):
         run(f"images={tmp_path / 'images'}", f"prompts={table}")
+    (tmp_path / "table.csv").write_text(f"file,prompt\n{'x' * 400},a\n")
+    with pytest.raises(UserError, match="xxx: not there, though .*table.csv names it"):
+        run(f"images={tmp_path / 'images'}", f"prompts={tmp_path / 'table.csv'}")
 
 
 def test_images_without_prompts_and_files_that_are_none_are_all_named(run, tmp_path):
@@ -101,7 +105,7 @@ def test_images_without_prompts_and_files_that_are_none_are_all_named(run, tmp_p
         run(f"images={tmp_path / 'images'}")
     first, second = str(error.value).split("\n")
     assert first.endswith("10.jpg: no prompt: neither 10.txt nor an entry `prompt`; or name a table, `prompts`")
-    assert second.endswith("11.png: not a readable image")
+    assert second.endswith("11.png: not a readable image: not a JPEG, PNG or WebP image")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no image files there"):
         run(f"images={tmp_path / 'none'}")
@@ -109,6 +113,40 @@ def test_images_without_prompts_and_files_that_are_none_are_all_named(run, tmp_p
         run(f"images={tmp_path / 'images2'}")
     with pytest.raises(UserError, match="expected either `images` or `codes`"):
         run()
+
+
+def test_images_are_read_as_those_that_are_tokenized(run, tmp_path):
+    make_images(tmp_path / "images", [10], ["a"])
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "images" / "00.png")
+    turned, exif = Image.new("RGB", (4, 8)), Image.Exif()
+    exif[0x0112] = 6
+    turned.paste((200, 0, 0), (0, 0, 4, 4))
+    turned.save(tmp_path / "images" / "01.png", exif=exif)
+    Image.fromarray(np.full((8, 8), 40 << 8, np.uint16)).save(tmp_path / "images" / "02.png")
+    for name in "01.txt", "02.txt":
+        (tmp_path / "images" / name).write_text("a")
+    (tmp_path / "my_reward.py").write_text(CODE + "def right(images):\n    return images[:, 0, -1, 0] * 1.0\n")
+    rows, _ = run(f"images={tmp_path / 'images'}", function="right")
+    assert [float(row["total"]) for row in rows] == [255, 200, 40]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_all_damaged_images_are_named_before_anything_is_loaded(run, tmp_path, monkeypatch, named):
+    make_images(tmp_path / "images", [1, 2], ["x", "y"])
+    for name in "10", "11", "12":
+        (tmp_path / "images" / f"{name}.png").write_bytes(encoded(picture(1, 64, 64), "PNG")[:-2000])
+        (tmp_path / "images" / f"{name}.txt").write_text("a")
+    table = tmp_path / "table.csv"
+    table.write_text("file,prompt\n" + "".join(f"{name}.png,a\n" for name in ("00", "01", "10", "11", "12", "none")))
+    monkeypatch.setattr("simplear_rl.score.RewardModels", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError) as error:
+        run(f"images={tmp_path / 'images'}", *([f"prompts={table}"] if named else []))
+    *absent, first, second, third = str(error.value).split("\n")
+    assert len(absent) == named
+    for line, name in zip((first, second, third), ("10", "11", "12"), strict=True):
+        assert f"{name}.png: not a readable image: " in line
+    with pytest.raises(UserError, match=r"10.png: not a readable image: [^\n]*$"):
+        run(f"images={tmp_path / 'images'}", "limit=3", *([f"prompts={table}"] if named else []))
 
 
 def test_mistakes_of_a_reward_are_said_before_anything_is_scored(run, tmp_path):

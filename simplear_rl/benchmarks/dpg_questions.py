@@ -10,6 +10,7 @@ from typing import Literal
 
 from simplear_rl.benchmarks.benchmark import read_text
 from simplear_rl.errors import UserError
+from simplear_rl.files import repeated, unique_keys
 
 PUBLISHED = "https://github.com/TencentQQGYLab/ELLA (dpg_bench)"
 Rules = Literal["corrected", "official"]
@@ -86,9 +87,11 @@ def _prompts_of_json_lines(file: Path) -> dict[str, str]:
     # Not splitlines(): JSON text may hold other line separators.
     for number, line in enumerate(read_text(file, PUBLISHED).rstrip("\n").split("\n"), start=1):
         try:
-            entry = json.loads(line)
-        except ValueError as error:
+            entry = json.loads(line, object_pairs_hook=unique_keys)
+        except json.JSONDecodeError as error:
             raise UserError(f"{file}, line {number}: not JSON: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}: {error}") from error
         item, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("item_id", "text"))
         if not (isinstance(item, str) and item.strip() and isinstance(text, str) and text.strip()):
             raise UserError(f"{file}, line {number}: expected item_id and text, found {line[:200]}")
@@ -146,6 +149,8 @@ def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, str] | str]]:
                 header = fields
                 if missing := [column for column in COLUMNS if column not in header]:
                     raise UserError(f"{file}: expected columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
+                if twice := repeated(filter(None, header)):
+                    raise UserError(f"{file}: two columns are called {' and '.join(twice)}")
             elif fields and len(fields) != len(header):
                 yield place, f"expected {len(header)} fields, found {len(fields)}"
             elif fields:

@@ -26,8 +26,10 @@ from simplear_rl.benchmarks.geneval2 import (
     scores,
     soft_tifa,
 )
+from simplear_rl.characters import tidy
+from simplear_rl.config.base import PromptText
 from simplear_rl.errors import UserError
-from simplear_rl.files import write_text
+from simplear_rl.files import unique_keys, write_text
 from simplear_rl.vision.judges import JUDGES_DIFFER, ProbabilityJudge
 
 PUBLISHED = "https://github.com/facebookresearch/GenEval2 (geneval2_data.jsonl)"
@@ -39,7 +41,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[PromptText, Field(min_length=1)]  # tidied as prompts files are, else it is not found by it
     atom_count: Annotated[int, Field(ge=1)]
     vqa_list: Annotated[list[tuple[str, str]], Field(min_length=1)]
     skills: list[Literal["object", "attribute", "count", "position", "verb"]]
@@ -67,10 +69,14 @@ def read_entries(file: Path) -> list[Entry]:
     for number, line in enumerate(read_text(file, PUBLISHED).rstrip("\n").split("\n"), start=1):
         try:
             entry = Entry.model_validate_json(line)
+            json.loads(line, object_pairs_hook=unique_keys)  # Pydantic takes the last of two equal keys
         except ValidationError as error:
             for problem in error.errors():
                 key = ".".join(map(str, problem["loc"]))
                 bad.append(f"{file}, line {number}: {f'{key}: ' if key else ''}{problem['msg']}")
+            continue
+        except ValueError as error:
+            bad.append(f"{file}, line {number}: {error}")
             continue
         if entry.prompt in entries:
             bad.append(f"{file}, line {number}: the prompt {entry.prompt!r} stands there twice")
@@ -184,9 +190,14 @@ class GenEval2:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Raises OSError or ValueError if it is damaged; it need not be there."""
+    """By tidied prompt. Raises OSError or ValueError if it is damaged; it need not be there."""
     file = folder / INDEX
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not file.exists():
+        return {}
+    found = json.loads(
+        file.read_text(encoding="utf-8"),
+        object_pairs_hook=lambda pairs: unique_keys([(tidy(text), path) for text, path in pairs]),
+    )
     if not isinstance(found, dict) or not all(isinstance(path, str) for path in found.values()):
         raise ValueError("expected prompts and paths")
     return found

@@ -15,6 +15,7 @@ from PIL import Image
 
 from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
 from simplear_rl.benchmarks.geneval import TAGS, confidence_intervals, judge, scores
+from simplear_rl.characters import tidy
 from simplear_rl.errors import UserError
 from simplear_rl.vision.detection import Detection, Detector
 
@@ -45,6 +46,8 @@ class GenEval:
             metadata = json.loads((prompt / "metadata.jsonl").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             return [], [f"{prompt / 'metadata.jsonl'}: cannot be read: {error}"]
+        if isinstance(metadata, dict):
+            metadata["prompt"] = tidy(str(metadata.get("prompt")))  # as that of the entries
         if metadata != self.entries[index]:
             return [], [f"{prompt / 'metadata.jsonl'}: expected {self.entries[index]}, found {metadata}"]
         samples, problems = [], []

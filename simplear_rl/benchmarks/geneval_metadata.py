@@ -1,5 +1,6 @@
 """GenEval's metadata file: one prompt a line, with what its images must hold. It does not come with this package."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +10,9 @@ from pydantic_core import ErrorDetails
 
 from simplear_rl.benchmarks.benchmark import read_text
 from simplear_rl.benchmarks.geneval import TAGS
+from simplear_rl.config.base import PromptText
 from simplear_rl.errors import UserError
+from simplear_rl.files import unique_keys
 from simplear_rl.vision.coco_classes import CLASSES, COLOURS
 
 PUBLISHED = "https://github.com/djghosh13/geneval (prompts/evaluation_metadata.jsonl)"
@@ -35,17 +38,22 @@ def read_entries(file: Path) -> list[dict]:
             there).
     """
     entries, bad = [], []
-    for number, line in enumerate(read_text(file, PUBLISHED).splitlines(), start=1):
+    text = read_text(file, PUBLISHED)
+    if not text.strip():
+        raise UserError(f"{file}: empty, expected a line for each prompt")
+    # Not splitlines(): JSON text may hold other line separators.
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
             entry = _Entry.model_validate_json(line)
+            json.loads(line, object_pairs_hook=unique_keys)  # Pydantic takes the last of two equal keys
             # A null, as tables write it, requires nothing: the rules ask whether a key is there.
             entries.append(entry.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True))
         except ValidationError as error:
             bad += [f"{file}, line {number}: {_explain(problem)}" for problem in error.errors()]
+        except ValueError as error:
+            bad.append(f"{file}, line {number}: {error}")
     if bad:
         raise UserError("\n".join(bad))
-    if not entries:
-        raise UserError(f"{file}: empty, expected a line for each prompt")
     return entries
 
 
@@ -77,7 +85,7 @@ class _Entry(_Line):
     tag: str
     include: list[_Included] = Field(min_length=1)
     exclude: list[_Excluded] = []
-    prompt: str = Field(pattern=r"\S")
+    prompt: Annotated[PromptText, Field(min_length=1)]  # tidied as prompts files are, else it is not found by it
 
     @field_validator("tag")
     @classmethod

@@ -34,21 +34,27 @@ class BadSampleError(Exception):
 def to_square(data: bytes, size: int, min_size: int | None = None) -> np.ndarray:
     """A JPEG, PNG or WebP file -> uint8 [size, size, 3].
 
+    The shorter side is resized to `size` (bicubic with antialiasing) and the centre is cut out.
+
+    Raises:
+        BadSampleError: see `decode`; a side is below `min_size` pixels, which is `size` if it is None.
+    """
+    image = decode(data, size if min_size is None else min_size)
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def decode(data: bytes, min_size: int = 1) -> Image.Image:
+    """A JPEG, PNG or WebP file -> the upright image in RGB.
+
     The image is turned as its EXIF orientation says, if that can be read. Other metadata is ignored, however odd.
     Transparent parts become white; greyscale, palette and CMYK become RGB (without colour profiles); 16-bit greyscale
-    keeps its upper 8 bits. The shorter side is resized to `size` (bicubic with antialiasing) and the centre is cut out.
+    keeps its upper 8 bits.
 
     Raises:
         BadSampleError: not such a file, truncated or damaged (as far as the format shows it: PNG has checksums, JPEG
             and WebP have none), animated, of another pixel format, larger than Pillow's limit against decompression
-            bombs (89 million pixels), or with a side below `min_size` pixels, which is `size` if it is None.
+            bombs (89 million pixels), or with a side below `min_size` pixels.
     """
-    image = _decode(data, size if min_size is None else min_size)
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
-
-
-def _decode(data: bytes, min_size: int) -> Image.Image:
-    """The upright image in RGB."""
     try:
         return _decode_as_it_is(data, min_size)
     except BadSampleError:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from simplear_rl.characters import BYTE_ORDER_MARK, tidy_prompt
 from simplear_rl.data.order import items_of_step, other_items
 from simplear_rl.errors import UserError
+from simplear_rl.files import repeated, unique_keys
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.vocabulary import PromptEncoder
 
@@ -23,6 +25,8 @@ WEIGHT = "weight"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
 KINDS = (".txt", ".jsonl", PARQUET, *DELIMITERS)
+OTHERS = (".json", ".md", ".gz", ".yaml", ".zip")  # endings of files that hold no prompts as they are
+JSON_STARTS = ('{"', "{'", "[{", '["', "['")  # of Python's dictionaries and lists too
 SHOWN = 20  # bad lines in a message
 
 
@@ -42,6 +46,31 @@ class PromptRow:
 Entry = Mapping[str, Any] | ValueError  # what a line holds, by column, or what is wrong with it
 
 
+def prompts_of(named: str, encode: PromptEncoder) -> list[str]:
+    """What `named` names: the prompts of a file or of standard input (-), or itself, as a prompt.
+
+    Raises:
+        UserError: it reads like the path of a file, and none is there; the prompt is bad; see `read_rows`.
+    """
+    path = os.path.expanduser(named)
+    if named == "-":
+        return read_prompts(Path("/dev/stdin"), encode)
+    is_folder, is_word = os.path.isdir(path), len(named.split()) == 1
+    if os.path.exists(path) and not is_folder:  # a pipe too
+        return read_prompts(Path(path), encode)
+    like_path = "/" in path or named.lower().endswith(KINDS + OTHERS)
+    # A prompt may hold a `/`, and a folder may be called as a prompt is, as --output is by some.
+    if named.lower().endswith(KINDS) or (like_path and (is_folder or is_word)):
+        raise UserError(
+            f"prompts: {named}: {'a folder, not a file' if is_folder else 'file not found'}; expected a file with a "
+            "prompt a line, .jsonl, .csv, .tsv or .parquet, - for standard input, or a prompt of more than one word"
+        )
+    try:
+        return [check_prompt(named, encode)]
+    except ValueError as error:
+        raise UserError(f"prompts: {error}") from None
+
+
 def read_prompts(file: Path, encode: PromptEncoder) -> list[str]:
     """The prompts of `read_rows`."""
     return [row.text for row in read_rows(file, encode)]
@@ -55,14 +84,16 @@ def read_rows(file: Path, encode: PromptEncoder | None = None) -> list[PromptRow
 
     Raises:
         UserError: unreadable file, no prompts, no such column, no weight above 0; or bad lines, all of them with their
-            numbers: empty, not UTF-8, with control characters, JSON in a text file, a weight that is none, or refused
-            by `encode`, if there is one, as too long.
+            numbers: empty, not UTF-8, with control characters, JSON in a text file, a key that comes twice, a weight
+            that is none, or refused by `encode`, if there is one, as too long.
     """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     kind = file.suffix.lower()
+    if kind == ".json":
+        raise UserError(f"{file}: JSON as a whole; write an object with the text `prompt` a line, and name it .jsonl")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{file}: UTF-16; save it as UTF-8")
     if kind in DELIMITERS:
@@ -134,12 +165,12 @@ def _text(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
 
     A tab is a space, unless every line has one: then it is a table without a header, and refused line by line.
     """
-    lines = list(_lines(content))
+    lines, is_json = list(_lines(content)), _is_json(content.decode(errors="replace").strip().strip(BYTE_ORDER_MARK))
     is_table = all(isinstance(line, str) and "\t" in line for _, line in lines)
     for number, line in lines:
         if number == 1 and isinstance(line, str) and _is_header(line, [other for _, other in lines]):
             raise UserError(f"{file}: its first line {line!r} is the header of a table; name it .csv or .tsv")
-        if _is_json(line):
+        if (number == 1 and is_json) or (isinstance(line, str) and _is_json(line)):
             line = ValueError("JSON; name the file .jsonl, with an object a line")
         if isinstance(line, str):
             yield number, {"prompt": line if is_table else line.replace("\t", " ")}
@@ -155,11 +186,12 @@ def _is_header(line: str, lines: list[str | ValueError]) -> bool:
     return as_many and all(len(field.split()) == 1 for field in fields) and any(field in COLUMNS for field in fields)
 
 
-def _is_json(line: str | ValueError) -> bool:
-    if isinstance(line, ValueError) or not line.startswith(("{", "[")):
+def _is_json(text: str) -> bool:
+    """Whether a line, or a file, holds an object or an array, or a line begins one; `[red] circle` is a prompt."""
+    if not text.startswith(("{", "[")):
         return False
     try:
-        return line in "[{" or isinstance(json.loads(line), dict | list)
+        return text in "[{" or text.startswith(JSON_STARTS) or isinstance(json.loads(text), dict | list)
     except (ValueError, RecursionError):
         return False
 
@@ -167,9 +199,11 @@ def _is_json(line: str | ValueError) -> bool:
 def _json_lines(content: bytes) -> Iterator[tuple[int, Entry]]:
     for number, line in _lines(content):
         try:
-            entry = json.loads(line) if isinstance(line, str) else line
-        except (ValueError, RecursionError) as error:
+            entry = json.loads(line, object_pairs_hook=unique_keys) if isinstance(line, str) else line
+        except (json.JSONDecodeError, RecursionError) as error:
             entry = ValueError(f"not JSON: {error}")
+        except ValueError as error:
+            entry = error
         if not isinstance(entry, dict | ValueError):
             entry = ValueError(f"expected an object with the text {' or '.join(COLUMNS)}, found {str(line)[:80]}")
         yield number, _in_one_line(entry)
@@ -206,7 +240,7 @@ def _table(file: Path, content: bytes) -> Iterator[tuple[int, Entry]]:
         header = [name.strip().casefold() for name in next(reader, [])]
         if not any(name in header for name in COLUMNS):
             raise UserError(f"{file}: expected a column {' or '.join(COLUMNS)}, found {', '.join(header) or 'none'}")
-        if twice := [name for name in dict.fromkeys(header) if name and header.count(name) > 1]:
+        if twice := repeated(filter(None, header)):
             raise UserError(f"{file}: two columns are called {' and '.join(twice)}")
         number = reader.line_num + 1
         for row in reader:

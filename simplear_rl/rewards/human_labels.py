@@ -1,20 +1,20 @@
 """What people said of images, and the CLIP features of these that a reward model learns from (arXiv 2302.12192)."""
 
+import os
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from simplear_rl.benchmarks.benchmark import open_image
 from simplear_rl.config.reward_model import HeadTrainingConfig
 from simplear_rl.data.perturbed import perturbed
 from simplear_rl.data.prompts import PromptRow, read_rows
 from simplear_rl.errors import UserError, first_of
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.clip_head import Head
+from simplear_rl.rewards.pictures import damage, read_pixels
 
 GOOD = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 
@@ -32,32 +32,35 @@ def read_labels(labels: Path, images: Path) -> list[LabelledImage]:
     """The labels of images below the folder `images`.
 
     A row has either `file` and `good`, or a pair as `python -m simplear_rl.label` writes it: of that the better image
-    is good and the other one is not. A tie says of neither which it is: these are left out, and their number is said.
+    is good and the other one is not. A tie says of neither which it is, nor does a pair without a label: these are left
+    out, and their number is said.
 
     Raises:
-        UserError: rows are bad; names them.
+        UserError: rows are bad, or images cannot be read; names them.
     """
-    labelled, faults, ties = list[LabelledImage](), list[str](), 0
+    labelled, faults, left_out = list[LabelledImage](), list[str](), 0
     for number, row in enumerate(read_rows(labels), start=1):
         try:
             judged = _judged(row)
-            ties += not judged
-            labelled += [LabelledImage(_image(images, file), row.text, good) for file, good in judged.items()]
+            left_out += not judged
+            labelled += [LabelledImage(_image(images, row, key), row.text, good) for key, good in judged.items()]
         except ValueError as error:
             faults.append(f"{labels}: row {number}: {error}")
-    if faults:
+    if faults := [*faults, *damage(image.file for image in labelled).values()]:
         raise UserError("\n".join(first_of(faults)))
-    if ties:
-        print(f"{labels}: {ties} ties are left out")
+    if left_out:
+        print(f"{labels}: {left_out} ties or pairs without a label are left out")
     if not labelled:
-        raise UserError(f"{labels}: expected labels of images, found ties alone")
+        raise UserError(f"{labels}: expected labels of images, found ties or pairs without a label alone")
     return labelled
 
 
 def _judged(row: PromptRow) -> dict[str, float]:
-    """Images of a row, and whether they are good. Raises ValueError."""
+    """The columns of a row with images, and whether these are good. Raises ValueError."""
     columns = row.columns
     if "jpg_0" in columns and "jpg_1" in columns:
+        if GOOD.get(str(columns.get("has_label")).lower()) == 0:
+            return {}
         found = columns.get("label_0"), columns.get("label_1")
         try:
             left, right = (float(str(label)) for label in found)
@@ -65,28 +68,32 @@ def _judged(row: PromptRow) -> dict[str, float]:
                 raise ValueError
         except ValueError:
             raise ValueError(f"`label_0`, `label_1`: expected numbers, found {found[0]!r}, {found[1]!r}") from None
-        return {} if left == right else {columns["jpg_0"]: float(left > right), columns["jpg_1"]: float(right > left)}
+        if left != right and columns["jpg_0"] == columns["jpg_1"]:
+            raise ValueError(f"`jpg_0`, `jpg_1`: expected two images, found {columns['jpg_0']!r} twice")
+        return {} if left == right else {"jpg_0": float(left > right), "jpg_1": float(right > left)}
     good = str(columns.get("good")).lower()
     if good not in GOOD:
         raise ValueError(f"`good`: expected 1 or 0, found {columns.get('good')!r}")
-    return {str(columns.get("file")): GOOD[good]}
+    return {"file": GOOD[good]}
 
 
-def _image(images: Path, file: Any) -> Path:
-    if not (images / str(file)).is_file():
-        raise ValueError(f"`file`: expected an image below {images}, found {file!r}")
-    return images / str(file)
+def _image(images: Path, row: PromptRow, column: str) -> Path:
+    """Raises ValueError."""
+    file = row.columns.get(column)
+    if not isinstance(file, str) or not os.path.isfile(images / file):  # Path.is_file raises on a name too long
+        raise ValueError(f"`{column}`: expected an image below {images}, found {file!r}")
+    return images / file
 
 
 class LabelledFeatures:
     """CLIP features of labelled images [N, D], and of each one's own prompt and of wrong ones [N, 1 + wrong, D].
 
     Raises:
-        UserError: an image cannot be read, or a prompt has too few wrong ones.
+        UserError: a prompt has too few wrong ones.
     """
 
     def __init__(self, config: HeadTrainingConfig, labelled: list[LabelledImage], clip: ClipReward):
-        pixels = (np.asarray(open_image(image.file).convert("RGB")) for image in labelled)
+        pixels = (read_pixels(image.file) for image in labelled)
         self.images_ND = torch.cat([clip.image_features(image[None]) for image in pixels])
         self.labels_N = torch.tensor([image.good for image in labelled], device=self.images_ND.device)
         texts = sorted({image.prompt for image in labelled})

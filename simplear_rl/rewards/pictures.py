@@ -1,16 +1,18 @@
 """Images with prompts, from files or from token shards, for rewards to be tried on."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from simplear_rl.benchmarks.benchmark import open_image
 from simplear_rl.config.score import ScoreConfig
 from simplear_rl.data.columns import IMAGE_ENDINGS
+from simplear_rl.data.images import BadSampleError, decode
 from simplear_rl.data.order import Piece
 from simplear_rl.data.prompts import check_prompt, read_rows
 from simplear_rl.data.shards import TokenShards
@@ -32,39 +34,62 @@ class Source:
     columns: dict[str, Any]
 
     def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3]. Raises UserError if the file is no image."""
-        return np.asarray(open_image(self.file).convert("RGB"))
+        """See `read_pixels`."""
+        return read_pixels(self.file)
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    """An image as `tokenize` reads it, uint8 [H, W, 3]. Raises UserError if the file is none, or is damaged."""
+    try:
+        return np.asarray(decode(file.read_bytes()))
+    except (OSError, BadSampleError) as error:
+        raise UserError(f"{file}: not a readable image: {error}") from error
+
+
+def damage(files: Iterable[Path]) -> dict[Path, str]:
+    """What is wrong with images that cannot be read; each one is decoded, so that none fails when others are done."""
+    found = {}
+    for file in tqdm(dict.fromkeys(files), desc="read", unit="image", leave=False):
+        try:
+            read_pixels(file)
+        except UserError as error:
+            found[file] = str(error)
+    return found
 
 
 def find_sources(config: ScoreConfig) -> list[Source]:
     """The images of a configuration; those of token shards are written to `output`/images first.
 
     Raises:
-        UserError: there are none; an image has no prompt, or a prompt no image: all of them are named.
+        UserError: there are none; an image cannot be read or has no prompt, or a prompt no image: all of them are
+            named, of the first `limit`.
     """
     if config.codes:
         return list(_of_shards(config))
     assert config.images
-    sources = _of_table(config.images, config.prompts) if config.prompts else images_of(config.images)
-    return sources[: config.limit]
+    if config.prompts:
+        return _of_table(config.images, config.prompts, config.limit)
+    return images_of(config.images, config.limit)
 
 
-def _of_table(folder: Path, prompts: Path) -> list[Source]:
+def _of_table(folder: Path, prompts: Path, limit: int | None) -> list[Source]:
     rows = read_rows(prompts)
     if FILE not in rows[0].columns:
         raise UserError(f"{prompts}: expected a column `{FILE}` with the image of each prompt")
-    sources = [Source(folder / str(row.columns[FILE]), row.text, row.columns) for row in rows]
-    _refuse([f"{source.file}: not there, though {prompts} names it" for source in sources if not source.file.is_file()])
+    sources = [Source(folder / str(row.columns[FILE]), row.text, row.columns) for row in rows[:limit]]
+    there = {source.file: os.path.isfile(source.file) for source in sources}  # Path.is_file raises on a name too long
+    bad = [f"{file}: not there, though {prompts} names it" for file in there if not there[file]]
+    _refuse([*bad, *damage(file for file in there if there[file]).values()])
     return sources
 
 
-def images_of(folder: Path) -> list[Source]:
+def images_of(folder: Path, limit: int | None = None) -> list[Source]:
     """The images below a folder, with the prompts in or beside them, but for the overview that `generate` makes.
 
     Raises UserError, see `find_sources`.
     """
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower()[1:] in IMAGE_ENDINGS)
-    sources = sources_of([path for path in found if path.name != CONTACT_SHEET])
+    sources = sources_of([path for path in found if path.name != CONTACT_SHEET][:limit])
     if not sources:
         raise UserError(f"{folder}: no image files there ({', '.join(IMAGE_ENDINGS)})")
     return sources
@@ -72,13 +97,13 @@ def images_of(folder: Path) -> list[Source]:
 
 def sources_of(files: Sequence[Path]) -> list[Source]:
     """Images with the prompts in or beside them. Raises UserError, see `find_sources`."""
-    sources, bad = [], []
+    bad, sources = damage(files), []
     for file in files:
         try:
             sources.append(Source(file, check_prompt(_prompt_of(file)), {}))
         except ValueError as error:
-            bad.append(f"{file}: {error}")
-    _refuse(bad)
+            bad.setdefault(file, f"{file}: {error}")
+    _refuse([bad[file] for file in files if file in bad])
     return sources
 
 

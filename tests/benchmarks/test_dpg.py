@@ -272,6 +272,8 @@ def test_bad_files(tmp_path):
         read_questions(write(tmp_path, "p,1\n,,,1,0,e,w,e - w (x),x?\n"), {})
     with pytest.raises(UserError, match="missing: dependency, tuple"):
         read_questions(write(tmp_path, "", [c for c in COLUMNS if c not in ("dependency", "tuple")]), {})
+    with pytest.raises(UserError, match="dpg.csv: two columns are called text and tuple$"):
+        read_questions(write(tmp_path, "", [*COLUMNS, "text", "tuple"]), {})
     (tmp_path / "empty.csv").touch()
     (tmp_path / "latin.csv").write_bytes(b"\xe9")
     cases = {
@@ -308,6 +310,7 @@ def test_read_prompts(tmp_path):
         '{"item_id": "3", "text": " "}': "line 3: expected item_id and text",
         "[]": "line 3: expected item_id and text",
         "{": "line 3: not JSON",
+        '{"item_id": "3", "text": "a", "text": "b"}': "line 3: two keys are called text",
     }
     content = file.read_text()
     for line, message in bad.items():

@@ -127,6 +127,24 @@ def test_bad_lines_are_named_together(tmp_path):
         read_entries(tmp_path / "none.jsonl")
 
 
+def test_prompts_are_tidied_and_no_key_comes_twice(tmp_path):
+    file = write(tmp_path / "data.jsonl", [line | {"prompt": line["prompt"] + "\u00a0 "} for line in LINES])
+    benchmark = GenEval2(read_entries(file), "table")
+    assert benchmark.texts == [line["prompt"] for line in LINES]
+    (tmp_path / "images.json").write_text(json.dumps({benchmark.texts[0] + " ": "mine.png"}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
+    assert [sample.name for sample in benchmark.load(tmp_path, 0, 1)[0]] == ["mine.png"]
+    assert benchmark.extra(tmp_path) == []
+    (tmp_path / "images.json").write_text('{"a": "x.png", "a ": "y.png"}')
+    assert "two keys are called a" in benchmark.load(tmp_path, 0, 1)[1][0]
+    file.write_text(file.read_text().replace('"atom_count": 4', '"atom_count": 4, "atom_count": 5') + "{}\n")
+    with pytest.raises(UserError, match=r"data.jsonl, line 2: two keys are called atom_count\n.*line 3: prompt: Field"):
+        read_entries(file)
+    write(file, [LINES[0] | {"prompt": " \u00a0"}])
+    with pytest.raises(UserError, match="line 1: prompt: "):
+        read_entries(file)
+
+
 def test_folder_of_images_is_the_published_one(tmp_path):
     benchmark = GenEval2(read_entries(write(tmp_path / "data.jsonl")), "table")
     images = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)

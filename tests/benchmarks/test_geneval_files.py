@@ -48,6 +48,7 @@ def test_images_and_metadata_stand_where_geneval_looks_for_them(folder):
 
 def test_files_of_geneval_s_own_script_are_taken_as_they_are(folder):
     (folder / "00000" / "grid.png").touch()
+    (folder / "00000" / "metadata.jsonl").write_text(json.dumps(ENTRIES[0] | {"prompt": "a photo of a\u00a0cow "}))
     (folder / "00000/samples/00001.png").rename(folder / "00000/samples/0001.png")
     checksums, problems = inspect(BENCHMARK, folder, 2)
     assert not problems

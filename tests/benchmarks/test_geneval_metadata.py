@@ -7,6 +7,7 @@ import pytest
 
 from simplear_rl.benchmarks.geneval import judge
 from simplear_rl.benchmarks.geneval_metadata import read_entries, read_metadata
+from simplear_rl.data.prompts import read_prompts
 from simplear_rl.errors import UserError
 from simplear_rl.vision.detection import Detection
 
@@ -68,11 +69,28 @@ def test_nulls_of_a_table_require_nothing(tmp_path):
     assert entries == [lines[0]] * 2
 
 
+def test_prompts_are_those_of_the_prompts_file(tmp_path):
+    file = tmp_path / "metadata.jsonl"
+    prompts = ["a photo\u00a0of a cow ", "two\u2028cows", "\ufeffcows\u2029"]
+    lines = [json.dumps(COW | {"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts]
+    file.write_text("".join(lines), encoding="utf-8")
+    assert (
+        [entry["prompt"] for entry in read_entries(file)]
+        == read_prompts(file, lambda text: [])
+        == [
+            "a photo of a cow",
+            "two cows",
+            "cows",
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tag": "cows"}, "tag: expected one of single_object, two_object.*, found 'cows'"),
         ({"prompt": " "}, "prompt: "),
+        ({"prompt": "\ufeff\u00a0"}, "prompt: "),
         ({"prompt": None}, "prompt: .*valid string, found None"),
         ({"include": []}, "include: .*at least 1 item"),
         ({"include": [{"class": "cow", "count": 0}]}, "include.0.count: .*greater than or equal to 1, found 0"),
@@ -97,6 +115,9 @@ def test_all_bad_lines_are_named_and_what_is_no_json(tmp_path):
     file = tmp_path / "metadata.jsonl"
     file.write_text("{\n\n" + json.dumps(COW))
     with pytest.raises(UserError, match=r"line 1: Invalid JSON(.|\n)*line 2: Invalid JSON"):
+        read_metadata(file)
+    file.write_text("{\n" + json.dumps(COW).replace('"count": 1', '"count": 1, "count": 2'))
+    with pytest.raises(UserError, match=r"line 1: Invalid JSON.*\n.*l, line 2: two keys are called count$"):
         read_metadata(file)
 
 

@@ -5,7 +5,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from simplear_rl.data.prompts import PromptRow, further_prompts, prompts_of_step, read_prompts, read_rows
+from simplear_rl.data.prompts import (
+    PromptRow,
+    further_prompts,
+    prompts_of,
+    prompts_of_step,
+    read_prompts,
+    read_rows,
+)
 from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.policy.sampling import Sampling
@@ -32,6 +39,11 @@ def test_prompts_are_the_lines(tmp_path, encode):
         ("a cross".encode("utf-16"), "UTF-16; save it as UTF-8"),
         (b'{"prompt": "a cross"}\n', "line 1: JSON; name the file .jsonl"),
         (b'[\n"a cross",\n"a circle"]\n', "line 1: JSON"),
+        (b'[{"prompt":"a"},\n{"prompt":"b"}]', "line 1: JSON.*\n.*line 2: JSON"),
+        (b'["a cat",\n"a dog"]', "line 1: JSON"),
+        (b'\xef\xbb\xbf[ "a cat",\n"a dog" ]\n', "line 1: JSON"),
+        (b'{ "prompts": ["a cat",\n "a dog"]}', "line 1: JSON"),
+        (b"a cross\n{'prompt': 'a cat'}\n['a cat']\n", "line 2: JSON.*\n.*line 3: JSON"),
         (b"prompt,category\na red circle,single\n", "its first line 'prompt,category' is the header of a table"),
         (b"id\tcaption\n1\ta red circle\n", "is the header of a table; name it .csv or .tsv"),
         (b"caption\na red circle\n", "is the header of a table"),
@@ -65,6 +77,7 @@ FAMILY = "a family \U0001f468\u200d\U0001f469\u200d\U0001f467"
         ("\u0645\u06cc\u200c\u062e\u0648 \u2764\ufe0f\n", ["\u0645\u06cc\u200c\u062e\u0648 \u2764\ufe0f"]),
         ("a red circle\n\n\n \r\n", ["a red circle"]),
         ("{a} [b] y\n[x] y, text\n", ["{a} [b] y", "[x] y, text"]),
+        ('[red] circle\n{{b}} [\n"[c]"', ["[red] circle", "{{b}} [", '"[c]"']),
         ("a sign $^$, text, in red\nb\n", ["a sign $^$, text, in red", "b"]),
     ],
 )
@@ -162,6 +175,12 @@ def test_tags_are_no_header(tmp_path, encode):
         ("p.csv", "", "found none"),
         ("p.tsv", "prompt\n\xff", "line 2: not UTF-8"),
         ("p.csv", "prompt,answer,answer\na,1,2\n", "p.csv: two columns are called answer"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "prompt": "b"}\n{"prompt": "c", "of": {"x": 1, "x": 2}}\n',
+            "line 1: two keys are called prompt\n.*line 2: two keys are called x$",
+        ),
+        ("p.json", '{"prompt": "a"}', "p.json: JSON as a whole; write an object .* a line, and name it .jsonl"),
         ("p.jsonl", '{"prompt": "a", "weight": -1}', "line 1: weight: expected a number of 0 or more, found -1"),
         ("p.jsonl", '{"prompt": "a", "weight": true}', "line 1: weight: expected a number of 0 or more, found True"),
         ("p.csv", "prompt,weight\na,\nb,nan\n", "line 2: weight: expected .* ''\n.*line 3: weight: .* found 'nan'"),
@@ -187,6 +206,23 @@ def test_parquet_without_prompts_is_refused(tmp_path, encode):
 def test_missing_file_is_named(tmp_path, encode):
     with pytest.raises(UserError, match="none.txt: cannot be read: No such file"):
         read_prompts(tmp_path / "none.txt", encode)
+
+
+def test_what_reads_like_a_file_and_is_none_is_no_prompt(tmp_path, encode, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "cats").mkdir()
+    for named in str(tmp_path), "~", "./a folder", "x.jsonl/..":
+        with pytest.raises(UserError, match="a folder, not a file" if named != "x.jsonl/.." else "not found"):
+            prompts_of(named, encode)
+    for named in "missing.json", "missing.MD", "x.jsonl.gz", "~/prompts_file", "x/y", "my prompts.txt", "p.parquet":
+        with pytest.raises(UserError, match=f"prompts: {named}: file not found; expected a file with a prompt a line"):
+            prompts_of(named, encode)
+    for prompt in "a folder", "cats", "cat", "a 1/2 circle", "see a.md", "a" * 300:
+        assert prompts_of(prompt, lambda text: []) == [prompt]
+    (tmp_path / "prompts_file").write_text("a cross\n")
+    assert prompts_of("~/prompts_file", encode) == prompts_of("prompts_file", encode) == ["a cross"]
 
 
 def test_every_prompt_comes_once_an_epoch_and_the_order_is_a_function_of_the_seed():

@@ -17,8 +17,9 @@ from simplear_rl.errors import UserError
 from simplear_rl.labelling.labels import ImagePair, Labels
 from simplear_rl.reward_model import reward_model
 from simplear_rl.rewards.clip_head import ClipHeadReward
-from simplear_rl.rewards.human_labels import read_labels
+from simplear_rl.rewards.human_labels import LabelledFeatures, LabelledImage, read_labels
 from simplear_rl.shapes.world import pair_samples
+from tests.pictures import encoded, picture
 
 
 def test_the_loss_is_that_of_the_paper():
@@ -84,20 +85,68 @@ def test_pairs_of_the_labelling_page_are_labels(tmp_path, capsys):
     for number, choice in enumerate(("left", "right", "tie")):
         labels.label("someone", number, choice)
     for name in "0.png", "0b.png", "1.png", "1b.png", "2.png", "2b.png":
-        (tmp_path / name).touch()
+        picture(0, 8, 8).save(tmp_path / name)
     judged = {image.file: image.good for image in read_labels(labels.file, tmp_path)}
     expected = {labels.image(0, "left"): 1, labels.image(0, "right"): 0}
     assert judged == expected | {labels.image(1, "right"): 1, labels.image(1, "left"): 0}
-    assert "labels.jsonl: 1 ties are left out" in capsys.readouterr().out
+    assert "labels.jsonl: 1 ties or pairs without a label are left out" in capsys.readouterr().out
+    rows = [json.loads(line) | {"has_label": number != 1} for number, line in enumerate(labels.file.open())]
+    labels.file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {image.file: image.good for image in read_labels(labels.file, tmp_path)} == expected
+    assert "labels.jsonl: 2 ties or pairs without a label are left out" in capsys.readouterr().out
 
 
 def test_labels_that_say_nothing_are_an_error(tmp_path):
     (tmp_path / "x.png").touch()
     pair = {"prompt": "a circle", "jpg_0": "x.png", "jpg_1": "x.png", "label_1": 0.5}
-    for label, message in (float("nan"), "expected numbers, found nan, 0.5"), (0.5, "found ties alone"):
+    for label, message in (
+        (float("nan"), "expected numbers, found nan, 0.5"),
+        (0.5, "or pairs without a label alone"),
+    ):
         (tmp_path / "labels.jsonl").write_text(json.dumps(pair | {"label_0": label}))
         with pytest.raises(UserError, match=message):
             read_labels(tmp_path / "labels.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ((["x.png"], "x.png"), r"row 1: `jpg_0`: expected an image below .*, found \['x.png'\]"),
+        (("x.png", 3), "row 1: `jpg_1`: expected an image below .*, found 3"),
+        (("x.png", "x.png"), "row 1: `jpg_0`, `jpg_1`: expected two images, found 'x.png' twice"),
+        (("x.png", "y" * 400), "row 1: `jpg_1`: expected an image below .*yyy"),
+    ],
+)
+def test_bad_pairs_are_named(tmp_path, images, message):
+    picture(0, 8, 8).save(tmp_path / "x.png")
+    pair = {"prompt": "a circle", "jpg_0": images[0], "jpg_1": images[1], "label_0": 1, "label_1": 0}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(pair))
+    with pytest.raises(UserError, match=message):
+        read_labels(tmp_path / "labels.jsonl", tmp_path)
+
+
+def test_labelled_images_are_read_as_those_that_are_tokenized(world, tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "x.png")
+
+    class Clip:
+        def image_features(self, images):
+            return torch.tensor(images).float().mean((1, 2))
+
+        def text_features(self, texts):
+            return torch.zeros(len(texts), 3)
+
+    of = LabelledFeatures(config(world, tmp_path), [LabelledImage(tmp_path / "x.png", "a red circle", 1)], Clip())
+    assert of.images_ND.tolist() == [[255, 255, 255]]
+
+
+def test_all_damaged_images_are_named_before_anything_is_loaded(world, tmp_path, monkeypatch):
+    labelled(tmp_path / "in", {3: {"good": 0.5}})
+    for name in "4-0.png", "7-1.png":
+        (tmp_path / "in" / name).write_bytes(encoded(picture(1, 64, 64), "PNG")[:-2000])
+    monkeypatch.setattr("simplear_rl.reward_model.ClipReward", lambda *_: pytest.fail("loaded"))
+    damaged = r".*4-0.png: not a readable image: .*\n.*7-1.png: not a readable image: [^\n]*$"
+    with pytest.raises(UserError, match=r"row 4: `good`: expected 1 or 0, found 0.5\n" + damaged):
+        reward_model(config(world, tmp_path))
 
 
 def test_bad_labels_are_listed_together(world, tmp_path):
