@@ -28,7 +28,7 @@ from simplear_rl.weights.snapshot import Weights
 
 @ray.remote(concurrency_groups=CONCURRENCY_GROUPS | {"checkpoint": 1})
 class LearnerActor(Monitored, WeightMember):
-    """One rank of the Learner. The three stages use the same class."""
+    """One rank of the Learner. All training stages use the same class."""
 
     def __init__(self, name: str, rank: int):
         super().__init__(name, ("train", "broadcast", "sample", "save"))

@@ -1,4 +1,4 @@
-"""The pairs of a step of DPO: stored ones, or the best against the worst of what the policy draws."""
+"""The pairs of a step of DPO: stored ones, or of what the policy draws, by reward."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -162,7 +162,7 @@ class DrawnPairs:
             contexts = self.rollout.engine.max_concurrent
             metrics |= self.evaluation(step, by_engines(self.engines, contexts, step, self.learner.weights))
         if step % self.config.samples_every == 0:
-            save_grid(self.config.run / "samples" / f"step-{step:06d}.png", self.rewards.fixed[0], self.drawn[:8])
+            save_grid(self.config.run / "samples" / f"step-{step:06d}.png", self.rewards.fixed[0], self.drawn)
         return metrics
 
 

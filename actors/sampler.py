@@ -1,4 +1,4 @@
-"""The samples of a GRPO step: drawn, scored and compared with the reference."""
+"""The samples of a step: drawn, scored and compared with the reference."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

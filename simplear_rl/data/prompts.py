@@ -145,7 +145,7 @@ def check_prompt(text: str, encode: PromptEncoder | None = None) -> str:
     """A prompt without byte order marks and with plain spaces. Raises ValueError."""
     prompt = tidy_prompt(text)
     if not prompt:
-        raise UserError("empty prompt")
+        raise ValueError("empty prompt")
     if encode:
         encode(prompt)
     return prompt

@@ -1,7 +1,7 @@
 """The learner: a policy under DeepSpeed. One instance is one rank.
 
 It sets up, runs passes, refuses what is not finite, steps, and gives away, saves and loads its weights. What a stage
-optimises stands beside it: supervised.py, policy_gradient.py.
+optimises stands beside it: supervised.py, policy_gradient.py, preference.py.
 """
 
 import os
@@ -75,6 +75,7 @@ class Learner:
     """One rank of the learner.
 
     Args:
+        config: dtype, optimizer, ZeRO stage and what else the section `learner` says.
         start: policy folder to begin from.
         steps: optimizer steps of the whole run, for the schedule.
         micro_batches: forward passes of this rank per optimizer step.

@@ -12,8 +12,8 @@ from simplear_rl.errors import UserError
 from simplear_rl.policy.rollouts import Draw
 from simplear_rl.tokenizers.cosmos import CODES, read_geometry
 
-# Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 MADE_BY = "a stage writes its policy to final, `python -m simplear_rl.create_policy --source` makes one to start from"
+# Appended to the text tokenizer in this order (SimpleAR, arXiv 2504.11455, published code).
 SPECIAL_TOKENS = ("<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
 
 

@@ -1,4 +1,4 @@
-"""The samples of a GRPO step in its run folder: all rewards, and small images of the first groups."""
+"""The samples of a step in its run folder: all rewards, and small images of the first groups."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What GRPO logs of its rewards, and what it learns from."""
+"""What a step logs of its rewards, and what it learns from."""
 
 from collections.abc import Sequence
 

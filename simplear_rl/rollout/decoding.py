@@ -103,7 +103,7 @@ class Batch:
         self.position += 1
 
     def _captured(self) -> Callable[[], None]:
-        """`_next` as a graph: compiled and warmed up first, on columns that `draw` overwrites."""
+        """`_next` as a graph: compiled and warmed up first, on columns that `begin` overwrites."""
         self.step.column.zero_()
         self.step.first.zero_()
         stream = torch.cuda.Stream()

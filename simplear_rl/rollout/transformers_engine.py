@@ -1,4 +1,4 @@
-"""Sampling with Transformers alone: a batch of prompts of unequal lengths, guided or not, one key-value cache."""
+"""The engine that needs no vLLM, on a decode step of our own; and `sample_codes`, the plain loop on Transformers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

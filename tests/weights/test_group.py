@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Thread
 
@@ -61,10 +62,11 @@ def test_a_free_port_will_do_as_well():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         rendezvous = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    receiver = Thread(target=lambda: WeightGroup(rendezvous, 1, 2, timedelta(minutes=1)).receive(dict))
-    receiver.start()
-    WeightGroup(rendezvous, 0, 2, timedelta(minutes=1)).send([{"weight": torch.ones(2)}], version=1)
-    receiver.join()
+    received: dict[str, torch.Tensor] = {}
+    with ThreadPoolExecutor(1) as member:
+        told = member.submit(lambda: WeightGroup(rendezvous, 1, 2, timedelta(minutes=1)).receive(received.update))
+        WeightGroup(rendezvous, 0, 2, timedelta(minutes=1)).send([{"weight": torch.ones(2)}], version=1)
+    assert told.result()[0] == 1 and received["weight"].tolist() == [1, 1]
 
 
 def test_who_leaves_is_missed_at_once_even_while_an_error_keeps_its_frames():
