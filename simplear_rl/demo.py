@@ -15,6 +15,8 @@ from typing import Any
 
 from actors.connection import connect
 from simplear_rl import grpo, sft
+from simplear_rl.benchmarks.output import open_folder
+from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
@@ -69,12 +71,19 @@ def demo(config: DemoConfig) -> None:
             [*overrides, f"policy={policy}", f"output={output}", *how],
         )
         for output, (policy, how) in outputs.items()
-        if not (output / "scores.json").exists()
     ]
-    if evaluations:
+    if missing := [evaluation for evaluation in evaluations if not is_evaluated(evaluation)]:
         with timed(config.root, "evaluations"):
-            evaluate_policies(evaluations)
+            evaluate_policies(missing)
     print(f"\n{table(config.root, list(STAGES))}\n\nreport: {write_report([config.root])}")
+
+
+def is_evaluated(config: EvaluateConfig) -> bool:
+    """Whether an evaluation has its scores. Raises UserError if they are those of other weights, see `open_folder`."""
+    there = (config.output / "scores.json").exists()
+    if there:
+        open_folder(config, BENCHMARKS[config.benchmark](config))
+    return there
 
 
 def _same_seed(file: Path, seed: int) -> None:

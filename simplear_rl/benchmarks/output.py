@@ -24,10 +24,12 @@ from simplear_rl.benchmarks.spread import spread
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
+from simplear_rl.run.checkpoints import weights_sha256
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
 FREE = ("root", "world", "prompts", "questions", "allow_missing", "accept_tokenizer", "scorer", "faults")
 DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engine")  # no matter for score_only
+WEIGHTS = "weights_sha256"
 SEEN_WITHIN = 60.0  # seconds; NFS remembers for up to a minute that a file was not there
 FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
 
@@ -43,11 +45,14 @@ def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
     values = config.model_dump(mode="json", exclude=set(DRAWING) if config.score_only else None)
     if config.policy and not config.score_only:
         values["policy"] = str(config.policy.resolve())  # `final` links to the newest checkpoint
+        values[WEIGHTS] = weights_sha256(config.policy)
     asked = [(text, benchmark.requirements(i)) for i, text in enumerate(benchmark.texts)]
     values["prompts_sha256"] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     file = config.output / "config.yaml"
     if before := _read_settings(file):
         now = _flat(values)
+        # Older versions wrote none, and a training evaluates a step before it writes it.
+        before[WEIGHTS] = before.get(WEIGHTS) or now.get(WEIGHTS)
         changed = [key for key in now if now[key] != before.get(key) and not _free(key)]
         if changed:
             lines = [f"  {key}: {before.get(key)} -> {now[key]}" for key in changed]

@@ -1,15 +1,18 @@
 """The PNG files of a generation. Each says how it came about, so that the same command goes on where it was stopped."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from simplear_rl.benchmarks.output import WEIGHTS
 from simplear_rl.config.generate import GenerateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import writing_to
 from simplear_rl.policy.rollouts import Prompt
+from simplear_rl.run.checkpoints import weights_sha256
 
 PNG_END = b"IEND\xaeB`\x82"
 SETTINGS = ("seed", "guidance_scale", "negative_prompt", "negative_prefix", "temperature", "top_k", "top_p")
@@ -45,7 +48,7 @@ class ImageFiles:
         except (OSError, SyntaxError, ValueError):  # there is none, or a damaged one
             return False
         for name, value in self._about(prompt).items():
-            if found.get(name) != value:
+            if found.get(name) != value and (name in found or name != WEIGHTS):  # older versions wrote none
                 raise UserError(
                     f"{file}: was drawn with {name} {found.get(name)!r}, not {value!r}; choose another output folder"
                 )
@@ -79,4 +82,10 @@ class ImageFiles:
             model = model.parent / model.readlink()
         about = {"engine": config.engine, "model": str(model), "tokenizer": str(config.tokenizer)}
         about |= {name: str(getattr(config, name)) for name in SETTINGS}
-        return about | {"prompt": prompt.text}
+        return about | self._weights | {"prompt": prompt.text}
+
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        """What the policy's weights are told from others by: read once, however many the prompts are."""
+        identity = weights_sha256(self.config.policy)
+        return {WEIGHTS: identity} if identity else {}

@@ -180,7 +180,7 @@ def _warnings(runs: Sequence[RunRead]) -> list[str]:
 def _rewards(run: RunRead) -> list[str]:
     reward = run.config.get("reward")
     models = reward.get("models") if isinstance(reward, dict) else None
-    return [str(model.get("type")) for model in models or [] if isinstance(model, dict)]
+    return [str(model.get("type")) for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
 
 def _frames(run: RunRead) -> list[tuple[int, str]]:
@@ -243,7 +243,7 @@ def _timings(file: Path) -> dict[str, float]:
     """Seconds of the phases of a demo, summed over restarts; none without the file."""
     seconds: dict[str, float] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(ValueError):  # a line that a full disk cut off
+        with suppress(ValueError, KeyError, TypeError):  # a line that a full disk cut off
             entry = json.loads(line)
             seconds[entry["phase"]] = seconds.get(entry["phase"], 0) + entry["seconds"]
     return seconds

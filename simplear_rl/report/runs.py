@@ -11,7 +11,7 @@ from PIL import Image
 
 from simplear_rl.errors import UserError
 from simplear_rl.report.samples import StepSamples, read_samples
-from simplear_rl.run.events import read_events
+from simplear_rl.run.events import FILE, read_events
 from simplear_rl.run.history import read_config, read_metrics
 from simplear_rl.run.lock import silent_for
 
@@ -19,7 +19,16 @@ Result = TypeVar("Result")
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 STAGES = ("pretrain", "sft", "grpo")  # how those of one root are ordered
 QUIET = 600.0  # seconds without a sign of life, after which a run is taken for stopped
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError)
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    OverflowError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class RunRead:
     @property
     def kind(self) -> str:
         """What is compared with what: runs of one kind share their charts."""
-        if "label_smoothing" in (self.config.get("algorithm") or {}):
+        algorithm = self.config.get("algorithm")
+        if isinstance(algorithm, dict) and "label_smoothing" in algorithm:
             return "DPO"
         if "rollout" in self.config:
             return "GRPO"
@@ -67,14 +77,13 @@ class RunRead:
     @property
     def images_per_step(self) -> int | None:
         """Of runs whose rows do not count them."""
-        data = self.config.get("data")
-        size = data.get("batch_size") if isinstance(data, dict) else None
+        size = _count(_batch_size(self.config))
         return 2 * size if size and self.kind == "DPO" else size  # a sample of DPO is a pair
 
     @property
     def planned(self) -> int | None:
         """Steps of the whole run."""
-        return self.config.get("steps")
+        return _count(self.config.get("steps"))
 
     @property
     def state(self) -> str:
@@ -112,7 +121,13 @@ def read_run(folder: Path, name: str) -> RunRead:
         UserError: its metrics or its configuration are damaged.
     """
     config, rows = read_config(folder / CONFIG), read_metrics(folder / METRICS)
-    run = RunRead(name, folder, config, rows, read_events(folder), {}, [], [])
+    run = RunRead(name, folder, config, [], [], {}, [], [])
+    for key, value in ("steps", config.get("steps")), ("data.batch_size", _batch_size(config)):
+        if value is not None and _count(value) is None:
+            run.problems.append(f"{folder / CONFIG}: {key}: expected a number, found {value!r}")
+    run.rows, problems = _numbers(folder / METRICS, rows)
+    run.events = _attempt(problems, folder / FILE, lambda file: read_events(file.parent)) or []
+    run.problems += problems
     for file in sorted((folder / "samples").glob("step-*.png")):
         if step := _attempt(run.problems, file, lambda path: int(path.stem.removeprefix("step-"))):
             run.grids[step] = file
@@ -132,6 +147,39 @@ def read_evaluations(folder: Path) -> tuple[list[Evaluated], list[str]]:
     return [evaluation for evaluation in found if evaluation], problems
 
 
+def _batch_size(config: dict[str, Any]) -> Any:
+    data = config.get("data")
+    return data.get("batch_size") if isinstance(data, dict) else None
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _numbers(file: Path, rows: Sequence[dict]) -> tuple[list[dict[str, float]], list[str]]:
+    """Rows of metrics without what is no number there, and a line for the first such value of each metric.
+
+    Only metrics may be NaN or infinite; steps, seconds and numbers of samples add up along the page's axes.
+    """
+    found, bad = list[dict[str, float]](), dict[str, str]()
+    for row in rows:
+        kept = {name: value for name, value in row.items() if _is_number(name, value)}
+        for name in row.keys() - kept.keys():
+            value = repr(row[name])[:60]
+            bad.setdefault(name, f"{file}: {name} of step {row['step']}: expected a number, found {value}")
+        if "step" in kept:
+            found.append(kept)
+    return found, [bad[name] for name in sorted(bad)]
+
+
+def _is_number(name: str, value: Any) -> bool:
+    try:
+        adds_up = name in ("step", "samples") or name.endswith("_seconds")
+        return isinstance(value, int | float) and (math.isfinite(value) or not adds_up)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
 def _evaluated(folder: Path) -> Evaluated:
     summary = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
@@ -140,7 +188,10 @@ def _evaluated(folder: Path) -> Evaluated:
         raise ValueError("rows without `prompt` or `filename`")
     scores = {name: float(value) for name, value in summary["scores"].items()}
     bounds = {name: (float(low), float(high)) for name, (low, high) in summary["confidence_intervals"].items()}
-    return Evaluated(folder.name, folder, scores, bounds, rows)
+    found = Evaluated(folder.name, folder, scores, bounds, rows)
+    for of_prompt in found.by_prompt().values():
+        value_of(of_prompt)  # raises an error here, where it is named
+    return found
 
 
 def value_of(rows: Sequence[dict]) -> float:

@@ -31,10 +31,10 @@ def report_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:
 
         def _page(self) -> None:
             try:
-                status, kind, text = 200, "text/html", render(folders)
-            except UserError as error:  # a folder may be damaged, or go away, meanwhile
-                status, kind, text = 500, "text/plain", str(error)
-            body = text.encode()
+                status, kind, body = 200, "text/html", render(folders).encode()
+            except Exception as error:  # a folder may be damaged, or go away, meanwhile
+                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                status, kind, body = 500, "text/plain", text.encode(errors="replace")
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))

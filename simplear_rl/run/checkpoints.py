@@ -212,6 +212,23 @@ def is_model_of(folder: Path, checkpoint: Path) -> bool:
     return {str(file.relative_to(folder)): _sha256(file) for file in _files(folder)} == model
 
 
+def weights_sha256(policy: Path) -> str | None:
+    """What tells the weights of a policy folder from others that may follow at its path; None if none are there.
+
+    Those of a checkpoint are not read: its checksums name them.
+    """
+    folder = policy.resolve()
+    try:
+        sums = dict(json.loads((folder.parent / CHECKSUMS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # of no checkpoint, or damaged
+        sums = {}
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        digest.update(f"{file.name} {sums.get(f'{folder.name}/{file.name}') or _sha256(file)}\n".encode())
+    return digest.hexdigest() if files else None
+
+
 def size(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(file.stat().st_size for file in _files(folder))

@@ -47,6 +47,6 @@ def read_events(folder: Path) -> list[dict]:
         try:
             row = json.loads(line)
             rows.append({"step": int(row["step"]), "time": float(row["time"]), "text": str(row["text"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return rows

@@ -1,8 +1,8 @@
 """One process at a time in a folder: `lock.json` there says who has it.
 
 The lock of a process on this machine holds as long as the process lives. That of another one holds as long as its
-heartbeat goes on: a thread writes the file anew every BEAT seconds. No clocks of two machines are compared, and the
-file is created with O_EXCL, so that it works on NFS.
+heartbeat goes on: a thread writes the file anew every BEAT seconds, and ends the process if the file is another's. No
+clocks of two machines are compared, and the file is created with O_EXCL, so that it works on NFS.
 """
 
 import json
@@ -128,7 +128,24 @@ class FolderLock:
         beat = 0
         while not self.ended.wait(BEAT):
             beat += 1
+            self._end_if_lost()
             self._write(beat)
+
+    def _end_if_lost(self) -> None:
+        """End the process if another one has the lock: it took this one for dead, which had been suspended.
+
+        At once and without a checkpoint: the folder is the other's.
+        """
+        try:
+            owner = _parse(self._read() or b"")
+        except OSError:  # the next beat looks again
+            return
+        if owner.get("token") in (None, self.about["token"]):  # None: who creates one has still to write it
+            return
+        lost = f"{self.folder}: {_name(owner)} works there since this process gave no sign of life: ending"
+        with suppress(OSError):
+            os.write(2, f"{lost}\n".encode(errors="backslashreplace"))
+        os._exit(1)
 
     def _clear(self) -> None:
         """Remove the lock of a dead process. Raises UserError if it lives."""

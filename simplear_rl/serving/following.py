@@ -50,6 +50,10 @@ class Following:
             self._look()
 
     def _look(self) -> None:
-        weights = newest_weights(self.run, self.drawing.batch.engine.version, self.dtype)
+        try:
+            weights = newest_weights(self.run, self.drawing.batch.engine.version, self.dtype)
+        except OSError as error:  # of storage that is away for a while: the next look may find it
+            LOG.warning("%s: cannot be read, the weights before are served: %s", self.run, error)
+            return
         if weights:
             LOG.warning("%s: step %d is served", self.run, self.drawing.load_weights(weights).result())

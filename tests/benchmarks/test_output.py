@@ -1,16 +1,21 @@
 """The folder of an evaluation: what may change when it goes on, and what may not."""
 
+import shutil
 import zlib
 
 import numpy as np
 import pytest
+import yaml
 
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.output import open_folder, unfinished, write_results, write_verdict
+from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.config.base import CONFIGS
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.config.load import load_config
+from simplear_rl.demo import is_evaluated
 from simplear_rl.errors import UserError
+from simplear_rl.run.checkpoints import begin_checkpoint, weights_sha256
 
 COW = {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"}
 BENCHMARK = GenEval([COW, COW])
@@ -86,6 +91,65 @@ def test_a_link_to_another_checkpoint_is_another_policy(tmp_path):
     (tmp_path / "final").symlink_to("step-2")
     with pytest.raises(UserError, match=r"policy: .*step-1 -> .*step-2"):
         open_folder(settings(tmp_path), BENCHMARK)
+
+
+def train(folder, content):
+    """Weights at a path where others may have been."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def test_other_weights_at_the_same_path_are_another_policy(tmp_path):
+    config = settings(tmp_path)
+    train(config.policy, b"first")
+    begin(config)
+    train(config.policy, b"first")
+    open_folder(config, BENCHMARK)
+    train(config.policy, b"again")
+    with pytest.raises(UserError, match=r"weights_sha256: \w{64} -> \w{64}"):
+        open_folder(config, BENCHMARK)
+
+
+def test_the_demo_keeps_no_scores_of_other_weights(tmp_path):
+    config = settings(tmp_path)
+    train(config.policy, b"first")
+    assert not is_evaluated(config)
+    open_folder(config, BENCHMARKS["shapes"](config))
+    judge(config, 0)
+    (config.output / "scores.json").touch()
+    assert is_evaluated(config)
+    train(config.policy, b"again")
+    with pytest.raises(UserError, match="weights_sha256: "):
+        is_evaluated(config)
+
+
+@pytest.mark.parametrize("before", ["absent", "unknown"])
+def test_an_evaluation_that_does_not_know_its_weights_goes_on_and_then_does(tmp_path, before):
+    """As of an older version, or of a training, which writes the step after it."""
+    config = settings(tmp_path)
+    begin(config)
+    file = config.output / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    assert values.pop("weights_sha256") is None
+    if before == "absent":
+        file.write_text(yaml.safe_dump(values))
+    train(config.policy, b"first")
+    open_folder(config, BENCHMARK)
+    assert yaml.safe_load(file.read_text())["weights_sha256"] == weights_sha256(config.policy)
+
+
+@pytest.mark.parametrize("damaged", [None, "", "[1]"])
+def test_weights_of_a_checkpoint_are_told_without_reading_them(tmp_path, damaged):
+    checkpoint = tmp_path / "step-000001"
+    begin_checkpoint(checkpoint, lambda partial: lambda: train(partial / "model", b"first"))()
+    train(tmp_path / "copy", b"first")
+    (tmp_path / "final").symlink_to("step-000001/model")
+    if damaged is None:
+        (checkpoint / "model" / "model.safetensors").write_bytes(b"not read")
+    else:
+        (checkpoint / "checksums.json").write_text(damaged)
+    assert weights_sha256(tmp_path / "final") == weights_sha256(tmp_path / "copy")
 
 
 def test_the_policy_does_not_matter_where_nothing_is_drawn(tmp_path):

@@ -15,12 +15,14 @@ from PIL import Image
 
 from simplear_rl.benchmarks.geneval import REWARD_IS_METRIC, TAGS, confidence_intervals, scores
 from simplear_rl.errors import UserError
+from simplear_rl.report import serve
 from simplear_rl.report.evaluations import table
 from simplear_rl.report.page import render, write_report
 from simplear_rl.report.samples import read_samples, save_samples
 from simplear_rl.report.serve import report_server
 
 STAGES = ["pretrain", "sft", "grpo"]
+RESULTS = "evaluations/step-000002/results.jsonl"
 
 
 def make_run(folder, steps=5, config=None, **metrics):
@@ -185,6 +187,37 @@ def test_foreign_and_broken_folders_get_one_message(tmp_path):
         render([tmp_path / "run"])
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("config.yaml", "steps: abc", "config.yaml: steps: expected a number, found 'abc'"),
+        ("config.yaml", "data: {batch_size: a}", "config.yaml: data.batch_size: expected a number, found 'a'"),
+        ("config.yaml", "{algorithm: 5, reward: {models: 5}}", None),
+        ("metrics.jsonl", '{"step": 1, "step_seconds": null}', "step_seconds of step 1: expected a number, found None"),
+        ("metrics.jsonl", '{"step": 1, "step_seconds": "x"}', "step_seconds of step 1: expected a number, found 'x'"),
+        ("metrics.jsonl", '{"step": 1, "a_seconds": NaN}', "a_seconds of step 1: expected a number, found nan"),
+        ("metrics.jsonl", '{"step": 1, "samples": "x"}', "samples of step 1: expected a number, found 'x'"),
+        ("metrics.jsonl", f'{{"step": 1, "loss": {10**400}}}', "loss of step 1: expected a number, found 1000"),
+        ("metrics.jsonl", '{"step": 1e400}', "step of step inf: expected a number, found inf"),
+        ("metrics.jsonl", '{"step": 1, "loss": NaN}', None),
+        ("events.jsonl", '{"step": 1e400, "time": 1, "text": "x"}', None),
+        (RESULTS, '{"prompt": "<counting> 0", "filename": "x", "score": "bad"}', "'bad'"),
+        (RESULTS, '{"prompt": [1], "filename": "x"}', "step-000002: cannot be read"),
+        (RESULTS, '["prompt", "filename"]', "step-000002: cannot be read"),
+        ("samples/step-000002.json", '{"prompts": ["a"], "rewards": [[1]], "shown": 1e400}', "000002.json: cannot"),
+    ],
+)
+def test_damage_is_named_on_the_page(tmp_path, file, content, problem):
+    run = make_grpo(tmp_path / "run")
+    for step in "step-000002", "step-000004":
+        evaluate(run / "evaluations" / step, right=1)
+    (run / file).parent.mkdir(exist_ok=True)
+    (run / file).write_text(content + "\n", encoding="utf-8")
+    page = html.unescape(render([run]))
+    assert problem is None or problem in page
+    assert ("1 files could not be read" in page) == (problem is not None)
+
+
 @pytest.mark.parametrize("left", ["", '{"step": 1}\n'])
 def test_a_run_that_has_hardly_begun_has_a_page(tmp_path, left):
     run = make_run(tmp_path / "run", 1)
@@ -193,7 +226,7 @@ def test_a_run_that_has_hardly_begun_has_a_page(tmp_path, left):
     assert "<h1>run</h1>" in render([run])
 
 
-def test_server_shows_the_page_as_it_is_now_and_to_this_machine_alone(tmp_path):
+def test_server_shows_the_page_as_it_is_now_and_to_this_machine_alone(tmp_path, monkeypatch):
     run = make_grpo(tmp_path / "run")
     with report_server([run], 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -215,4 +248,8 @@ def test_server_shows_the_page_as_it_is_now_and_to_this_machine_alone(tmp_path):
             assert raised.value.code == status
         with pytest.raises(UserError, match="this port cannot be had"):
             report_server([run], port)
+        with monkeypatch.context() as patch, pytest.raises(urllib.error.HTTPError) as raised:
+            patch.setattr(serve, "render", lambda folders: 1 / 0)
+            get()
+        assert (raised.value.code, raised.value.read()) == (500, b"ZeroDivisionError: division by zero")
         server.shutdown()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -144,6 +145,29 @@ def test_a_heartbeat_on_another_machine_is_an_obstacle(tmp_path, impatient, monk
     ended.set()
     thread.join()
     assert held(tmp_path)
+
+
+def test_a_process_that_was_taken_for_dead_ends_as_soon_as_it_wakes(tmp_path, capfd):
+    process = start(f"from simplear_rl.run import lock\nlock.BEAT = 0.02\n{HOLDER}", tmp_path)
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGSTOP)
+    other = json.loads((tmp_path / LOCK).read_text()) | {"host": "node7", "process": 11, "token": "other"}
+    (tmp_path / LOCK).unlink()
+    (tmp_path / LOCK).write_text(json.dumps(other) + "\n")
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=60) == 1
+    assert f"{tmp_path}: process 11 on node7 works there since this process" in capfd.readouterr().err
+    assert json.loads((tmp_path / LOCK).read_text()) == other
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_lock_that_is_nobody_s_yet_ends_no_process(tmp_path, impatient, content):
+    """As between two steps of one that takes it over."""
+    with FolderLock(tmp_path, "run") as lock:
+        (tmp_path / LOCK).unlink()
+        if content is not None:
+            (tmp_path / LOCK).write_text(content)
+        lock._end_if_lost()
 
 
 def test_of_many_that_find_the_lock_of_a_dead_process_one_gets_it(tmp_path):

@@ -1,5 +1,6 @@
 """The newest checkpoint of a run is served, without a stop and without those that are damaged."""
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.config.serving import ServeConfig
 from simplear_rl.run.checkpoints import begin_checkpoint
+from simplear_rl.serving import following
 from simplear_rl.serving.batches import build_batch
 from simplear_rl.serving.drawing import Drawing
 from simplear_rl.serving.following import Following, newest_weights
@@ -55,4 +57,22 @@ def test_new_checkpoints_are_served_and_damaged_ones_are_not(policy, checkpoint,
         while engine.version != step:
             time.sleep(0.01)
         assert engine.checksum() == newest_weights(run, 0, "float32").checksum
+    drawing.failure = RuntimeError("ends the thread")
+
+
+def test_storage_that_is_away_for_a_while_is_looked_at_again(policy, checkpoint, tmp_path, monkeypatch, caplog):
+    checkpoint(1)
+    look, looks = following.checkpoints, iter(range(3))
+
+    def away(run):
+        if next(looks, 3) < 3:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return look(run)
+
+    monkeypatch.setattr(following, "checkpoints", away)
+    drawing = Drawing(build_batch(policy, EngineConfig(type="transformers")))
+    Following(tmp_path / "run", 0.01, "float32", drawing)
+    while drawing.batch.engine.version != 1:
+        time.sleep(0.01)
+    assert caplog.text.count("run: cannot be read, the weights before are served: [Errno 116] Stale") == 3
     drawing.failure = RuntimeError("ends the thread")
