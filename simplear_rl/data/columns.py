@@ -14,6 +14,7 @@ IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 # The first name wins where it is present: it is the documented one.
 IMAGE_NAMES = ("image", *IMAGE_ENDINGS, "img", "image_path", "img_path", "file_name", "filename", "path")
 CAPTION_NAMES = ("caption", "text", "prompt", "txt", "captions", "description")
+SHORT_NAMES = ("short_caption",)
 
 
 class FormatError(BadSampleError):
@@ -54,13 +55,21 @@ class Columns:
         return _column(names, self.caption, CAPTION_NAMES, "caption")
 
     def short_caption_in(self, names: Iterable[str]) -> str | None:
-        """The short caption's column among `names`, None if there is none."""
-        return _column(names, self.short_caption, ("short_caption",), "short_caption")
+        """The short caption's column among `names`, None if there is none: a row may lack the chosen one too."""
+        if self.short_caption is not None:
+            return self.short_caption if self.short_caption in names else None
+        return _column(names, None, SHORT_NAMES, "short_caption")
 
     def used_in(self, names: Iterable[str]) -> tuple[str | None, str | None, str | None]:
         """The columns of image, caption and short caption. Raises FormatError, see above."""
         names = list(names)
         return self.image_in(names), self.caption_in(names), self.short_caption_in(names)
+
+    def used_in_table(self, names: Iterable[str]) -> tuple[str | None, str | None, str | None]:
+        """The same of a table, which must have the chosen short caption as well."""
+        names = list(names)
+        image, caption, _ = self.used_in(names)
+        return image, caption, _column(names, self.short_caption, SHORT_NAMES, "short_caption")
 
     def ordered(self, pair: RawPair, sample: str) -> tuple[Any, Any]:
         """The better image of a pair and the other one; the order of a tie depends on the seed and the sample alone.

@@ -83,7 +83,7 @@ def _decode_as_it_is(data: bytes, min_size: int) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise BadSampleError("not a JPEG, PNG or WebP image") from None
     except Exception as error:  # on damaged files the decoders raise whatever they run into
-        raise BadSampleError(f"unreadable image: {error or type(error).__name__}") from error
+        raise BadSampleError(f"unreadable image: {str(error) or type(error).__name__}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

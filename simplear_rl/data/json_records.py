@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from simplear_rl.data.pair_forms import is_ranked
+from simplear_rl.files import unique_keys
 
-WHITESPACE = " \t\r\n"
-ELEMENT = re.compile(
-    r"(?:\xef\xbb\xbf)?[ \t\r\n]*[\[,]?[ \t\r\n]*(?=[^ \t\r\n\]])"
-)  # what parts it from the one before
+BEFORE = r"(?:\xef\xbb\xbf)?+[ \t\r\n]*+[\[,]?+[ \t\r\n]*+"  # what parts an element from the one before
+ELEMENT = re.compile(BEFORE + r"(?=[^ \t\r\n\]])")
+END = re.compile(BEFORE + r"\][ \t\r\n]*")  # a comma before it costs no element
 
 
 def is_array(path: Path) -> bool:
@@ -23,11 +23,14 @@ def is_array(path: Path) -> bool:
         return True
 
 
-def records(path: Path, offset: int = 0) -> Iterator[bytes]:
-    """The lines of a file, or the elements of the array in a JSON file, from a byte on.
+def records(path: Path, offset: int = 0, number: int = 1) -> Iterator[bytes]:
+    """The lines of a file, or the elements of the array in a JSON file, from a byte on, with which `number` begins.
 
-    Records follow each other without a gap: an element begins with what parts it from the one before. What is no JSON
-    at the end of an array is one record. Empty lines at the end are none.
+    Records follow each other without a gap: an element begins with what parts it from the one before. Empty lines at
+    the end are none.
+
+    Raises:
+        OSError: the file cannot be read, or its array is damaged: where the next element begins is then unknown.
     """
     with path.open("rb") as file:
         file.seek(offset)
@@ -46,10 +49,25 @@ def records(path: Path, offset: int = 0) -> Iterator[bytes]:
                 if after == len(text):  # a number could go on
                     break
                 yield text[end:after].encode("latin-1")
-                end, size = after, 2**16
-            text = text[end:]
-        if text.strip(WHITESPACE + "]"):
-            yield text.encode("latin-1")
+                end, size, number = after, 2**16, number + 1
+            text, offset = text[end:], offset + end
+        if not END.fullmatch(text):
+            place, reason = _damage(text)
+            raise OSError(f"damaged JSON array, element {number}, byte {offset + place}: {reason}")
+
+
+def _damage(rest: str) -> tuple[int, str]:
+    """Where an array is damaged, and how, from what is left when its elements have been read."""
+    if end := END.match(rest):
+        return end.end(), "expected the end of the file, found more behind the array"
+    if start := ELEMENT.match(rest):
+        try:
+            json.JSONDecoder().raw_decode(rest, start.end())
+        except json.JSONDecodeError as error:
+            return error.pos, error.msg
+        except (ValueError, RecursionError) as error:
+            return start.end(), str(error)
+    return len(rest), "expected `]`, found the end of the file"
 
 
 def _without_empty_end(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -62,10 +80,24 @@ def _without_empty_end(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def parse(path: Path, record: bytes) -> Any:
-    """What a record of `records` holds. Raises ValueError or RecursionError."""
+    """What a record of `records` holds. Raises ValueError, for a key that comes twice too, or RecursionError."""
     if path.suffix.lower() == ".json" and (before := ELEMENT.match(record.decode("latin-1"))):
         record = record[before.end() :]
-    return json.loads(record)
+    return json.loads(record, object_pairs_hook=unique_keys)
+
+
+def read_object(path: Path, record: bytes) -> dict[str, Any] | str:
+    """The object that a record of `records` is, or why it is none."""
+    try:
+        entry = parse(path, record)
+    except (ValueError, RecursionError) as error:
+        return not_json(error)
+    return entry if isinstance(entry, dict) else "expected an object with the path `image`"
+
+
+def not_json(error: Exception) -> str:
+    """The message of an error of `parse`."""
+    return str(error) if type(error) is ValueError else f"not JSON: {error}"  # unique_keys raises plain ones
 
 
 def begins_ranking(path: Path) -> bool:

@@ -15,8 +15,10 @@ from pyarrow import parquet
 
 from simplear_rl.data.columns import IMAGE_ENDINGS, Columns, FormatError, missing
 from simplear_rl.data.images import BadSampleError
-from simplear_rl.data.json_records import parse, records
+from simplear_rl.data.json_records import not_json, parse, read_object, records
 from simplear_rl.data.pair_forms import is_ranked, pair_form, pairs_of_ranking, unknown_pair
+from simplear_rl.errors import some_of
+from simplear_rl.files import repeated, unique_keys
 
 PARQUET_BUFFER = 2**20  # bytes of a column at a time: a row group may hold all images of a file
 SHOWN = 200  # characters of a path in a message: it may be a whole image in base64
@@ -104,25 +106,17 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
 
 def _read_records(part: Part, columns: Columns) -> Iterator[RawSample]:
     ranked = []
-    for number, record in enumerate(islice(records(part.path, part.offset), part.rows), start=part.start + 1):
-        entry = _read_record(part, str(number), record)
-        if isinstance(entry, RawSample):
-            yield entry
+    found = islice(records(part.path, part.offset, part.start + 1), part.rows)
+    for number, record in enumerate(found, start=part.start + 1):
+        entry = read_object(part.path, record)
+        if isinstance(entry, str):
+            yield RawSample(str(number), problem=entry)
         elif columns.pairs and part.rows is None and is_ranked(entry):
             ranked.append((str(number), entry))
         else:
             yield _read_columns(str(number), entry, part.path.parent, columns)
     for key, values in pairs_of_ranking(ranked):
         yield _read_columns(key, values, part.path.parent, columns)
-
-
-def _read_record(part: Part, key: str, record: bytes) -> dict[str, Any] | RawSample:
-    """The object that a record is, or why it is none."""
-    try:
-        entry = parse(part.path, record)
-    except (ValueError, RecursionError) as error:
-        return RawSample(key, problem=f"not JSON: {error}")
-    return entry if isinstance(entry, dict) else RawSample(key, problem="expected an object with the path `image`")
 
 
 def _read_columns(key: str, values: dict[str, Any], folder: Path, columns: Columns) -> RawSample:
@@ -196,7 +190,7 @@ def _read_tar(part: Part, columns: Columns) -> Iterator[RawSample]:
 
 
 def _read_members(part: Part, problems: list[RawSample]) -> Iterator[tuple[str, str, bytes]]:
-    """Key, kind and content of the files in a tar that have both; what cannot be read goes to `problems`."""
+    """Key, kind and content of the files in a tar; what cannot be read or has no kind goes to `problems`."""
     name = "the start"
     try:
         with part.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -208,6 +202,8 @@ def _read_members(part: Part, problems: list[RawSample]) -> Iterator[tuple[str, 
                     yield folder + slash + stem, kind.lower(), tar.extractfile(member).read()  # type: ignore[union-attr]
                 elif not member.isreg() and not member.isdir():
                     problems.append(RawSample(name, problem="a link or special file"))
+                elif stem and member.isreg():  # without a stem it is hidden
+                    problems.append(RawSample(name, problem="no ending, expected one such as jpg or txt"))
             # At a broken header, and at the end of the first of several archives, tarfile stops without a word.
             file.seek(tar.offset)
             if any(block.strip(b"\0") for block in iter(lambda: file.read(2**20), b"")):
@@ -231,10 +227,15 @@ def _read_images(part: Part, columns: Columns) -> Iterator[RawSample]:
 
 
 def texts_beside(image: Path, columns: Columns) -> dict[str, Path]:
-    """By ending the files that lie beside an image and may hold its captions."""
-    endings = {"txt", "json", columns.caption, columns.short_caption} - {None}
-    paths = {str(ending): Path(f"{image.parent}/{image.stem}.{ending}") for ending in endings}
-    return {ending: path for ending, path in sorted(paths.items()) if os.path.isfile(path)}
+    """By ending, in capitals or not, the files that lie beside an image and may hold its captions."""
+    texts = {}
+    for ending in sorted({"txt", "json", *filter(None, (columns.caption, columns.short_caption))}):
+        # To list the folder for each image would take too long.
+        forms = dict.fromkeys((ending, ending.lower(), ending.upper(), ending.capitalize()))
+        paths = (f"{image.parent}/{image.stem}.{form}" for form in forms)
+        if path := next(filter(os.path.isfile, paths), None):
+            texts[ending] = Path(path)
+    return texts
 
 
 def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSample:
@@ -242,11 +243,12 @@ def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSam
     images = [kind for kind in ([columns.image] if columns.image else IMAGE_ENDINGS) if kind in fields]
     if len(images) != 1:
         expected = columns.image or ", ".join(IMAGE_ENDINGS)
-        return RawSample(key, problem=f"expected one image ({expected}), found {len(images)}")
+        problem = f"expected one image ({expected}), found {len(images)} among {some_of(sorted(fields), 5)}"
+        return RawSample(key, problem=f"{problem}; in a tar a key ends at the first dot of the name")
     try:
-        texts = json.loads(fields.get("json", b"{}"))
+        texts = json.loads(fields.get("json", b"{}"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        return RawSample(key, problem=f"json: not JSON: {error}")
+        return RawSample(key, problem=f"json: {not_json(error)}")
     if not isinstance(texts, dict):
         return RawSample(key, problem=f"json: expected an object, found {type(texts).__name__}")
     texts |= {kind: data for kind, data in fields.items() if kind not in (*images, "json")}
@@ -262,7 +264,7 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
     file = open_parquet(part.path)
     names = file.schema_arrow.names
     try:
-        used = columns.used_in(names)
+        used = columns.used_in_table(dict.fromkeys(names))
         form = pair_form(names) if columns.pairs else None
         if columns.pairs and not form:
             raise FormatError(unknown_pair(names))
@@ -270,6 +272,8 @@ def _read_parquet(part: Part, columns: Columns) -> Iterator[RawSample]:
             raise FormatError(missing("image" if used[0] is None else "caption", names))
         images = form.images if form else used[:1]
         wanted = [*form.columns_in(names), *used[1:]] if form else used
+        if twice := repeated(name for name in names if name in wanted):
+            raise FormatError(f"two columns are called {' and '.join(twice)}: rename one of them")
     except FormatError as error:
         for row in range(part.start, part.start + (part.rows or 0)):
             yield RawSample(str(row), problem=str(error), misnamed=str(error))

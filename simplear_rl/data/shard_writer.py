@@ -50,15 +50,13 @@ class ShardWriter:
 
     Raises:
         UserError: the folder has shards of something else (names what differs), or the tokenizer does not fit: `size`
-            is no multiple of its patch, or its codes need more than 16 bits.
+            is no multiple of its patch.
     """
 
     def __init__(self, config: TokenizeConfig, parts: list[Part]):
         geometry = read_geometry(config.tokenizer)
         if config.size % geometry.patch:
             raise UserError(f"size={config.size}: must be a multiple of the tokenizer's patch, {geometry.patch}")
-        if geometry.codebook_size > 2**16:
-            raise UserError(f"{config.tokenizer}: {geometry.codebook_size} codes do not fit into 16 bits")
         identity = read_identity(config.tokenizer)
         side = config.size // geometry.patch
         self.about = {"rows": side, "columns": side, "codebook_size": geometry.codebook_size, "tokenizer": identity}

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from simplear_rl.data.order import Piece
 from simplear_rl.errors import UserError
+from simplear_rl.files import repeated
 from simplear_rl.policy.vocabulary import ImageLayout
 
 IMAGE, PAIR = ("codes",), ("chosen", "rejected")  # columns of codes
@@ -100,6 +101,9 @@ def _read_footer(file: Path, layout: ImageLayout, images: tuple[str, ...]) -> tu
             schema, metadata = shard.schema_arrow, shard.metadata
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable shard: {error}") from error
+    used = "caption", "short_caption", "weight", *images
+    if twice := repeated(name for name in schema.names if name in used):
+        raise UserError(f"{file}: two columns are called {' and '.join(twice)}, expected one")
     optional = "short_caption", "weight"
     for name, expected, fits in (
         ("caption", "string", _is_string),
@@ -113,6 +117,8 @@ def _read_footer(file: Path, layout: ImageLayout, images: tuple[str, ...]) -> tu
     try:
         about = json.loads((metadata.metadata or {}).get(b"simplear_rl", b"{}"))
         tokenizer = about.get("tokenizer")
+        if not isinstance(tokenizer, str | None):
+            raise ValueError(f"tokenizer: expected text, found {tokenizer!r}")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file}: its metadata `simplear_rl` are not what `tokenize` writes: {error}") from error
     groups, first = [], 0

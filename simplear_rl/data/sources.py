@@ -90,8 +90,11 @@ def most_samples(parts: list[Part]) -> int:
 def _most_samples(part: Part) -> int:
     if part.path.suffix.lower() == ".tar":
         return _samples_of_tar(part)
-    entries = sum(1 for _ in records(part.path))
-    return entries * (entries - 1) // 2
+    entries = 0
+    with suppress(OSError):
+        for _ in records(part.path):
+            entries += 1
+    return entries * (entries - 1) // 2 + 1  # one for what may be damaged
 
 
 def _samples_of_tar(part: Part) -> int:
@@ -104,8 +107,9 @@ def _samples_of_tar(part: Part) -> int:
     ):
         for member in tar:
             folder, _, base = member.name.rpartition("/")
-            key = folder, base.partition(".")[0]
-            keys += key != last or not member.isreg()
+            stem, _, kind = base.partition(".")
+            key = folder, stem
+            keys += key != last or not kind or not member.isreg()
             last = key
     return keys
 

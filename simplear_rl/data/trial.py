@@ -56,7 +56,9 @@ def _try(parts: Sequence[Part], size: int, columns: Columns, min_size: int | Non
             try:
                 read_sample(part, found, size, columns, min_size)
                 names = zip(("image", "caption", "short caption"), found.used, strict=True)
-                return ", ".join(f"{role} from {name}" for role, name in names if name)
+                used = ", ".join(f"{role} from {name}" for role, name in names if name)
+                chosen = columns.short_caption
+                return used if chosen in (None, found.used[2]) else f"{used}, no {chosen} (short_caption_column)"
             except BadSampleError as error:
                 reasons.add([found.misnamed or str(error)])
                 misnamed &= bool(found.misnamed) or isinstance(error, FormatError)

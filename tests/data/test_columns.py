@@ -11,7 +11,6 @@ from pyarrow import parquet
 
 from simplear_rl.data.columns import Columns
 from simplear_rl.data.images import to_square
-from simplear_rl.data.json_records import records
 from simplear_rl.data.listing import find_files
 from simplear_rl.data.readers import texts_beside
 from simplear_rl.data.sources import divide, most_samples, read_batches
@@ -69,7 +68,6 @@ def test_other_names_are_set(tmp_path):
         ({"image": "0.jpg", "text": "x", "prompt": "y"}, {}, "text and prompt may each be .*caption_column=text"),
         ({"image": "0.jpg", "text": "x"}, {"caption": "alt"}, r"no alt \(caption_column\), found image, text"),
         ({"image": "0.jpg", "text": "x"}, {"image": "foto"}, r"no foto \(image_column\), found image, text"),
-        ({"image": "0.jpg", "text": "x"}, {"short_caption": "s"}, r"no s \(short_caption_column\), found image, text"),
         ({"url": "http://x/0.jpg", "text": "x"}, {}, r"no column for the image \(set image_column\), found url, text"),
         ({"image": "0.jpg", "alt": "x"}, {}, r"no column for the caption \(set caption_column\), found image, alt"),
         ({"image": "0.jpg", "captions": ["x", "y"]}, {}, "a list of captions: set caption_choice=first or"),
@@ -88,6 +86,44 @@ def test_columns_are_refused_before_the_start_with_the_key_to_set(kind, entry, n
         UserError, match=f"the first samples do not have the expected columns:\n  x.{kind}: 1 like: .*{message}"
     ):
         read(tmp_path, **names)
+
+
+def test_a_row_may_lack_the_chosen_short_caption_but_not_a_table(tmp_path):
+    lines(tmp_path, {"image": "0.jpg", "text": "x"}, {"image": "1.jpg", "text": "y", "title": "z"})
+    expected = {"x.jsonl:1": ("x", None), "x.jsonl:2": ("y", "z")}
+    assert read(tmp_path, short_caption="title")[:2] == (expected, {})
+    parts = divide(find_files(tmp_path, "**/*"), 100)
+    said = "image from image, caption from text, no title (short_caption_column)"
+    assert try_first(parts, 32, Columns(short_caption="title"), None) == [f"  x.jsonl: {said}"]
+    (tmp_path / "x.jsonl").unlink()
+    (tmp_path / "0.txt").write_text("x")
+    (tmp_path / "1.json").write_text('{"text": "y", "title": "z"}')
+    good, _, _ = read(tmp_path, short_caption="title")
+    assert good == {".:0.jpg": ("x", None), ".:1.jpg": ("y", "z")}
+    parquet.write_table(pa.table({"image": IMAGES, "text": ["x"] * 4}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"no title \(short_caption_column\), found image, text"):
+        read(tmp_path, pattern="*.parquet", short_caption="title")
+
+
+def test_names_that_come_twice_are_refused(tmp_path):
+    lines(tmp_path, {"image": "0.jpg", "caption": "x"})
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write('{"image": "0.jpg", "image": "1.jpg", "caption": "x"}\n')
+    assert read(tmp_path)[1] == {"2": "two keys are called image"}
+    (tmp_path / "x.jsonl").unlink()
+    (tmp_path / "0.json").write_text('{"text": "x", "text": "y"}')
+    (tmp_path / "1.txt").write_text("x")
+    assert read(tmp_path)[1]["0.jpg"] == "json: two keys are called text"
+    names = ["image", "caption", "width", "width"]
+    table = pa.table([IMAGES, ["x"] * 4, [1] * 4, [2] * 4], names=names)
+    parquet.write_table(table, tmp_path / "x.parquet")
+    assert len(read(tmp_path, pattern="*.parquet")[0]) == 4  # what is not read may come twice
+    for twice in "image", "caption", "img":
+        names = ["img" if twice == "img" else "image", "caption", twice]
+        table = pa.table([IMAGES, ["x"] * 4, IMAGES], names=names)
+        parquet.write_table(table, tmp_path / "x.parquet")
+        with pytest.raises(UserError, match=rf"x.parquet: 4 like: two columns are called {twice}: rename one"):
+            read(tmp_path, pattern="*.parquet")
 
 
 def test_all_faults_are_listed_together(tmp_path):
@@ -145,53 +181,6 @@ def test_one_of_a_list_of_captions_by_choice(tmp_path):
 
 
 # Layouts
-
-
-@pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("start", ["", "\ufeff", " \n"])
-def test_json_arrays_are_read_in_parts(indent, start, tmp_path):
-    entries = [{"image_path": f"{n % 4}.jpg", "caption": f'c [{n}], "é" \\ 猫'} for n in range(10)]
-    lines(tmp_path)
-    (tmp_path / "x.jsonl").unlink()
-    (tmp_path / "meta.json").write_text(start + json.dumps(entries, indent=indent, ensure_ascii=False), "utf-8")
-    for rows in 1, 3, 100:
-        good, bad, pixels = read(tmp_path, rows=rows)
-        assert good == {f"meta.json:{n + 1}": (entry["caption"], None) for n, entry in enumerate(entries)} and not bad
-        assert np.array_equal(pixels[5], to_square(IMAGES[1], 32))
-
-
-def test_json_arrays_of_any_length_are_cut_between_elements(tmp_path):
-    generator = np.random.default_rng(0)
-    entries = [{"caption": "x" * int(generator.integers(0, 9_000)), "n": [n, -1.5e9]} for n in range(300)]
-    entries[7]["caption"] = "y" * 400_000
-    (tmp_path / "meta.json").write_text(json.dumps(entries))
-    found = list(records(tmp_path / "meta.json"))
-    assert [json.loads(record.lstrip(b"[, ")) for record in found] == entries
-    offset = sum(len(record) for record in found[:200])
-    assert list(records(tmp_path / "meta.json", offset)) == found[200:]
-
-
-@pytest.mark.parametrize("end", ["", ",", ', {"image": "1.jp', "}", "] x", ", nonsense, 3]"])
-def test_damaged_json_arrays_keep_what_can_be_read(end, tmp_path):
-    lines(tmp_path)
-    (tmp_path / "x.jsonl").unlink()
-    (tmp_path / "meta.json").write_text('[{"image": "0.jpg", "caption": "a"}' + end)
-    good, bad, _ = read(tmp_path)
-    assert good == {"meta.json:1": ("a", None)}
-    assert list(bad) == (["2"] if end else [])
-
-
-def test_an_array_of_other_things_is_listed(tmp_path):
-    lines(tmp_path)
-    (tmp_path / "x.jsonl").unlink()
-    (tmp_path / "meta.json").write_text(
-        '[{"image": "0.jpg", "caption": "a"}, 3, [{}], null, {"image": 4, "caption": "b"}]'
-    )
-    good, bad, _ = read(tmp_path)
-    assert list(good) == ["meta.json:1"]
-    assert bad == dict.fromkeys("234", "expected an object with the path `image`") | {
-        "5": "image: expected bytes or a path, found int"
-    }
 
 
 def triple(number):
@@ -252,6 +241,9 @@ def test_images_with_texts_beside_them_are_listed_where_a_text_is_missing(tmp_pa
     assert bad["3.jpg"] == "no caption" and bad["2.jpg"].startswith("json: not JSON")
     (tmp_path / "3.alt").write_text("three")
     assert read(tmp_path, caption="alt")[0] == {".:3.jpg": ("three", None)}
+    for name, capitals in {"0.txt": "0.TXT", "1.json": "1.Json", "3.alt": "3.ALT"}.items():
+        (tmp_path / name).rename(tmp_path / capitals)
+    assert read(tmp_path)[0] == good and read(tmp_path, caption="alt")[0] == {".:3.jpg": ("three", None)}
     assert list(texts_beside(tmp_path / "3.jpg", Columns(caption="x" * 300, short_caption="alt"))) == ["alt"]
 
 
@@ -281,7 +273,8 @@ def test_tars_by_other_names(tmp_path):
             info = tarfile.TarInfo(f"0.{kind}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"expected one image \(jpg, jpeg, png, webp\), found 0"):
+    message = r"expected one image \(jpg, jpeg, png, webp\), found 0 among blip.txt, img.jpg, json; in a tar a key ends"
+    with pytest.raises(UserError, match=message):
         read(tmp_path)
     for name, caption in {None: "t", "alt": "a", "blip.txt": "b"}.items():
         assert read(tmp_path, image="img.jpg", caption=name)[0] == {"X.TAR:0": (caption, None)}
@@ -326,3 +319,7 @@ def test_samples_of_tars_are_counted_from_their_headers(tmp_path):
     assert most_samples(parts) == 4 + len(parts)  # never fewer
     (tmp_path / "00000.tar").write_bytes((tmp_path / "00000.tar").read_bytes()[:2000])
     assert most_samples(parts) >= 3
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name in "a.jpg", "a":
+            tar.addfile(tarfile.TarInfo(name))
+    assert most_samples(parts[:1]) == 3

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import tarfile
 from dataclasses import replace
 
@@ -130,6 +131,7 @@ def test_no_damage_raises_anything_else(form):
         (pictures.bomb(), "exceeds limit"),
         (encoded(Image.new("1", (10_000, 9_000)), "PNG"), "exceeds limit"),
         (pictures.damaged(0, "animated")[0], "animated"),
+        (re.sub(rb"(?s)....PLTE.*(?=....IDAT)", b"", encoded(picture(0, 64, 64, "P"), "PNG")), "unreadable image: .+"),
     ],
 )
 def test_unusable_images_are_refused_with_the_reason(data, message):
@@ -233,6 +235,9 @@ def test_tars_are_grouped_as_webdataset_groups_them(tmp_path):
         ("README", b"no sample"),
         ("c.d.png", png),
         ("c.txt", b"the kind of the other is d.png"),
+        ("img1", png),
+        ("d/a", b"a third of its name"),
+        ("._a", b"hidden"),
     ]
     tar(tmp_path / "x.tar", members)
     rows = read(tmp_path)
@@ -242,7 +247,10 @@ def test_tars_are_grouped_as_webdataset_groups_them(tmp_path):
         ("x.tar:d/a", "first", None),
         ("x.tar:d/b", "second", "s"),
     ]
-    assert reasons(rows) == {"c": "expected one image (jpg, jpeg, png, webp), found 0"}
+    assert reasons(rows) == {
+        "c": "expected one image (jpg, jpeg, png, webp), found 0 among d.png, txt; in a tar a key ends at the first "
+        "dot of the name"
+    } | dict.fromkeys(("README", "img1", "d/a"), "no ending, expected one such as jpg or txt")
 
 
 def test_bad_groups_of_a_tar_are_listed(tmp_path):

@@ -137,6 +137,18 @@ def test_rankings_make_all_pairs_of_a_prompt(tmp_path):
     assert bad == {"1-4": "a tie"}
 
 
+def test_a_damaged_ranking_cannot_be_read(tmp_path):
+    entry = {"image_path": "0.jpg", "prompt_id": 1, "prompt": "a cat", "rank": 1}
+    json_file(tmp_path, entry, entry)
+    file = tmp_path / "train.json"
+    file.write_text(file.read_text()[:-9])
+    columns = Columns(pairs="drop_ties")
+    (part,) = parts = divide(find_files(tmp_path, "**/*", columns=columns), 3, columns)
+    (row,) = read_batches(part, 32, 2, columns)
+    assert row["unreadable"].startswith("the file cannot be read: damaged JSON array, element 2, byte ")
+    assert row["rejected"] == "[]" and most_samples(parts) == 1
+
+
 def test_what_is_no_pair_is_refused(tmp_path):
     json_file(tmp_path / "a", {"image": "0.jpg", "caption": "a cat"}, name="x.jsonl")
     with pytest.raises(UserError, match=r"expected the columns chosen, rejected; jpg_0, .*; found image, caption"):

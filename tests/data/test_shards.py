@@ -93,6 +93,23 @@ def test_wrong_columns_are_named(tmp_path, policy, columns, message):
         TokenShards(tmp_path, read_layout(policy))
 
 
+@pytest.mark.parametrize("twice", ["caption", "codes", "weight"])
+def test_two_columns_of_a_name_are_refused(tmp_path, policy, twice):
+    columns = {"weight": [1.0] * 6} | GOOD
+    table = pa.table([*columns.values(), columns[twice]], names=[*columns, twice])
+    parquet.write_table(table, tmp_path / "00000.parquet")
+    with pytest.raises(UserError, match=f"00000.parquet: two columns are called {twice}, expected one"):
+        TokenShards(tmp_path, read_layout(policy))
+
+
+@pytest.mark.parametrize("about", ['{"tokenizer": ["x"]}', '{"tokenizer": 3}', "[]", "{"])
+def test_metadata_of_another_form_are_refused(tmp_path, policy, about):
+    table = pa.table(GOOD).replace_schema_metadata({"simplear_rl": about})
+    parquet.write_table(table, tmp_path / "00000.parquet")
+    with pytest.raises(UserError, match="00000.parquet: its metadata `simplear_rl` are not what `tokenize` writes"):
+        TokenShards(tmp_path, read_layout(policy))
+
+
 def test_damaged_empty_and_missing_shards_are_named(tmp_path, policy):
     layout = read_layout(policy)
     with pytest.raises(UserError, match="no Parquet shards"):
