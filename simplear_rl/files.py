@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from simplear_rl.errors import UserError
 
 CONTACT_SHEET = "contact_sheet.png"  # an overview of drawn images; it is no image of a prompt
+HUB_NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # not `..`, `~`, `$HOME` or `s3:`
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM)  # how storage says that it lacks an operation
 
 
@@ -110,13 +111,7 @@ def is_there(path: Path) -> bool:
 
 def is_hub_id(path: Path) -> bool:
     """Whether `path` is a Hugging Face id: it reads `owner/name`, and no file or folder of that name is here."""
-    return (
-        len(path.parts) == 2
-        and not path.is_absolute()
-        and path.parts[0] not in ("..", "~")
-        and ":" not in path.parts[0]  # s3://bucket
-        and not os.path.exists(path)
-    )
+    return len(path.parts) == 2 and all(map(HUB_NAME.fullmatch, path.parts)) and not os.path.exists(path)
 
 
 def require_there(path: Path) -> None:

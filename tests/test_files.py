@@ -48,6 +48,11 @@ def test_a_name_too_long_for_a_file_may_be_one_of_the_hub():
     assert is_hub_id(Path("owner", "x" * 300))
 
 
+@pytest.mark.parametrize("path", ["$HOME/x", "~nobody1/x", "../x", "s3:/bucket", "/x", "a b/x", "owner/name/more"])
+def test_what_cannot_be_a_name_there_is_no_id_of_the_hub(path):
+    assert not is_hub_id(Path(path))
+
+
 @pytest.mark.parametrize("target", ["loop", "nowhere", "missing/disk"])
 @pytest.mark.parametrize("below", ["", "/below"])
 def test_a_folder_behind_a_link_that_leads_nowhere_is_refused(tmp_path, target, below):
