@@ -5,13 +5,11 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-
 from simplear_rl.errors import UserError
-from simplear_rl.policy.model import load_policy
 from simplear_rl.run.checkpoints import checkpoints, damage, step_of
 from simplear_rl.serving.drawing import Drawing
-from simplear_rl.weights.snapshot import Weights, checksum
+from simplear_rl.weights.folder import read_weights
+from simplear_rl.weights.snapshot import Weights
 
 LOG = logging.getLogger("simplear.serve")
 
@@ -27,12 +25,9 @@ def newest_weights(run: Path, after: int, dtype: str) -> Weights | None:
         try:
             if problem := damage(folder):
                 raise UserError(problem)
-            model, _ = load_policy(folder / "model")
+            return read_weights(folder / "model", step_of(folder), dtype)
         except (OSError, UserError) as error:
             LOG.warning("%s: not served: %s", folder, error)
-            continue
-        tensors = {name: parameter.detach().to(getattr(torch, dtype)) for name, parameter in model.named_parameters()}
-        return Weights(step_of(folder), tensors, checksum(tensors.items()))
     return None
 
 
