@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, and found on this machine or on the Hugging Face Hub."""
 
 import errno
+import json
 import os
 import re
 import secrets
@@ -29,9 +30,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    publish(partial, path)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a complete folder its name once it is on the disk: else a crash can leave the name on empty files."""
     for written in (*partial.rglob("*"), partial):
-        sync(written)  # else a crash can leave the new name on empty files
+        sync(written)
     partial.rename(path)
+    sync(path.parent)
 
 
 @contextmanager
@@ -188,6 +195,14 @@ def count_weights(folder: Path) -> int:
 def repeated(names: Iterable[str]) -> list[str]:
     """Those of the names that come more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError: it is none, or an object in it has a key twice."""
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

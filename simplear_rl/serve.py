@@ -53,7 +53,7 @@ def serve(config: ServeConfig) -> None:
     connect()
     _require_unused()
     _require_free(config.host, config.port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, whose handler aborts the process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with status 0
     with suppress(KeyboardInterrupt):
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{config.policy}: loading; http://{host}:{config.port} answers 503 until it is there", flush=True)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 
 from simplear_rl.benchmarks.benchmark import read_text
 from simplear_rl.errors import UserError
-from simplear_rl.files import repeated, unique_keys
+from simplear_rl.files import parse_json, repeated
 
 PUBLISHED = "https://github.com/TencentQQGYLab/ELLA (dpg_bench)"
 Rules = Literal["corrected", "official"]
@@ -87,9 +86,7 @@ def _prompts_of_json_lines(file: Path) -> dict[str, str]:
     # Not splitlines(): JSON text may hold other line separators.
     for number, line in enumerate(read_text(file, PUBLISHED).rstrip("\n").split("\n"), start=1):
         try:
-            entry = json.loads(line, object_pairs_hook=unique_keys)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: not JSON: {error}") from error
+            entry = parse_json(line)
         except ValueError as error:
             raise UserError(f"{file}, line {number}: {error}") from error
         item, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("item_id", "text"))

@@ -29,7 +29,7 @@ from simplear_rl.benchmarks.geneval2 import (
 from simplear_rl.characters import tidy
 from simplear_rl.config.base import PromptText
 from simplear_rl.errors import UserError
-from simplear_rl.files import unique_keys, write_text
+from simplear_rl.files import parse_json, unique_keys, write_text
 from simplear_rl.vision.judges import JUDGES_DIFFER, ProbabilityJudge
 
 PUBLISHED = "https://github.com/facebookresearch/GenEval2 (geneval2_data.jsonl)"
@@ -69,7 +69,7 @@ def read_entries(file: Path) -> list[Entry]:
     for number, line in enumerate(read_text(file, PUBLISHED).rstrip("\n").split("\n"), start=1):
         try:
             entry = Entry.model_validate_json(line)
-            json.loads(line, object_pairs_hook=unique_keys)  # Pydantic takes the last of two equal keys
+            parse_json(line)  # Pydantic takes the last of two equal keys
         except ValidationError as error:
             for problem in error.errors():
                 key = ".".join(map(str, problem["loc"]))

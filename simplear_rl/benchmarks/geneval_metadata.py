@@ -1,6 +1,5 @@
 """GenEval's metadata file: one prompt a line, with what its images must hold. It does not come with this package."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from simplear_rl.benchmarks.benchmark import read_text
 from simplear_rl.benchmarks.geneval import TAGS
 from simplear_rl.config.base import PromptText
 from simplear_rl.errors import UserError
-from simplear_rl.files import unique_keys
+from simplear_rl.files import parse_json
 from simplear_rl.vision.coco_classes import CLASSES, COLOURS
 
 PUBLISHED = "https://github.com/djghosh13/geneval (prompts/evaluation_metadata.jsonl)"
@@ -45,7 +44,7 @@ def read_entries(file: Path) -> list[dict]:
     for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
             entry = _Entry.model_validate_json(line)
-            json.loads(line, object_pairs_hook=unique_keys)  # Pydantic takes the last of two equal keys
+            parse_json(line)  # Pydantic takes the last of two equal keys
             # A null, as tables write it, requires nothing: the rules ask whether a key is there.
             entries.append(entry.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True))
         except ValidationError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simplear_rl.data.pair_forms import is_ranked
-from simplear_rl.files import unique_keys
+from simplear_rl.files import parse_json
 
 BEFORE = r"(?:\xef\xbb\xbf)?+[ \t\r\n]*+[\[,]?+[ \t\r\n]*+"  # what parts an element from the one before
 ELEMENT = re.compile(BEFORE + r"(?=[^ \t\r\n\]])")
@@ -80,29 +80,24 @@ def _without_empty_end(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def parse(path: Path, record: bytes) -> Any:
-    """What a record of `records` holds. Raises ValueError, for a key that comes twice too, or RecursionError."""
+    """What a record of `records` holds. Raises ValueError, see `parse_json`."""
     if path.suffix.lower() == ".json" and (before := ELEMENT.match(record.decode("latin-1"))):
         record = record[before.end() :]
-    return json.loads(record, object_pairs_hook=unique_keys)
+    return parse_json(record)
 
 
 def read_object(path: Path, record: bytes) -> dict[str, Any] | str:
     """The object that a record of `records` is, or why it is none."""
     try:
         entry = parse(path, record)
-    except (ValueError, RecursionError) as error:
-        return not_json(error)
+    except ValueError as error:
+        return str(error)
     return entry if isinstance(entry, dict) else "expected an object with the path `image`"
-
-
-def not_json(error: Exception) -> str:
-    """The message of an error of `parse`."""
-    return str(error) if type(error) is ValueError else f"not JSON: {error}"  # unique_keys raises plain ones
 
 
 def begins_ranking(path: Path) -> bool:
     """Whether the first entry of a JSON file is an image of several that are ranked."""
     try:
         return is_ranked(parse(path, next(records(path), b"{}")))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return False

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from simplear_rl.characters import BYTE_ORDER_MARK, tidy_prompt
 from simplear_rl.data.order import items_of_step, other_items
 from simplear_rl.errors import UserError
-from simplear_rl.files import repeated, unique_keys
+from simplear_rl.files import parse_json, repeated
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.vocabulary import PromptEncoder
 
@@ -199,9 +199,7 @@ def _is_json(text: str) -> bool:
 def _json_lines(content: bytes) -> Iterator[tuple[int, Entry]]:
     for number, line in _lines(content):
         try:
-            entry = json.loads(line, object_pairs_hook=unique_keys) if isinstance(line, str) else line
-        except (json.JSONDecodeError, RecursionError) as error:
-            entry = ValueError(f"not JSON: {error}")
+            entry = parse_json(line) if isinstance(line, str) else line
         except ValueError as error:
             entry = error
         if not isinstance(entry, dict | ValueError):

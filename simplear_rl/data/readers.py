@@ -1,7 +1,6 @@
 """Samples as they lie on disk: one reader for each kind of data."""
 
 import errno
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,10 @@ from pyarrow import parquet
 
 from simplear_rl.data.columns import IMAGE_ENDINGS, Columns, FormatError, missing
 from simplear_rl.data.images import BadSampleError
-from simplear_rl.data.json_records import not_json, parse, read_object, records
+from simplear_rl.data.json_records import parse, read_object, records
 from simplear_rl.data.pair_forms import is_ranked, pair_form, pairs_of_ranking, unknown_pair
 from simplear_rl.errors import some_of
-from simplear_rl.files import repeated, unique_keys
+from simplear_rl.files import parse_json, repeated
 
 PARQUET_BUFFER = 2**20  # bytes of a column at a time: a row group may hold all images of a file
 SHOWN = 200  # characters of a path in a message: it may be a whole image in base64
@@ -91,7 +90,7 @@ def has_images(path: Path, columns: Columns) -> bool:
         return columns.image is None  # several columns may be the image; or the chosen one is missing
     except OSError:
         return False
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     return True
 
@@ -246,9 +245,9 @@ def _read_fields(key: str, fields: dict[str, bytes], columns: Columns) -> RawSam
         problem = f"expected one image ({expected}), found {len(images)} among {some_of(sorted(fields), 5)}"
         return RawSample(key, problem=f"{problem}; in a tar a key ends at the first dot of the name")
     try:
-        texts = json.loads(fields.get("json", b"{}"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        return RawSample(key, problem=f"json: {not_json(error)}")
+        texts = parse_json(fields.get("json", b"{}"))
+    except ValueError as error:
+        return RawSample(key, problem=f"json: {error}")
     if not isinstance(texts, dict):
         return RawSample(key, problem=f"json: expected an object, found {type(texts).__name__}")
     texts |= {kind: data for kind, data in fields.items() if kind not in (*images, "json")}

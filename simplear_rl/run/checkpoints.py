@@ -12,7 +12,7 @@ from pathlib import Path
 
 from simplear_rl.config.stages import GrpoConfig, StageConfig
 from simplear_rl.errors import UserError, causes
-from simplear_rl.files import count_weights, sync, write_text
+from simplear_rl.files import count_weights, publish, sync, write_text
 from simplear_rl.policy.sizes import BYTES
 
 CHECKSUMS = "checksums.json"  # inside every checkpoint: file -> SHA-256
@@ -100,10 +100,7 @@ def begin_checkpoint(folder: Path, save: Callable[[Path], Callable[[], None]]) -
             write()
             sums = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
             (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-            for path in (*_files(partial), *(path for path in partial.rglob("*") if path.is_dir()), partial):
-                sync(path)
-            partial.rename(folder)
-            sync(folder.parent)
+            publish(partial, folder)
 
     return finish
 
