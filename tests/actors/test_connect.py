@@ -98,6 +98,7 @@ def test_a_cluster_of_another_version_or_another_user_is_refused(cluster):
 WORK = """
 import time
 try:
+    print("locked", flush=True)
     time.sleep(100)
 finally:
     print("unlocked", flush=True)
@@ -110,7 +111,7 @@ def test_a_signal_ends_a_command_as_an_error_does(cluster, number):
     values = environment(RAY_ADDRESS=address, HOME=home, RAY_AUTH_MODE="token")
     command = [sys.executable, "-c", JOIN + WORK]
     with subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "True\n"
+        assert process.stdout and [process.stdout.readline() for _ in range(2)] == ["True\n", "locked\n"]
         process.send_signal(number)
         said, complaints = process.communicate(timeout=60)
     assert process.returncode == 128 + number
