@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import torch
 
+BELOW_1 = 1 - 2**-52  # times any float64 is below that number: so there is an end beyond it
 BLOCK = 64  # codes at most: the best of 16, 64 and 128 on a CPU, for codebooks of 1,000 to 64,000
 
 
@@ -95,31 +96,26 @@ def draw_codes(logits_BC: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.
     Returns:
         Codes int64 [B], and their log-probs float32 [B]. Codes of probability 0 are never drawn.
     """
-    size = _block(logits_BC.shape[-1])
+    rows, codes = logits_BC.shape
+    size = _block(codes)
     weights_BC = logits_BC.sub_(logits_BC.amax(-1, keepdim=True)).exp_()
-    weights_BKN = weights_BC.unflatten(-1, (-1, size))
-    sums_BK = weights_BKN.sum(-1).double()
-    ends_BK = sums_BK.cumsum(-1)
-    uniform_B1 = uniform_B.to(logits_BC.device).unsqueeze(-1)
-    block_B1 = _first_beyond(ends_BK, uniform_B1)
-    sum_B1 = sums_BK.gather(-1, block_B1)
-    start_B1 = ends_BK.gather(-1, block_B1) - sum_B1
+    weights_BKN = weights_BC.view(rows, codes // size, size)
+    sums_BK = weights_BKN.sum(-1)
+    ends_BK = sums_BK.cumsum(-1, dtype=torch.float64)
     total_B1 = ends_BK[:, -1:]
-    codes_BN = weights_BKN.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, size)).squeeze(1).double()
-    within_B1 = _first_beyond(codes_BN.cumsum(-1), (uniform_B1 * total_B1 - start_B1) / sum_B1)
-    log_probs_B1 = (codes_BN.gather(-1, within_B1) / total_B1).log().float()
-    return (block_B1 * size + within_B1).squeeze(-1), log_probs_B1.squeeze(-1)
+    point_B1 = uniform_B.to(logits_BC.device).unsqueeze(-1).clamp(max=BELOW_1) * total_B1
+    block_B1 = torch.searchsorted(ends_BK, point_B1, right=True)
+    sum_B1 = sums_BK.gather(-1, block_B1)
+    start_B1 = ends_BK.gather(-1, block_B1).sub_(sum_B1)
+    codes_BN = weights_BKN.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, size)).squeeze(1)
+    ends_BN = codes_BN.cumsum(-1, dtype=torch.float64)
+    share_B1 = point_B1.sub_(start_B1).div_(sum_B1).clamp_(0, BELOW_1)  # of the block; rounding may put it outside
+    within_B1 = torch.searchsorted(ends_BN, share_B1 * ends_BN[:, -1:], right=True)
+    log_probs_B1 = (codes_BN.gather(-1, within_B1) / total_B1).log_().float()
+    return torch.add(within_B1, block_B1, alpha=size).squeeze(-1), log_probs_B1.squeeze(-1)
 
 
 @cache
 def _block(codebook_size: int) -> int:
     """Codes of a block: the most that divide the codebook evenly. Of a prime number of codes each is its own block."""
     return max(size for size in range(1, BLOCK + 1) if codebook_size % size == 0)
-
-
-def _first_beyond(ends_BN: torch.Tensor, share_B1: torch.Tensor) -> torch.Tensor:
-    """Index [B, 1] of each row's first end beyond `share` of its last one. Rounding may have put shares outside [0, 1).
-
-    (1 - 2^-52) x < x in float64 for every x: so there is one.
-    """
-    return torch.searchsorted(ends_BN, share_B1.clamp(0, 1 - 2**-52) * ends_BN[:, -1:], right=True)

@@ -106,24 +106,23 @@ class CodeSampler(LogitsProcessor):
         if changed:
             conditional = {row: request for row, request in sorted(self.requests.items()) if not request.unconditional}
             partner = {request.pair: row for row, request in self.requests.items() if request.unconditional}
-            self.images = [
-                _Images(
-                    sampling, {row: r for row, r in conditional.items() if r.sampling == sampling}, partner, self.device
-                )
-                for sampling in {request.sampling for request in conditional.values()}
-            ]
+            self.images = []
+            for sampling in {request.sampling for request in conditional.values()}:
+                rows = {row: request for row, request in conditional.items() if request.sampling == sampling}
+                self.images.append(_Images(sampling, rows, partner, self.step, self.device))
+            self.codes_B1 = torch.empty(len(self.requests), 1, dtype=torch.int64, device=self.device)
+            self.log_probs_B1 = torch.empty(len(self.requests), 1, device=self.device)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         visual_BC = logits[:, self.layout.visual_offset : self.layout.vocabulary_size]
-        codes_B1 = torch.empty(len(logits), 1, dtype=torch.int64, device=logits.device)
-        drawn_B1 = torch.empty(len(logits), 1, dtype=logits.dtype, device=logits.device)
         for images in self.images:
             codes_I1, log_probs_I1 = images.draw(visual_BC, self.step)
             for rows in images.contexts:
-                codes_B1[rows] = codes_I1
-                drawn_B1[rows] = log_probs_I1
+                self.codes_B1[rows] = codes_I1
+                self.log_probs_B1[rows] = log_probs_I1
         self.step += 1
-        visual_BC.fill_(-torch.inf).scatter_(-1, codes_B1, drawn_B1)  # text ids have it from compute_logits
+        # Text ids have -inf from compute_logits.
+        visual_BC.fill_(-torch.inf).scatter_(-1, self.codes_B1, self.log_probs_B1)
         return logits
 
 
@@ -142,24 +141,30 @@ class _Images:
     """The running images of one `Sampling`: their rows of the batch and their uniform streams, on the device."""
 
     def __init__(
-        self, sampling: Sampling, requests: dict[int, _Request], partner: dict[str | None, int], device: torch.device
+        self,
+        sampling: Sampling,
+        requests: dict[int, _Request],
+        partner: dict[str | None, int],
+        step: int,
+        device: torch.device,
     ):
         self.sampling = sampling
         rows = [list(requests)]
         if sampling.guidance_scale != 1:
             rows.append([partner[request.pair] for request in requests.values()])
         self.contexts = [_index(half, device) for half in rows]
-        streams = np.stack([request.uniforms for request in requests.values()])
-        self.uniforms_IT = torch.from_numpy(streams).to(device)
-        self.first_step_I1 = torch.tensor([[request.first_step] for request in requests.values()], device=device)
+        self.first_step = step
+        # Each stream begins with the number of the next step; the used ones go to its end.
+        streams = [np.roll(request.uniforms, request.first_step - step) for request in requests.values()]
+        self.uniforms_IT = torch.from_numpy(np.stack(streams)).to(device)
 
     def draw(self, visual_BC: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and their log-probs, [I, 1] each."""
         logits_IC = visual_BC[self.contexts[0]]
         if len(self.contexts) == 2:
-            logits_IC = guided_logits(logits_IC, visual_BC[self.contexts[1]], self.sampling.guidance_scale)
-        uniform_I = self.uniforms_IT.gather(-1, step - self.first_step_I1).squeeze(-1)
-        codes_I, log_probs_I = draw_each(logits_IC, uniform_I, self.sampling)
+            unconditional_IC = visual_BC[self.contexts[1]]
+            logits_IC = guided_logits(logits_IC, unconditional_IC, self.sampling.guidance_scale, out=logits_IC)
+        codes_I, log_probs_I = draw_each(logits_IC, self.uniforms_IT[:, step - self.first_step], self.sampling)
         return codes_I.unsqueeze(-1), log_probs_I.unsqueeze(-1)
 
 
