@@ -28,13 +28,14 @@ from simplear_rl.files import require_there, require_writable
 from simplear_rl.rewards.files import check_rewards, reward_checks
 from simplear_rl.rewards.pictures import find_sources
 from simplear_rl.rewards.scorer import RewardModels
-from simplear_rl.rewards.scoring import score_all, summarise, write_page, write_table
+from simplear_rl.rewards.scoring import ScoredImage, score_all, summarise, write_page, write_table
 
 
 def score(config: ScoreConfig) -> None:
     """Score the images, write table and page, and print a line for each reward.
 
-    An image that cannot be scored has empty cells, whatever `on_error` says.
+    An image that cannot be scored has empty cells, whatever `on_error` says. What ends the process early, Ctrl-C or an
+    error, leaves table and page of the images scored so far.
 
     Raises:
         UserError: see find_sources and check_rewards.
@@ -48,14 +49,18 @@ def score(config: ScoreConfig) -> None:
     for line in models.check(rows):
         print(line)
     config.output.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(sources, desc="score", unit="image")
-    scored = list(score_all(bar, models.score, config.batch_size))
-    write_table(config.output / "scores.csv", scored)
-    write_page(config.output / "index.html", scored)
-    for name, (mean, deviation, lowest, highest) in summarise(scored).items():
-        print(f"{name:24s} {mean:10.4g} +- {deviation:.4g}, from {lowest:.4g} to {highest:.4g}")
-    unscored = sum(bool(image.error) for image in scored)
-    print(f"{len(scored)} images, {unscored} not scored: {config.output / 'index.html'}")
+    scored: list[ScoredImage] = []
+    try:
+        for image in score_all(tqdm(sources, desc="score", unit="image"), models.score, config.batch_size):
+            scored.append(image)
+    finally:
+        if scored:
+            write_table(config.output / "scores.csv", scored)
+            write_page(config.output / "index.html", scored)
+            for name, (mean, deviation, lowest, highest) in summarise(scored).items():
+                print(f"{name:24s} {mean:10.4g} +- {deviation:.4g}, from {lowest:.4g} to {highest:.4g}")
+            unscored = sum(bool(image.error) for image in scored)
+            print(f"{len(scored)} of {len(sources)} images, {unscored} not scored: {config.output / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from tests.pictures import encoded, picture
 
 CODE = """\
 def red(images, prompts, factor=1):
+    if "Ctrl-C" in prompts and images.any():  # not those of the trial
+        raise KeyboardInterrupt
     if "nothing" in prompts:
         raise ValueError("no such thing")
     reds = images[..., 0].mean((1, 2)) * factor
@@ -70,10 +72,20 @@ def test_images_that_cannot_be_scored_come_last_and_say_why(run, tmp_path):
     make_images(tmp_path / "images", [10, 20, 30, 40, 50], ["nothing", "b", "none", "c", "d"])
     rows, page = run(f"images={tmp_path / 'images'}", more=", on_error: skip_group")
     assert [row["total"] for row in rows] == ["", "20", "", "40", "50"]
-    assert "ValueError: no such thing (my_reward.py, line 3)" in rows[0]["error"]
+    assert "ValueError: no such thing (my_reward.py, line 5)" in rows[0]["error"]
     assert rows[2]["error"] == "reward red: the score 'red' of image 0 is nan, expected a number"
     assert [int(i) for i in re.findall(r"images/(\d\d).png", page)] == [4, 3, 1, 0, 2]
     assert "ValueError: no such thing" in html.unescape(page)
+
+
+def test_what_was_scored_before_ctrl_c_stays(run, tmp_path, capsys):
+    make_images(tmp_path / "images", [10, 30, 20, 40], ["a", "b", "Ctrl-C", "d"])
+    with pytest.raises(KeyboardInterrupt):
+        run(f"images={tmp_path / 'images'}", "batch_size=1")
+    assert "\n2 of 4 images, 0 not scored: " in capsys.readouterr().out
+    with open(tmp_path / "out" / "scores.csv", encoding="utf-8", newline="") as file:
+        assert [row["red"] for row in csv.DictReader(file)] == ["10", "30"]
+    assert "images/01.png" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_table_names_images_prompts_and_columns(run, tmp_path):
