@@ -32,7 +32,7 @@ from simplear_rl.plan import memory
 from simplear_rl.plan.hours import print_hours
 from simplear_rl.plan.memory import Memory
 from simplear_rl.plan.places import Node, Place, place
-from simplear_rl.policy.sizes import Decoder, published, read_sizes
+from simplear_rl.policy.sizes import PolicySizes, published, read_sizes
 from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_layout
 from simplear_rl.rewards.trial import try_functions
 from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
@@ -151,7 +151,7 @@ def plan_dpo(config: DpoConfig) -> list[Path]:
     return _report(config, decoder, [policy, f"steps    {config.steps:,} of {steps}", *lines], needed, keys)
 
 
-def _engines(rollout: RolloutConfig, decoder: Decoder) -> str:
+def _engines(rollout: RolloutConfig, decoder: PolicySizes) -> str:
     engine, guided = rollout.engine, rollout.guidance_scale != 1
     at_once, cache = images_at_once(decoder, engine, guided), engine_cache(decoder, engine)
     return (
@@ -180,7 +180,7 @@ def _in_words(evaluation: EvaluationConfig) -> str:
     )
 
 
-def _policy(config: StageConfig) -> tuple[Decoder, str]:
+def _policy(config: StageConfig) -> tuple[PolicySizes, str]:
     """The policy's sizes, and a line that says where they are from."""
     if is_there(config.start):
         decoder = read_sizes(config.start, config.tokenizer if is_there(config.tokenizer) else None)
@@ -198,7 +198,7 @@ def _policy(config: StageConfig) -> tuple[Decoder, str]:
     )
 
 
-def _world_policy() -> Decoder:
+def _world_policy() -> PolicySizes:
     from transformers import Qwen2Config
 
     from simplear_rl.shapes import prepare
@@ -207,7 +207,7 @@ def _world_policy() -> Decoder:
     codes = prod(FsqTokenizer().quantizer.levels)
     vocabulary = len(prepare.policy_words()) + len(SPECIAL_TOKENS) + 2 + codes  # unknown word and padding
     sizes = Qwen2Config(**prepare.POLICY_GEOMETRY, vocab_size=vocabulary)
-    return Decoder.of(sizes, codes, (prepare.world.SIZE // FsqTokenizer.patch) ** 2)
+    return PolicySizes.of(sizes, codes, (prepare.world.SIZE // FsqTokenizer.patch) ** 2)
 
 
 def _hardware(config: StageConfig) -> tuple[list[Node], str]:
@@ -225,7 +225,7 @@ def _hardware(config: StageConfig) -> tuple[list[Node], str]:
 
 def _report(
     config: SupervisedConfig | GrpoConfig | DpoConfig,
-    decoder: Decoder,
+    decoder: PolicySizes,
     lines: list[str],
     needed: Mapping[str, Memory],
     keys: Mapping[str, str],

@@ -24,13 +24,13 @@ from simplear_rl.plan.time import (
     grpo_step,
     supervised_step,
 )
-from simplear_rl.policy.sizes import Decoder
+from simplear_rl.policy.sizes import PolicySizes
 from simplear_rl.rollout.capacity import GIB
 
 
 def print_hours(
     config: SupervisedConfig | GrpoConfig | DpoConfig,
-    decoder: Decoder,
+    decoder: PolicySizes,
     places: Sequence[Place],
     nodes: Sequence[Node],
 ) -> None:
@@ -64,7 +64,7 @@ def print_hours(
         _print_layouts(config, decoder, gpu, nodes)
 
 
-def _print_layouts(config: GrpoConfig, decoder: Decoder, gpu: Speed, nodes: Sequence[Node]) -> None:
+def _print_layouts(config: GrpoConfig, decoder: PolicySizes, gpu: Speed, nodes: Sequence[Node]) -> None:
     room = min((node.gpu_memory for node in nodes if node.gpu_memory), default=gpu.device.memory * GIB) / GIB
     smallest = replace(gpu, device=replace(gpu.device, memory=room))
     found = list(layouts(config, decoder, smallest, sum(node.gpus for node in nodes), max(node.gpus for node in nodes)))

@@ -13,7 +13,7 @@ from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.plan import memory
 from simplear_rl.plan.speed import Speed
 from simplear_rl.plan.time import ENGINE, LEARNER, REFERENCE, REWARD, Crowding, StepTime, grpo_step
-from simplear_rl.policy.sizes import Decoder
+from simplear_rl.policy.sizes import PolicySizes
 from simplear_rl.rollout.capacity import GIB, gib_for
 
 BATCHES = (1, 2, 4)  # that an engine's images are drawn in: the first number whose cache fits
@@ -45,7 +45,7 @@ class Layout:
         )
 
 
-def layouts(config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, gpus_per_node: int) -> Iterator[Layout]:
+def layouts(config: GrpoConfig, decoder: PolicySizes, speed: Speed, gpus: int, gpus_per_node: int) -> Iterator[Layout]:
     """All that fit into the memory of so many GPUs of one kind."""
     prompts = config.rollout.prompts_per_step
     ranks = [n for n in range(1, prompts + 1) if prompts % n == 0]
@@ -64,7 +64,7 @@ def layouts(config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, gpus_
 
 
 def _counted(
-    config: GrpoConfig, decoder: Decoder, engines: int, learners: int, shared: bool, batches: int
+    config: GrpoConfig, decoder: PolicySizes, engines: int, learners: int, shared: bool, batches: int
 ) -> GrpoConfig:
     """The configuration with so many actors, and engines that draw their images in so many batches."""
     rollout = config.rollout
@@ -93,7 +93,7 @@ def _counted(
     )
 
 
-def _fits(config: GrpoConfig, decoder: Decoder, room_gib: float, shared: bool) -> bool:
+def _fits(config: GrpoConfig, decoder: PolicySizes, room_gib: float, shared: bool) -> bool:
     roles = memory.grpo_roles(config, decoder)
     needed = {role: sum(parts.values()) + memory.PROCESS for role, parts in roles.items() if parts}
     scoring = needed[REWARD] + needed.get(REFERENCE, 0)

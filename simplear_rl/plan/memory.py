@@ -19,7 +19,7 @@ from simplear_rl.config.rewards import ImageTextRewardConfig, RewardModelConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.config.stages import GrpoConfig
 from simplear_rl.policy.log_probs import LOGITS_PER_CHUNK
-from simplear_rl.policy.sizes import BYTES, Decoder
+from simplear_rl.policy.sizes import BYTES, PolicySizes
 from simplear_rl.rollout.capacity import GIB, engine_cache
 from simplear_rl.tokenizers.cosmos import PIXELS_PER_PASS
 
@@ -73,7 +73,7 @@ SCORERS = {
 }
 
 
-def layer_activations(decoder: Decoder, dtype: str) -> float:
+def layer_activations(decoder: PolicySizes, dtype: str) -> float:
     """What one layer keeps per token for its backward pass.
 
     Two RMSNorms keep their input in float32, the normalised and the weighted one; attention (flash: no score is kept)
@@ -85,7 +85,7 @@ def layer_activations(decoder: Decoder, dtype: str) -> float:
     return norms + attention + 4 * e * decoder.ffn
 
 
-def activations(decoder: Decoder, dtype: str, checkpointing: bool) -> float:
+def activations(decoder: PolicySizes, dtype: str, checkpointing: bool) -> float:
     """Peak per token in a training step, the gradients of one layer included.
 
     With checkpointing each layer keeps its input alone, and one at a time is computed again.
@@ -118,7 +118,7 @@ def states_memory(parameters: int, learner: LearnerConfig) -> Memory:
 
 
 def supervised_memory(
-    decoder: Decoder, learner: LearnerConfig, images: int, prompt: int, drawing: EngineConfig | None = None
+    decoder: PolicySizes, learner: LearnerConfig, images: int, prompt: int, drawing: EngineConfig | None = None
 ) -> Memory:
     """A learner's rank in pretraining and SFT: `images` a pass, prompts of `prompt` tokens.
 
@@ -135,7 +135,7 @@ def supervised_memory(
 
 
 def grpo_memory(
-    decoder: Decoder, learner: LearnerConfig, images: int, guided: bool, prompt: int, entropy_bonus: bool = False
+    decoder: PolicySizes, learner: LearnerConfig, images: int, guided: bool, prompt: int, entropy_bonus: bool = False
 ) -> Memory:
     """A learner's rank in GRPO: so many images of a group in one pass; a guided one has two contexts."""
     tokens = images * (1 + guided) * (prompt + decoder.tokens)
@@ -153,14 +153,14 @@ def _peak(states: Memory, *passing: Memory) -> Memory:
     return states | max(*passing, step, key=lambda parts: sum(parts.values()))
 
 
-def logits_peak(decoder: Decoder, dtype: str, rows: int, ids: int, per_logit: int) -> float:
+def logits_peak(decoder: PolicySizes, dtype: str, rows: int, ids: int, per_logit: int) -> float:
     """Log-probs of `ids` ids at so many positions and their backward pass, see policy/log_probs.py."""
     chunk = min(rows * ids, LOGITS_PER_CHUNK)
     heads = HEAD_GRADIENTS if chunk < rows * ids else 1
     return chunk * per_logit + heads * ids * decoder.hidden * BYTES[dtype]
 
 
-def reference_memory(decoder: Decoder, dtype: str, images: int, guided: bool, prompt: int) -> Memory:
+def reference_memory(decoder: PolicySizes, dtype: str, images: int, guided: bool, prompt: int) -> Memory:
     """A frozen reference: of one context at a time one layer's activations, then one chunk of logits at a time."""
     passing = images * (prompt + decoder.tokens) * layer_activations(decoder, dtype)
     kept = guided * images * decoder.tokens * decoder.hidden * BYTES[dtype]  # the first context's hidden states
@@ -172,7 +172,7 @@ def reference_memory(decoder: Decoder, dtype: str, images: int, guided: bool, pr
     }
 
 
-def engine_memory(decoder: Decoder, engine: EngineConfig) -> Memory:
+def engine_memory(decoder: PolicySizes, engine: EngineConfig) -> Memory:
     """A rollout engine."""
     e = BYTES[engine.dtype]
     drawing = engine.max_concurrent * (4 * decoder.vocabulary + DRAWING * decoder.codes)
@@ -201,7 +201,7 @@ def reward_memory(models: Sequence[RewardModelConfig]) -> tuple[Memory, list[str
     return memory | tokenizer_memory(), [model.name for model in models if model not in known]
 
 
-def grpo_roles(config: GrpoConfig, decoder: Decoder) -> dict[str, Memory]:
+def grpo_roles(config: GrpoConfig, decoder: PolicySizes) -> dict[str, Memory]:
     """An actor of each role of GRPO, by configuration key, evaluations aside."""
     engine, guided = config.rollout.engine, config.rollout.guidance_scale != 1
     of_pass = config.images_per_pass, guided, engine.max_prompt_tokens
@@ -213,7 +213,7 @@ def grpo_roles(config: GrpoConfig, decoder: Decoder) -> dict[str, Memory]:
     }
 
 
-def dpo_roles(config: DpoConfig, decoder: Decoder) -> dict[str, Memory]:
+def dpo_roles(config: DpoConfig, decoder: PolicySizes) -> dict[str, Memory]:
     """An actor of each role of DPO, by configuration key, evaluations aside."""
     rollout, reward = config.rollout, config.reward
     prompt = rollout.engine.max_prompt_tokens if rollout else config.data.max_prompt_tokens if config.data else 0

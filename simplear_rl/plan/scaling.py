@@ -13,7 +13,7 @@ from simplear_rl.gpus import GPUS
 from simplear_rl.plan.layouts import layouts
 from simplear_rl.plan.speed import Speed
 from simplear_rl.plan.time import StepTime, supervised_step
-from simplear_rl.policy.sizes import Decoder, published
+from simplear_rl.policy.sizes import PolicySizes, published
 
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PER_NODE = 8
@@ -21,7 +21,7 @@ STEPS = 395  # of GRPO: what the published curve of rewards shows
 PROMPTS, SAMPLES = 7, 4  # of a published step
 
 
-def supervised_hours(config: SupervisedConfig, decoder: Decoder, speed: Speed, gpus: int) -> float:
+def supervised_hours(config: SupervisedConfig, decoder: PolicySizes, speed: Speed, gpus: int) -> float:
     """Hours of a stage on so many ranks."""
     data, learner = config.data, config.learner
     counted = config.model_copy(
@@ -35,7 +35,7 @@ def supervised_hours(config: SupervisedConfig, decoder: Decoder, speed: Speed, g
 
 
 def grpo_fastest(
-    config: GrpoConfig, decoder: Decoder, speed: Speed, gpus: int, prompts: int
+    config: GrpoConfig, decoder: PolicySizes, speed: Speed, gpus: int, prompts: int
 ) -> tuple[int, StepTime] | None:
     """The quickest layout on at most so many GPUs, one optimizer step a step: how many it has, and its step.
 

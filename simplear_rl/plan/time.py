@@ -11,7 +11,7 @@ from simplear_rl.config.rollout import RolloutConfig
 from simplear_rl.config.stages import GrpoConfig, SupervisedConfig
 from simplear_rl.plan import memory, work
 from simplear_rl.plan.speed import Speed
-from simplear_rl.policy.sizes import BYTES, Decoder
+from simplear_rl.policy.sizes import BYTES, PolicySizes
 from simplear_rl.rollout.capacity import images_at_once
 
 LINKS = "links"  # between GPUs, or by way of the host
@@ -64,7 +64,7 @@ def _drawing(
     rollout: RolloutConfig,
     reward: RewardConfig,
     pictures_cost: bool,
-    decoder: Decoder,
+    decoder: PolicySizes,
     speeds: Speeds,
     crowding: Crowding,
 ) -> dict[str, Seconds]:
@@ -98,7 +98,7 @@ def _drawing(
     return phases
 
 
-def grpo_step(config: GrpoConfig, decoder: Decoder, speeds: Speeds, crowding: Crowding) -> StepTime:
+def grpo_step(config: GrpoConfig, decoder: PolicySizes, speeds: Speeds, crowding: Crowding) -> StepTime:
     """One step of GRPO. Evaluations, checkpoints, captions and rewards of unknown size are left out.
 
     A role's slowest actor counts: the one with the most prompts.
@@ -132,7 +132,7 @@ def grpo_step(config: GrpoConfig, decoder: Decoder, speeds: Speeds, crowding: Cr
     return StepTime(phases, (max if beside else sum)((each["rollout"], scoring + each["update"])) + each["weights"])
 
 
-def dpo_step(config: DpoConfig, decoder: Decoder, speeds: Speeds, crowding: Crowding) -> StepTime:
+def dpo_step(config: DpoConfig, decoder: PolicySizes, speeds: Speeds, crowding: Crowding) -> StepTime:
     """One step of DPO. Of stored pairs the reference compares the next ones while the learner learns."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
     prompt = rollout.engine.max_prompt_tokens if rollout else CAPTION
@@ -159,13 +159,13 @@ def dpo_step(config: DpoConfig, decoder: Decoder, speeds: Speeds, crowding: Crow
     return StepTime(phases, seconds)
 
 
-def _broadcasting(decoder: Decoder, learner: LearnerConfig, rollout: RolloutConfig, speed: Speed) -> Seconds:
+def _broadcasting(decoder: PolicySizes, learner: LearnerConfig, rollout: RolloutConfig, speed: Speed) -> Seconds:
     """The weights on their way to the engines."""
     rate = getattr(speed.assumptions, rollout.broadcast)
     return {LINKS: speed.factors.get("weights", 1.0) * decoder.parameters * BYTES[learner.dtype] / rate}
 
 
-def supervised_step(config: SupervisedConfig, decoder: Decoder, speed: Speed, nodes: int) -> StepTime:
+def supervised_step(config: SupervisedConfig, decoder: PolicySizes, speed: Speed, nodes: int) -> StepTime:
     """One step of pretraining or SFT. Checkpoints, evaluations and sample grids are left out."""
     data, learner = config.data, config.learner
     prompt = min(CAPTION, data.max_prompt_tokens)
@@ -177,7 +177,7 @@ def supervised_step(config: SupervisedConfig, decoder: Decoder, speed: Speed, no
     return StepTime(phases, sum(phases["update"].values()))
 
 
-def _reducing(decoder: Decoder, learner: LearnerConfig, speed: Speed, nodes: int) -> float:
+def _reducing(decoder: PolicySizes, learner: LearnerConfig, speed: Speed, nodes: int) -> float:
     """Seconds of one all-reduce of the gradients, not overlapped with the backward pass."""
     link = min(speed.device.link, speed.assumptions.network) if nodes > 1 else speed.device.link
     return work.all_reduced(decoder, learner) / link

@@ -12,7 +12,7 @@ from simplear_rl.config.rewards import ImageTextRewardConfig
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.plan.memory import CLIP, DRAWING, layer_activations
 from simplear_rl.plan.speed import Speed, Work
-from simplear_rl.policy.sizes import BYTES, Decoder
+from simplear_rl.policy.sizes import BYTES, PolicySizes
 
 # Operators of a layer: of our decoding step with Triton kernels and in PyTorch's operators (rollout/decode_*.py), and
 # of a layer of Transformers in a pass.
@@ -26,17 +26,17 @@ UPDATED = 40  # bytes of traffic per weight of an optimizer step: gradients, Ada
 COSMOS_FLOPS = 7e6
 
 
-def body(decoder: Decoder) -> int:
+def body(decoder: PolicySizes) -> int:
     """Weights of all layers, without embedding and head."""
     return decoder.parameters - decoder.vocabulary * decoder.hidden
 
 
-def decoding_operators(decoder: Decoder, gpu: bool) -> int:
+def decoding_operators(decoder: PolicySizes, gpu: bool) -> int:
     """How many operators a decoding step and the draw behind it have."""
     return decoder.layers * (KERNELS if gpu else OPERATORS) + DRAW
 
 
-def decoding(decoder: Decoder, engine: EngineConfig, speed: Speed, contexts: int, prompt: int) -> Work:
+def decoding(decoder: PolicySizes, engine: EngineConfig, speed: Speed, contexts: int, prompt: int) -> Work:
     """All codes of a batch of so many contexts: as many steps as an image has tokens. Prefill is left out."""
     e, weights = BYTES[engine.dtype], body(decoder) + decoder.codes * decoder.hidden
     length = prompt + decoder.tokens / 2  # on average
@@ -52,7 +52,7 @@ def decoding(decoder: Decoder, engine: EngineConfig, speed: Speed, contexts: int
     return step * decoder.tokens
 
 
-def passing(decoder: Decoder, dtype: str, sequences: int, prompt: int, ids: int, passes: float, times: int) -> Work:
+def passing(decoder: PolicySizes, dtype: str, sequences: int, prompt: int, ids: int, passes: float, times: int) -> Work:
     """So many sequences through the policy, `passes` forward passes of each, in `times` parts one after the other.
 
     `ids`: of the head: the codes in GRPO, the whole vocabulary in pretraining and SFT.
@@ -74,13 +74,13 @@ def training_passes(learner: LearnerConfig) -> int:
     return 4 if learner.activation_checkpointing else 3
 
 
-def optimizing(decoder: Decoder, learner: LearnerConfig) -> Work:
+def optimizing(decoder: PolicySizes, learner: LearnerConfig) -> Work:
     """One optimizer step on a rank; ZeRO shares it."""
     return Work(bytes=UPDATED * decoder.parameters / (learner.actors.count if learner.zero_stage else 1))
 
 
 def updating(
-    decoder: Decoder,
+    decoder: PolicySizes,
     learner: LearnerConfig,
     algorithm: AlgorithmConfig,
     groups: int,
@@ -95,7 +95,7 @@ def updating(
     return through + optimizing(decoder, learner) * algorithm.optimizer_steps
 
 
-def all_reduced(decoder: Decoder, learner: LearnerConfig) -> float:
+def all_reduced(decoder: PolicySizes, learner: LearnerConfig) -> float:
     """Bytes that a rank sends for each optimizer step: gradients around a ring, in float32."""
     ranks = learner.actors.count
     return 2 * (ranks - 1) / ranks * decoder.parameters * BYTES["float32"]

@@ -11,7 +11,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Decoder:
+class PolicySizes:
     """Sizes of a policy."""
 
     hidden: int
@@ -25,7 +25,7 @@ class Decoder:
     tokens: int  # of one image
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, codes: int, tokens: int) -> "Decoder":
+    def of(cls, config: PreTrainedConfig, codes: int, tokens: int) -> "PolicySizes":
         """The sizes in a policy's config.json."""
         head_size = config.hidden_size // config.num_attention_heads
         heads = config.num_attention_heads, config.num_key_value_heads, head_size
@@ -41,13 +41,13 @@ class Decoder:
         return self.vocabulary * self.hidden + self.layers * layer + self.hidden
 
 
-def published(name: str, resolution: int) -> Decoder:
+def published(name: str, resolution: int) -> PolicySizes:
     """SimpleAR (published code): Qwen2.5 with 151,672 text ids and the 64,000 codes of 16 x 16 pixels."""
     sizes = {"simplear-0.5b": (896, 24, 14, 2, 64, 4864), "simplear-1.5b": (1536, 28, 12, 2, 128, 8960)}
-    return Decoder(*sizes[name], 215_672, 64_000, (resolution // 16) ** 2)
+    return PolicySizes(*sizes[name], 215_672, 64_000, (resolution // 16) ** 2)
 
 
-def read_sizes(policy: Path, tokenizer: Path | None = None) -> Decoder:
+def read_sizes(policy: Path, tokenizer: Path | None = None) -> PolicySizes:
     """The sizes of a policy folder. Raises UserError, see `read_layout`."""
     layout = read_layout(policy, tokenizer)
-    return Decoder.of(AutoConfig.from_pretrained(policy), layout.codebook_size, layout.tokens)
+    return PolicySizes.of(AutoConfig.from_pretrained(policy), layout.codebook_size, layout.tokens)

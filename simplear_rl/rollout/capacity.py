@@ -4,7 +4,7 @@ from math import ceil
 
 from simplear_rl.config.rollout import EngineConfig
 from simplear_rl.errors import UserError
-from simplear_rl.policy.sizes import BYTES, Decoder
+from simplear_rl.policy.sizes import BYTES, PolicySizes
 
 GIB = 2**30
 BLOCK, CPU_BLOCK = 16, 128  # tokens of a block of vLLM's key-value cache, on a GPU and on a CPU
@@ -15,26 +15,26 @@ def block_tokens(engine: EngineConfig) -> int:
     return CPU_BLOCK if engine.type == "vllm" and not engine.actors.gpus else BLOCK
 
 
-def context_cache(decoder: Decoder, engine: EngineConfig) -> float:
+def context_cache(decoder: PolicySizes, engine: EngineConfig) -> float:
     """Key-value cache of one context at its full length, in whole blocks."""
     block = block_tokens(engine)
     tokens = ceil((engine.max_prompt_tokens + decoder.tokens) / block) * block
     return tokens * 2 * decoder.layers * decoder.kv_heads * decoder.head_size * BYTES[engine.dtype]
 
 
-def engine_cache(decoder: Decoder, engine: EngineConfig) -> float:
+def engine_cache(decoder: PolicySizes, engine: EngineConfig) -> float:
     """The whole key-value cache: vLLM takes `kv_cache_gib`, the other engines what `max_concurrent` contexts need."""
     if engine.type == "vllm":
         return engine.kv_cache_gib * GIB
     return engine.max_concurrent * context_cache(decoder, engine)
 
 
-def gib_for(contexts: int, decoder: Decoder, engine: EngineConfig) -> float:
+def gib_for(contexts: int, decoder: PolicySizes, engine: EngineConfig) -> float:
     """`kv_cache_gib` for so many contexts, and the block that vLLM keeps for itself."""
     return (contexts + 1) * context_cache(decoder, engine) / GIB
 
 
-def images_at_once(decoder: Decoder, engine: EngineConfig, guided: bool, key: str = "rollout.engine") -> int:
+def images_at_once(decoder: PolicySizes, engine: EngineConfig, guided: bool, key: str = "rollout.engine") -> int:
     """How many images an engine draws at a time: slots and cache; of each image's contexts it takes all or none.
 
     `key` is the engine's in the configuration.

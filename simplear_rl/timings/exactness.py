@@ -32,7 +32,7 @@ from simplear_rl.policy.vocabulary import read_layout
 from simplear_rl.rollout.decode_step import FEW
 from simplear_rl.rollout.engine import build_engine
 from simplear_rl.rollout.transformers_engine import sample_codes
-from simplear_rl.timings.policies import PROMPT, decoder_of, write_policy
+from simplear_rl.timings.policies import PROMPT, sizes_of, write_policy
 from simplear_rl.weights.snapshot import Weights, checksum
 
 IMAGES = 12
@@ -115,7 +115,7 @@ def main() -> None:
     well = True
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder) / "policy"
-        write_policy(policy, decoder_of(options.policy, resolution=128))
+        write_policy(policy, sizes_of(options.policy, resolution=128))
         for engine in options.engines:
             try:
                 # With few contexts at once the Transformers engine computes with other kernels.

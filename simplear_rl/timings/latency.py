@@ -17,7 +17,7 @@ from simplear_rl.policy.sampling import Sampling
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.decode_step import DecodeStep
 from simplear_rl.rollout.decoding import Decoder
-from simplear_rl.timings.policies import NAMES, decoder_of, geometry
+from simplear_rl.timings.policies import NAMES, geometry, sizes_of
 
 PROMPT_TOKENS = 40
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 28, 112], help="images decoded together")
     parser.add_argument("--guidance-scale", type=float, default=6.0, help="1 is unguided")
     options = parser.parse_args()
-    sizes, side = decoder_of(options.policy, options.resolution), options.resolution // 16
+    sizes, side = sizes_of(options.policy, options.resolution), options.resolution // 16
     layout = ImageLayout(sizes.vocabulary - sizes.codes, sizes.codes, side, side, "")
     config = Qwen2Config(**geometry(sizes), vocab_size=sizes.vocabulary, tie_word_embeddings=True)
     with torch.device(default_device()):

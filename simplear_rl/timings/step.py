@@ -39,7 +39,7 @@ from simplear_rl.policy.vocabulary import read_encoder
 from simplear_rl.rollout.capacity import GIB, context_cache
 from simplear_rl.rollout.engine import build_engine
 from simplear_rl.timings.device import measure_device, synchronize
-from simplear_rl.timings.policies import NAMES, PROMPT, PUBLISHED, decoder_of, write_policy
+from simplear_rl.timings.policies import NAMES, PROMPT, PUBLISHED, sizes_of, write_policy
 from simplear_rl.tokenizers.cosmos import CosmosTokenizer
 
 
@@ -75,7 +75,7 @@ class Step:
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.clock = options, folder, Clock(options.repeats)
-        self.decoder = decoder_of(options.policy, options.resolution)
+        self.decoder = sizes_of(options.policy, options.resolution)
         self.images = options.prompts * options.samples
         self.contexts = self.images * (1 if options.guidance_scale == 1 else 2)
         self.device = default_device()

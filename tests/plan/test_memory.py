@@ -21,7 +21,7 @@ from simplear_rl.plan import memory
 from simplear_rl.policy import log_probs
 from simplear_rl.policy.rollouts import Prompt, Rollout
 from simplear_rl.policy.sampling import Sampling
-from simplear_rl.policy.sizes import Decoder, published
+from simplear_rl.policy.sizes import PolicySizes, published
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.capacity import context_cache, engine_cache, gib_for, images_at_once
 
@@ -33,7 +33,7 @@ CONFIG = Qwen2Config(
 def decoder_and_model(layers, vocabulary=500, dtype=torch.float32):
     config = Qwen2Config(**(CONFIG.to_dict() | {"vocab_size": vocabulary, "tie_word_embeddings": True}))
     config.num_hidden_layers, config.layer_types = layers, ["full_attention"] * layers
-    return Decoder.of(config, codes=100, tokens=64), Qwen2ForCausalLM(config).to(dtype).train()
+    return PolicySizes.of(config, codes=100, tokens=64), Qwen2ForCausalLM(config).to(dtype).train()
 
 
 def learner(**values) -> LearnerConfig:

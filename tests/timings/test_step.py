@@ -8,7 +8,7 @@ import pytest
 
 from simplear_rl.plan.speed import read_measured
 from simplear_rl.timings.exactness import compare
-from simplear_rl.timings.policies import decoder_of, write_policy
+from simplear_rl.timings.policies import sizes_of, write_policy
 from simplear_rl.timings.step import Step, read_options
 
 PHASES = ["rollout", "reward", "reference", "update", "weights"]
@@ -33,7 +33,7 @@ def test_every_phase_is_timed_and_the_file_makes_the_plan_agree(tmp_path):
 
 
 def test_the_engine_without_vllm_draws_what_the_plain_loop_draws(tmp_path, capsys):
-    write_policy(tmp_path / "policy", decoder_of("1m", resolution=64))
+    write_policy(tmp_path / "policy", sizes_of("1m", resolution=64))
     assert compare(tmp_path / "policy", "transformers", contexts=24)
     lines = capsys.readouterr().out.splitlines()
     # A random number may lie at the border of two codes: a sampled image or two may differ, none of the greedy ones.
