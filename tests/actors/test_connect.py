@@ -109,7 +109,8 @@ finally:
 def test_a_signal_ends_a_command_as_an_error_does(cluster, number):
     address, home = cluster
     values = environment(RAY_ADDRESS=address, HOME=home, RAY_AUTH_MODE="token")
-    command = [sys.executable, "-c", JOIN + WORK]
+    heard = f"import signal; signal.signal({number:d}, signal.SIG_DFL)"  # under nohup it would be ignored
+    command = [sys.executable, "-c", heard + JOIN + WORK]
     with subprocess.Popen(command, env=values, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and [process.stdout.readline() for _ in range(2)] == ["True\n", "locked\n"]
         process.send_signal(number)
