@@ -2,17 +2,16 @@
 # make demo-preferences   DPO on stored and on drawn pairs, from the demo's policy, with scores
 # make test     the tests that fit into ten minutes on two cores; make test-slow the others
 # make lint     style, types, and the direction of imports
-# make lock     the lock files anew, from pyproject.toml (CPU: from what is installed)
 # PYTHON=python3.12 chooses another Python, 3.11 to 3.13; the environment is then built anew.
 PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/installed-with-$(notdir $(PYTHON))
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo-preferences test test-slow lint install lock
+.PHONY: demo demo-preferences test test-slow lint install
 
 demo: install
-	$(RUN) -m simplear_rl.demo fresh=$(if $(FRESH),true,false)
+	$(RUN) -m simplear_rl.demo fresh=$(or $(FRESH),false)
 
 demo-preferences: install
 	for stage in dpo dpo_online; do \

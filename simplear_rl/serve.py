@@ -37,6 +37,7 @@ from ray.serve import Application
 from actors.connection import connect
 from actors.serving import application
 from simplear_rl.errors import UserError
+from simplear_rl.serving.room import served_policy
 
 APPLICATION = "simplear"
 
@@ -56,7 +57,10 @@ def serve(config: ServeConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with status 0
     with suppress(KeyboardInterrupt):
         host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"{config.policy}: loading; http://{host}:{config.port} answers 503 until it is there", flush=True)
+        policy = served_policy(config)
+        if config.follow and policy == config.policy:
+            print(f"{config.follow}: no intact checkpoint is there yet; until then `policy` is served", flush=True)
+        print(f"{policy}: loading; http://{host}:{config.port} answers 503 until it is there", flush=True)
         try:
             _run(config, deployed)
             print(f"http://{host}:{config.port} draws; Ctrl-C ends it", flush=True)

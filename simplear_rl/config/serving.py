@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from simplear_rl.config.base import (
     Count,
@@ -22,8 +22,21 @@ class LimitsConfig(Section):
     body_bytes: Count = Field(65536, description="of a request; a longer one is answered with 413")
     images_per_request: Count = Field(16, description="prompts times n")
     requests_per_key: Count = Field(128, description="at a time; one more is answered with 429")
-    queued_images: Count = Field(256, description="that wait or are drawn; where more would, the answer is 429")
+    queued_images: Count = Field(
+        256,
+        description="that wait or are drawn; where more would, the answer is 429. One of "
+        "several keys has half of them at most",
+    )
     deadline_seconds: Positive = Field(300, description="an image that takes longer is given up: 503")
+
+    @model_validator(mode="after")
+    def _a_request_fits(self) -> "LimitsConfig":
+        if self.queued_images < self.images_per_request:
+            raise ValueError(
+                f"images_per_request ({self.images_per_request}): expected at most queued_images "
+                f"({self.queued_images}), or the largest request never gets in"
+            )
+        return self
 
 
 class ServeConfig(Section):

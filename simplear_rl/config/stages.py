@@ -197,7 +197,7 @@ class GrpoConfig(StageConfig):
     def images_per_pass(self) -> int:
         """Images that go through learner and reference together."""
         most = self.learner.micro_batch or self.rollout.samples_per_prompt
-        return min(most, self.images_per_minibatch or most)  # 0 of a layout that a plan rules out
+        return min(most, self.images_per_minibatch)
 
     @property
     def images_per_minibatch(self) -> int:

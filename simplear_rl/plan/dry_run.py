@@ -37,12 +37,11 @@ from simplear_rl.policy.vocabulary import SPECIAL_TOKENS, read_encoder, read_lay
 from simplear_rl.rewards.trial import try_functions
 from simplear_rl.rollout.capacity import GIB, context_cache, engine_cache, images_at_once
 
-# What to change where an actor of GRPO does not fit.
+# What to change where an actor of GRPO does not fit; of its engines, see _engine_keys.
 KEYS = {
     "learner.actors": "learner.micro_batch or rollout.samples_per_prompt, or set learner.activation_checkpointing and "
     "learner.zero_stage",
-    "rollout.engine.actors": "rollout.engine.kv_cache_gib and rollout.engine.max_concurrent",
-    "reward.actors": "reward.models.batch_size, or set reward.models.dtype",
+    "reward.actors": "`batch_size` of an entry of reward.models, or set its `dtype`",
     "reference": "learner.micro_batch or rollout.samples_per_prompt",
     "evaluation.scorer": "the size of its model (evaluation.detector, evaluation.judge)",
 }
@@ -76,7 +75,7 @@ def plan_supervised(config: SupervisedConfig) -> list[Path]:
     keys = KEYS | {
         "learner.actors": "data.micro_batch, data.max_prompt_tokens, evaluation.learner_contexts, or set "
         "learner.activation_checkpointing and learner.zero_stage",
-        "evaluation.engine.actors": "evaluation.engine.kv_cache_gib and evaluation.engine.max_concurrent",
+        "evaluation.engine.actors": _engine_keys("evaluation.engine", config.drawing),
     }
     images = data.batch_size
     lines = [
@@ -118,7 +117,8 @@ def plan_grpo(config: GrpoConfig) -> list[Path]:
         *(f"unknown  size of reward {name}: not counted" for name in unknown),
         *(f"unknown  size of evaluation's {name}: not counted" for name in unknown_scorers),
     ]
-    return _report(config, decoder, lines, needed, KEYS)
+    keys = KEYS | {"rollout.engine.actors": _engine_keys("rollout.engine", rollout.engine)}
+    return _report(config, decoder, lines, needed, keys)
 
 
 def plan_dpo(config: DpoConfig) -> list[Path]:
@@ -147,8 +147,17 @@ def plan_dpo(config: DpoConfig) -> list[Path]:
         lines += [f"unknown  size of evaluation's {name}: not counted" for name in names]
     passes = "the images of a pass (without algorithm.margin two)"
     keys = KEYS | {"reference": passes}
+    if rollout:
+        keys["rollout.engine.actors"] = _engine_keys("rollout.engine", rollout.engine)
     keys["learner.actors"] = f"{passes}, or set learner.activation_checkpointing and learner.zero_stage"
     return _report(config, decoder, [policy, f"steps    {config.steps:,} of {steps}", *lines], needed, keys)
+
+
+def _engine_keys(section: str, engine: EngineConfig) -> str:
+    """What to lower where an engine does not fit: only vLLM's cache is of a size that is stated."""
+    return (
+        f"{section}.kv_cache_gib and {section}.max_concurrent" if engine.type == "vllm" else f"{section}.max_concurrent"
+    )
 
 
 def _engines(rollout: RolloutConfig, decoder: PolicySizes) -> str:

@@ -2,7 +2,8 @@
 
 Two kinds are compared. *Shared*: every GPU holds a learner rank and an engine, which hands weights over in place, and
 a reward actor and a reference besides. *Separate*: learner ranks and engines have GPUs of their own, and one GPU is
-the reward's and the reference's. A learner rank has whole groups, so the ranks divide the prompts of a step.
+the reward's and the reference's. A learner rank has whole minibatches of whole groups: the ranks divide the prompts of
+a step.
 """
 
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Layout:
 def layouts(config: GrpoConfig, decoder: PolicySizes, speed: Speed, gpus: int, gpus_per_node: int) -> Iterator[Layout]:
     """All that fit into the memory of so many GPUs of one kind."""
     prompts = config.rollout.prompts_per_step
-    ranks = [n for n in range(1, prompts + 1) if prompts % n == 0]
+    ranks = [n for n in range(1, prompts + 1) if prompts % (n * config.algorithm.minibatches) == 0]
     # One engine more helps only where the busiest has fewer prompts.
     engines = sorted({ceil(prompts / most) for most in range(1, prompts + 1)})
     choices = [(n, n, True, n) for n in ranks] + [(e, r, False, e + r + 1) for e in engines for r in ranks]
@@ -57,7 +58,7 @@ def layouts(config: GrpoConfig, decoder: PolicySizes, speed: Speed, gpus: int, g
             continue
         in_batches = (_counted(config, decoder, engine_count, learner_count, shared, n) for n in BATCHES)
         counted = next((one for one in in_batches if _fits(one, decoder, speed.device.memory, shared)), None)
-        if not counted:
+        if not counted or counted.images_per_minibatch % counted.images_per_pass:
             continue
         crowding = Crowding({}, True, training_shared=shared, nodes=ceil(needed / gpus_per_node))
         yield Layout(counted, shared, needed, grpo_step(counted, decoder, lambda _: speed, crowding))

@@ -136,6 +136,8 @@ def dpo_step(config: DpoConfig, decoder: PolicySizes, speeds: Speeds, crowding: 
     """One step of DPO. Of stored pairs the reference compares the next ones while the learner learns."""
     rollout, learner, reward = config.rollout, config.learner, config.reward
     prompt = rollout.engine.max_prompt_tokens if rollout else CAPTION
+    if config.data:
+        prompt = min(CAPTION, config.data.max_prompt_tokens)
     contexts, images = 2 if config.guided else 1, config.images_per_pass
     phases: dict[str, Seconds] = {}
     if rollout and reward:

@@ -71,7 +71,7 @@ class Api:
         size = f"{layout.columns * patch}x{layout.rows * patch}"
         self.read = Reader(config, encode, size)
         self.answers = Answers(size, layout.tokens)
-        self.admission = Admission(config.limits)
+        self.admission = Admission(config.limits, len(digests))
         self.files = ExpiringFiles(config.url_seconds)
         self.metrics = Metrics(lambda: self.admission.images)
         self.model = {"id": config.name, "object": "model", "created": int(time.time()), "owned_by": "simplear-rl"}
@@ -163,7 +163,7 @@ class Api:
             raise ApiError(503, LOADING, headers={"Retry-After": "5"})
         with self.admission.enter(key) as entered:
             asked = self.read(await self._content(request))
-            self.admission.admit(len(asked.images), entered)
+            self.admission.admit(len(asked.images), key, entered)
             self._log(asked, key)
             user = f"{key}/{asked.body.user or ''}"
             if asked.body.stream:

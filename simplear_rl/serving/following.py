@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from simplear_rl.errors import UserError
-from simplear_rl.run.checkpoints import checkpoints, damage, step_of
+from simplear_rl.run.checkpoints import checkpoints, damage, step_of, weights_sha256
 from simplear_rl.serving.drawing import Drawing
 from simplear_rl.weights.folder import read_weights
 from simplear_rl.weights.snapshot import Weights
@@ -14,18 +14,21 @@ from simplear_rl.weights.snapshot import Weights
 LOG = logging.getLogger("simplear.serve")
 
 
-def newest_weights(run: Path, after: int, dtype: str) -> Weights | None:
-    """The weights of the newest intact checkpoint beyond the step `after`, in this type; the version is its step.
+def newest_weights(run: Path, dtype: str, served: str | None = None) -> tuple[str, Weights] | None:
+    """What names the weights of the newest intact checkpoint (weights_sha256), and these, in this type.
 
-    A checkpoint that is damaged, or that its run removes meanwhile, is passed over.
+    Their version is the step. None if those that are `served` already are the newest: not by their step, since a
+    training may start over. A checkpoint that is damaged, or that its run removes meanwhile, is passed over.
     """
     for folder in reversed(checkpoints(run)):
-        if step_of(folder) <= after:
-            return None
         try:
-            if problem := damage(folder):
-                raise UserError(problem)
-            return read_weights(folder / "model", step_of(folder), dtype)
+            name = weights_sha256(folder / "model")
+            if name and name == served:
+                return None
+            problem = damage(folder)
+            if problem or not name:
+                raise UserError(problem or "no weights are there")
+            return name, read_weights(folder / "model", step_of(folder), dtype)
         except (OSError, UserError) as error:
             LOG.warning("%s: not served: %s", folder, error)
     return None
@@ -36,6 +39,7 @@ class Following:
 
     def __init__(self, run: Path, seconds: float, dtype: str, drawing: Drawing):
         self.run, self.seconds, self.dtype, self.drawing = run, seconds, dtype, drawing
+        self.served: str | None = None
         self._look()
         threading.Thread(target=self._work, name="following", daemon=True).start()
 
@@ -46,9 +50,10 @@ class Following:
 
     def _look(self) -> None:
         try:
-            weights = newest_weights(self.run, self.drawing.batch.engine.version, self.dtype)
+            newest = newest_weights(self.run, self.dtype, self.served)
         except OSError as error:  # of storage that is away for a while: the next look may find it
             LOG.warning("%s: cannot be read, the weights before are served: %s", self.run, error)
             return
-        if weights:
+        if newest:
+            self.served, weights = newest
             LOG.warning("%s: step %d is served", self.run, self.drawing.load_weights(weights).result())

@@ -42,15 +42,18 @@ def authenticate(authorization: str, digests: Sequence[str]) -> str:
 
 
 class Admission:
-    """Counts requests by key and images in all; what is beyond the limits comes back later.
+    """Counts requests and images; what is beyond the limits comes back later.
+
+    One of several keys may have half of all images, so that the others always get in.
 
     A request counts from its first byte, so that nobody holds the server with bodies that never end.
     """
 
-    def __init__(self, limits: LimitsConfig):
+    def __init__(self, limits: LimitsConfig, keys: int):
         self.limits = limits
-        self.requests: Counter[str] = Counter()
-        self.images = 0  # that wait or are drawn
+        self.share = max(limits.images_per_request, limits.queued_images // min(2, max(1, keys)))
+        self.requests: Counter[str] = Counter()  # by key
+        self.images_of: Counter[str] = Counter()  # by key: that wait or are drawn
         self.finished: deque[float] = deque(maxlen=64)  # times of time.monotonic
 
     def enter(self, key: str) -> ExitStack:
@@ -66,24 +69,32 @@ class Admission:
         entered.callback(self._leave, key)
         return entered
 
-    def admit(self, images: int, entered: ExitStack) -> None:
+    @property
+    def images(self) -> int:
+        """All that wait or are drawn."""
+        return self.images_of.total()
+
+    def admit(self, images: int, key: str, entered: ExitStack) -> None:
         """Count the images of a request that has entered, for as long as it does.
 
         Raises:
             ApiError: 429, with Retry-After.
         """
+        mine = self.images_of[key]
+        if mine + images > self.share:
+            raise self._later(f"{mine} images of this key wait or are drawn: try again later", mine)
         if self.images + images > self.limits.queued_images:
             raise self._later(f"{self.images} images wait or are drawn: try again later", self.images)
-        self.images += images
-        entered.callback(self._finish, images)
+        self.images_of[key] += images
+        entered.callback(self._finish, images, key)
 
     def _leave(self, key: str) -> None:
         self.requests[key] -= 1
         if not self.requests[key]:
             del self.requests[key]
 
-    def _finish(self, images: int) -> None:
-        self.images -= images
+    def _finish(self, images: int, key: str) -> None:
+        self.images_of[key] -= images
         self.finished.extend([time.monotonic()] * images)
 
     def _later(self, message: str, images: int) -> ApiError:

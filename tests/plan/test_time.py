@@ -31,6 +31,13 @@ def of_grpo(config, **rollout):
     return config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)})
 
 
+def of_prompts(config, prompts, minibatches=1, micro_batch=None):
+    config = of_grpo(config, prompts_per_step=prompts)
+    algorithm = config.algorithm.model_copy(update={"minibatches": minibatches})
+    learner = config.learner.model_copy(update={"micro_batch": micro_batch})
+    return config.model_copy(update={"algorithm": algorithm, "learner": learner})
+
+
 @pytest.mark.parametrize(
     ("engine", "contexts", "measured"),
     [
@@ -68,7 +75,7 @@ def test_clip_takes_what_it_took_on_an_h100(grpo):
 
 
 def test_what_limits_a_phase_is_named(grpo):
-    decoder, few = DECODER, of_grpo(grpo, prompts_per_step=1)
+    decoder, few = DECODER, of_prompts(grpo, 1)
     one = grpo_step(few, decoder, lambda _: H100, Crowding({}))
     assert one.bottleneck == ("rollout", "starting operators")
     many = grpo_step(grpo, decoder, lambda _: H100, Crowding({}))
@@ -131,15 +138,27 @@ def test_pretraining_scales_until_gradients_take_over():
 
 
 def test_the_cheapest_layout_fits_and_the_fastest_has_more_gpus(grpo):
-    found = list(layouts(of_grpo(grpo, prompts_per_step=7), DECODER, H100, gpus=16, gpus_per_node=8))
+    found = list(layouts(of_prompts(grpo, 7), DECODER, H100, gpus=16, gpus_per_node=8))
     assert {one.gpus for one in found} == {1, 3, 4, 5, 6, 7, 9, 10, 11, 12, 15}
     cheapest = min(found, key=lambda one: one.hours * one.gpus)
     fastest = min(found, key=lambda one: one.hours)
     assert (cheapest.gpus, cheapest.shared) == (1, True) and fastest.gpus >= 7
     assert fastest.hours < cheapest.hours < fastest.gpus * fastest.hours
     # On a small card learner, engine, reward and reference cannot share.
-    small = layouts(of_grpo(grpo, prompts_per_step=7), DECODER, Speed(GPUS["RTX 4090"]), 3, 8)
+    small = layouts(of_prompts(grpo, 7), DECODER, Speed(GPUS["RTX 4090"]), 3, 8)
     assert [(one.gpus, one.shared) for one in small] == [(3, False)]
+
+
+def test_the_layouts_are_those_that_a_run_takes(grpo):
+    """Every learner has whole minibatches of whole groups, and passes of one size."""
+
+    def learners(prompts, **values):
+        found = layouts(of_prompts(grpo, prompts, **values), DECODER, H100, gpus=64, gpus_per_node=8)
+        return {one.config.learner.actors.count for one in found}
+
+    assert learners(32) == {1, 2, 4, 8, 16, 32}
+    assert learners(32, minibatches=4) == {1, 2, 4, 8}
+    assert learners(12, micro_batch=8) == {1, 2, 3, 6, 12}  # of 4 learners each would have 12 images
 
 
 def measured(tmp_path, **values):

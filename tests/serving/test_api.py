@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 
+from simplear_rl.config.serving import LimitsConfig
 from simplear_rl.policy.rollouts import Draw, Prompt
 from simplear_rl.policy.sampling import Sampling
 from simplear_rl.serving.files import ExpiringFiles
@@ -284,12 +285,14 @@ def test_models_and_metrics(make_api):
 
 def test_too_many_are_told_when_to_come_back(make_api):
     async def main():
-        api = make_api("a", "b", limits={"queued_images": 6, "requests_per_key": 2})
+        api = make_api("a", "b", limits={"queued_images": 6, "images_per_request": 4, "requests_per_key": 3})
+        limits = api.admission.limits
         first = [asyncio.create_task(client(api, "a").images.generate(prompt=PROMPT, n=2)) for _ in range(2)]
         while len(api.admission.requests) == 0 or api.admission.images < 4:
             await asyncio.sleep(0.001)
         refused = []
-        for key, n in ("a", 1), ("b", 3):
+        for key, n, requests in ("a", 1, 2), ("a", 1, 3), ("b", 3, 3):
+            api.admission.limits = limits.model_copy(update={"requests_per_key": requests})
             with pytest.raises(openai.RateLimitError) as caught:
                 await client(api, key).images.generate(prompt=PROMPT, n=n)
             refused.append(caught.value)
@@ -301,6 +304,7 @@ def test_too_many_are_told_when_to_come_back(make_api):
     refused, second, later, admission = run(main())
     assert [error.body["message"].split(":")[0] for error in refused] == [
         "this key has 2 requests open",
+        "4 images of this key wait or are drawn",
         "4 images wait or are drawn",
     ]
     assert all(int(error.response.headers["retry-after"]) >= 1 for error in refused)
@@ -355,3 +359,8 @@ def test_no_body_is_answered_with_500(make_api, values):
     content = json.dumps(values).encode()
     answer = run(http(make_api()).post(GENERATE, content=content, headers={"Content-Type": "application/json"}))
     assert answer.status_code in (200, 400, 404, 422), answer.text
+
+
+def test_limits_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"images_per_request \(16\): expected at most queued_images \(8\)"):
+        LimitsConfig(queued_images=8)

@@ -41,12 +41,13 @@ def test_a_server_starts_from_the_newest_intact_checkpoint(policy, checkpoint, t
 
 def test_new_checkpoints_are_served_and_damaged_ones_are_not(policy, checkpoint, tmp_path):
     run = tmp_path / "run"
-    assert newest_weights(run, 0, "float32") is None
+    assert newest_weights(run, "float32") is None
     checkpoint(1)
-    assert newest_weights(run, 0, "float32").version == 1 and newest_weights(run, 1, "float32") is None
+    served, weights = newest_weights(run, "float32")
+    assert weights.version == 1 and newest_weights(run, "float32", served) is None
     damaged = checkpoint(2) / "model" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-8] + b"12345678")
-    assert newest_weights(run, 0, "float32").version == 1 and newest_weights(run, 1, "float32") is None
+    assert newest_weights(run, "float32")[1].version == 1 and newest_weights(run, "float32", served) is None
     drawing = Drawing(build_batch(policy, EngineConfig(type="transformers")))
     engine = drawing.batch.engine
     Following(run, 0.01, "float32", drawing)
@@ -56,7 +57,12 @@ def test_new_checkpoints_are_served_and_damaged_ones_are_not(policy, checkpoint,
             checkpoint(3)
         while engine.version != step:
             time.sleep(0.01)
-        assert engine.checksum() == newest_weights(run, 0, "float32").checksum
+        assert engine.checksum() == newest_weights(run, "float32")[1].checksum
+    shutil.rmtree(run)  # and a training starts over
+    checkpoint(2)
+    while engine.version != 2:
+        time.sleep(0.01)
+    assert engine.checksum() == newest_weights(run, "float32")[1].checksum
     drawing.failure = RuntimeError("ends the thread")
 
 
