@@ -14,6 +14,7 @@ from actors.pool import Pool
 from actors.rollout import stream
 from actors.scorer import ScorerActor
 from simplear_rl.benchmarks.benchmark import Benchmark
+from simplear_rl.benchmarks.opening import check_prompts
 from simplear_rl.benchmarks.output import open_folder, unfinished, write_results
 from simplear_rl.benchmarks.scorer import BENCHMARKS
 from simplear_rl.benchmarks.spread import spread_names
@@ -43,7 +44,8 @@ def draw_and_judge(
     """Draw and judge the images of the prompts `todo`. Their seeds do not depend on what else is drawn."""
     prompts = [Prompt(i, benchmark.texts[i]) for i in todo]
     sampling = Sampling(temperature=config.temperature, guidance_scale=config.guidance_scale)
-    draw = Draw(prompts, config.images_per_prompt, config.seed, STEP, sampling)
+    negative = config.negative_prompt, config.negative_prefix
+    draw = Draw(prompts, config.images_per_prompt, config.seed, STEP, sampling, *negative)
     free = cycle(scorers)
     pending: list[ray.ObjectRef] = []
     for _, rollout in tqdm(drawing(draw), desc="evaluate", total=len(prompts), unit="prompt", leave=None):
@@ -96,8 +98,7 @@ class Evaluation:
             spread = spread_names(self.config.images_per_prompt) if self.config.diversity else []
             self.names = [f"evaluation_{name}" for name in [*self.benchmark.score_names(), *spread]]
             encode = read_encoder(config.start, engine.max_prompt_tokens)
-            for text in self.benchmark.texts:
-                encode(text)
+            check_prompts(self.config, self.benchmark, encode)
             self.layout = read_layout(config.start)
             if self.evaluation.guidance_scale != 1:  # training may draw unguided, with half the contexts
                 key = "evaluation.engine" if isinstance(config, SupervisedConfig) else "rollout.engine"

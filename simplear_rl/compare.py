@@ -16,6 +16,7 @@ OPTIONS = {"--prompts": "prompts", "--output": "output", "--engine": "engine"}
 if __name__ == "__main__":  # --help and mistakes are answered before the slow imports below
     command_line = read_command_line(CompareConfig, "compare", EXAMPLES, False, OPTIONS, False, ("a", "b"))
 
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -56,6 +57,8 @@ def compare(config: CompareConfig) -> None:
             drawn = [(folder, images_of(folder)) for folder in config.sides.values()]
         sides = _scored(config, drawn)
     pairs = paired.pair_up(*sides)
+    if kinds[0] == paired.EVALUATION:
+        paired.require_same_judge(list(config.sides.values()))
     found = paired.comparisons(pairs)
     config.output.mkdir(parents=True, exist_ok=True)
     paired.write_table(config.output / "pairs.csv", pairs)
@@ -69,6 +72,8 @@ def _draw(config: CompareConfig, side: str, policy: Path) -> list[Source]:
     """A policy's images of the prompts: those of an earlier, larger comparison stay in its folder, and out of this."""
     if not config.prompts:
         raise UserError("policies are compared on prompts: set `prompts`")
+    if config.prompts == "-" or (os.path.exists(config.prompts) and not os.path.isfile(config.prompts)):
+        raise UserError(f"prompts: {config.prompts}: both policies draw them, so they are read twice: expected a file")
     drawing = GenerateConfig(
         policy=policy, output=config.output / side, **{name: getattr(config, name) for name in DRAWING}
     )

@@ -27,7 +27,7 @@ from simplear_rl.files import require_there, require_writable
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.clip_head import Head, save_reward
 from simplear_rl.rewards.files import reward_checks
-from simplear_rl.rewards.human_labels import LabelledFeatures, read_labels
+from simplear_rl.rewards.human_labels import LabelledFeatures, read_labels, split
 from simplear_rl.run.lock import locked
 
 
@@ -45,8 +45,7 @@ def reward_model(config: HeadTrainingConfig) -> None:
     clip.check([image.prompt for image in labelled])
     features = LabelledFeatures(config, labelled, clip)
     torch.manual_seed(config.seed)
-    order = np.random.default_rng(config.seed).permutation(len(labelled))
-    held_out, shown = np.split(order, [round(config.validation * len(labelled))])
+    held_out, shown = split(labelled, config.validation, config.seed)
     head = Head(features.images_ND.shape[-1], config.hidden).to(features.images_ND.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate)
     for step in tqdm(range(config.steps), desc="reward model", unit="step", leave=None):
@@ -57,7 +56,7 @@ def reward_model(config: HeadTrainingConfig) -> None:
         optimizer.step()
     measured = features.measured(head, held_out) if len(held_out) else {}
     save_reward(config.output, head, config.clip, measured)
-    print(f"{len(shown)} images learned, {len(held_out)} measured: {measured}: {config.output}")
+    print(f"{len(shown)} labels learned, {len(held_out)} measured: {measured}: {config.output}")
 
 
 if __name__ == "__main__":

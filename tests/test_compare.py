@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from simplear_rl.algorithms.paired import compare as paired
@@ -81,8 +82,15 @@ def test_what_does_not_pair_is_named(tmp_path):
         run(tmp_path, a, tmp_path / "gone")
 
 
-def evaluation(folder, values, key="correct"):
+def test_prompts_that_can_be_read_once_are_refused(world, tmp_path):
+    for prompts in "-", "/dev/null":
+        with pytest.raises(UserError, match=f"prompts: {prompts}: both policies draw them, so they are read twice"):
+            run(tmp_path, world / "policy", world / "policy", f"prompts={prompts}", f"tokenizer={world / 'tokenizer'}")
+
+
+def evaluation(folder, values, key="correct", **settings):
     folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     rows = [{"index": i // 2, "filename": f"{i}.png", "prompt": f"p{i // 2}", key: v} for i, v in enumerate(values)]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
@@ -100,7 +108,39 @@ def test_evaluations_are_compared_by_their_verdicts(tmp_path, capsys):
         run(tmp_path, a, tmp_path / "odd")
 
 
-def test_the_bootstrap_is_paired_and_over_prompts():
+def test_samples_pair_by_their_numbers(tmp_path):
+    """An image that one side lacks does not shift the others."""
+    a, b = evaluation(tmp_path / "a", [True] * 4), evaluation(tmp_path / "b", [True] * 4)
+    for folder, missing in (a, 0), (b, 1):
+        rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [row | {"sample": i % 2} for i, row in enumerate(rows) if i != missing]
+        (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(UserError, match=r"(?s)a/1.png: no partner.*b/0.png: no partner"):
+        run(tmp_path, a, b)
+
+
+def test_evaluations_that_were_judged_otherwise_are_not_compared(tmp_path):
+    sides = [
+        evaluation(tmp_path / name, [1.0] * 4, benchmark="dpg", judge={"type": judge}, prompts_sha256="1")
+        for name, judge in (("a", "mplug"), ("b", "transformers"))
+    ]
+    with pytest.raises(UserError, match=r"other rules, models or questions:\n  judge: \{'type': 'mplug'\}, \{"):
+        run(tmp_path, *sides)
+
+
+def test_few_prompts_show_little():
+    one = paired(np.zeros(4), np.array([0.1, 0.2, 0.1, 0.2]), np.zeros(4, int))
+    assert one.p_value == 1 and one.interval is None and "of one prompt, no interval, p 1.0000" in str(one)
+    for number in 2, 5, 10:
+        found = paired(np.zeros(number), np.ones(number), np.arange(number))
+        assert found.p_value == 2 ** (1 - number)
+    # Where there is no difference, at most one p-value in twenty is below 0.05, however few the prompts.
+    random = np.random.default_rng(0)
+    below = [paired(np.zeros(6), random.normal(size=6), np.arange(6), 100).p_value < 0.05 for _ in range(400)]
+    assert np.mean(below) < 0.05
+
+
+def test_the_test_is_paired_and_over_prompts():
     random = np.random.default_rng(0)
     base = random.normal(size=200) * 10
     prompts = np.arange(200)

@@ -96,6 +96,8 @@ def test_every_engine_draws_the_same_pictures_for_a_greedy_policy(settings, tmp_
         assert (output / "index.html").read_text().count("<img") == 6
     vllm, transformers, sjd = map(contents, folders.values())
     assert len(vllm) == 6 and vllm == transformers == sjd
+    evaluate(settings(*more, "negative_prompt=a red circle", f"output={tmp_path / 'negative'}"))
+    assert contents(tmp_path / "negative") != sjd
 
 
 def test_images_of_others_are_scored_and_damage_is_refused_or_counted(settings, scenes, tmp_path, capsys):

@@ -21,6 +21,7 @@ class Sample:
     """One image of a prompt."""
 
     name: str  # its file, below the folder of the images; "#k" follows where one file holds several
+    number: int  # among the images of its prompt, from 0
     pixels: np.ndarray  # uint8 [H, W, 3]
 
     @property
@@ -65,6 +66,9 @@ class Benchmark(Protocol):
 
     def requirements(self, index: int) -> list[str]:
         """What a prompt's images must show, in words."""
+
+    def rules_of(self, index: int) -> Any:
+        """All that a prompt is judged by, ready for JSON."""
 
     def outcome(self, row: dict) -> tuple[bool, str, list[str], list[Box]]:
         """Of a row: whether all is well, the verdict in a word, what is missing, and what was found where."""

@@ -1,7 +1,9 @@
 """DPG-Bench as a Benchmark: its folder of 2x2 grids, one per prompt, named by item_id, and its rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 from simplear_rl.benchmarks.benchmark import Box, Sample, read_image
 from simplear_rl.benchmarks.dpg import grid, judge, split_grid, summary
 from simplear_rl.benchmarks.dpg_questions import Question, Rules
+from simplear_rl.data.columns import IMAGE_ENDINGS
 from simplear_rl.errors import UserError
 from simplear_rl.vision.judges import VisualJudge
 
@@ -47,19 +50,21 @@ class DpgBench:
 
     def load(self, folder: Path, index: int, number: int) -> tuple[list[Sample], list[str]]:
         """See Benchmark; `number` is 4."""
-        file = self._file(folder, index)
-        if not file.exists():
-            return [], [f"{file}: missing (prompt {self.texts[index][:60]!r})"]
+        files = self._there(folder, index)
+        if len(files) != 1:
+            problem = f"found {' and '.join(file.name for file in files)}" if files else "missing"
+            return [], [f"{self._file(folder, index)}: {problem} (prompt {self.texts[index][:60]!r})"]
+        file = files[0]
         try:
             pixels = read_image(file)
             images = split_grid(Image.fromarray(pixels), self.size or len(pixels) // 2)
         except UserError as error:
             return [], [str(error) if str(file) in str(error) else f"{file}: {error}"]
-        return [Sample(f"{file.name}#{k}", image) for k, image in enumerate(images, start=1)], []
+        return [Sample(f"{file.name}#{k + 1}", k, image) for k, image in enumerate(images)], []
 
     def extra(self, folder: Path) -> list[str]:
         """See Benchmark."""
-        expected = {self._file(folder, index) for index in range(len(self.items))}
+        expected = {file for index in range(len(self.items)) for file in self._there(folder, index)}
         return [f"{path}: belongs to no prompt" for path in sorted(folder.iterdir()) if path not in expected]
 
     def judge(self, index: int, samples: Sequence[Sample], model: VisualJudge) -> list[dict]:
@@ -85,6 +90,10 @@ class DpgBench:
         """See Benchmark."""
         return [question.text for question in self.questions[self.items[index]]]
 
+    def rules_of(self, index: int) -> Any:
+        """See Benchmark."""
+        return [asdict(question) for question in self.questions[self.items[index]]]
+
     def outcome(self, row: dict) -> tuple[bool, str, list[str], list[Box]]:
         """See Benchmark."""
         if row["score"] is None:
@@ -95,6 +104,11 @@ class DpgBench:
             if answer["answer"] != "yes" or answer["zeroed"]
         ]
         return row["score"] == 1, f"{100 * row['score']:.0f} of 100", reasons, []
+
+    def _there(self, folder: Path, index: int) -> list[Path]:
+        """A prompt's grid; of others it may be a JPEG, as those of SimpleAR are. More than one is too many."""
+        files = (folder / f"{self.items[index]}.{ending}" for ending in IMAGE_ENDINGS)
+        return [file for file in files if file.exists()]
 
     def _file(self, folder: Path, index: int) -> Path:
         return folder / f"{self.items[index]}.png"

@@ -7,7 +7,7 @@ is relative to the folder. Of several images a prompt, all are called `NNNNN-KK.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -121,13 +121,16 @@ class GenEval2:
         samples, problems = [], []
         names = self._names(index, number)
         try:
-            if number == 1:
-                names = [_read_index(folder).get(self.texts[index], names[0])]
+            # Where there is an index it alone says whose an image is: numbers may be those of another prompt_count.
+            if number == 1 and (named := _read_index(folder)):
+                if (text := self.texts[index]) not in named:
+                    return [], [f"{folder / INDEX}: the prompt {text!r} is missing"]
+                names = [named[text]]
         except (OSError, ValueError) as error:
             return [], [f"{folder / INDEX}: expected the file of each prompt's image: {error}"]
-        for name in names:
+        for k, name in enumerate(names):
             try:
-                samples.append(Sample(name, read_image(folder / name)))
+                samples.append(Sample(name, k, read_image(folder / name)))
             except UserError as error:
                 there = (folder / name).exists()
                 problems.append(str(error) if there else f"{folder / name}: missing (prompt {self.texts[index]!r})")
@@ -175,6 +178,10 @@ class GenEval2:
     def requirements(self, index: int) -> list[str]:
         """See Benchmark."""
         return [f"{question} \N{RIGHTWARDS ARROW} {answer}" for question, answer in self.entries[index].vqa_list]
+
+    def rules_of(self, index: int) -> Any:
+        """See Benchmark."""
+        return self.entries[index].model_dump(mode="json")
 
     def outcome(self, row: dict) -> tuple[bool, str, list[str], list[Box]]:
         """See Benchmark."""

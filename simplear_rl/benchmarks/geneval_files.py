@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -59,7 +59,7 @@ class GenEval:
                 continue
             files.remove(named[0])
             try:
-                samples.append(Sample(f"{prompt.name}/samples/{named[0].name}", read_image(named[0])))
+                samples.append(Sample(f"{prompt.name}/samples/{named[0].name}", k, read_image(named[0])))
             except UserError as error:
                 problems.append(str(error))
         return samples, problems + [f"{path}: one too many, expected {number}" for path in files]
@@ -104,6 +104,10 @@ class GenEval:
         entry = self.entries[index]
         lines = [_in_words(required, entry["include"]) for required in entry["include"]]
         return lines + [f"fewer than {excluded['count']} {excluded['class']}" for excluded in entry.get("exclude", [])]
+
+    def rules_of(self, index: int) -> Any:
+        """See Benchmark."""
+        return self.entries[index]
 
     def outcome(self, row: dict) -> tuple[bool, str, list[str], list[Box]]:
         """See Benchmark."""

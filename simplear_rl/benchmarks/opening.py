@@ -10,10 +10,10 @@ from typing import Any
 from simplear_rl.benchmarks.benchmark import Benchmark, require_images
 from simplear_rl.benchmarks.output import open_folder, unfinished
 from simplear_rl.benchmarks.scorer import BENCHMARKS
-from simplear_rl.config.benchmarks import EvaluateConfig
+from simplear_rl.config.benchmarks import BenchmarkConfig, EvaluateConfig
 from simplear_rl.files import require_weights, require_writable
 from simplear_rl.inputs import require, require_same_tokenizer
-from simplear_rl.policy.vocabulary import ImageLayout, read_encoder, read_layout
+from simplear_rl.policy.vocabulary import ImageLayout, PromptEncoder, read_encoder, read_layout
 from simplear_rl.vision.files import require_judge
 
 
@@ -51,7 +51,14 @@ def _check(config: EvaluateConfig, benchmark: Benchmark, policy: Path) -> ImageL
     layout = read_layout(policy, config.tokenizer)
     require_same_tokenizer(config.tokenizer, [policy], accept=config.accept_tokenizer)
     encode = read_encoder(policy, config.engine.max_prompt_tokens)
-    for text in benchmark.texts:
-        encode(text)
+    check_prompts(config, benchmark, encode)
     require_weights(policy)
     return layout
+
+
+def check_prompts(config: BenchmarkConfig, benchmark: Benchmark, encode: PromptEncoder) -> None:
+    """Raise UserError unless the policy has room for all that is drawn."""
+    for text in benchmark.texts:
+        encode(text)
+    if config.negative_prompt:
+        encode(config.negative_prompt, config.negative_prefix)

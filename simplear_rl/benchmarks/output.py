@@ -21,6 +21,7 @@ import yaml
 from simplear_rl.benchmarks.benchmark import READERS, Benchmark
 from simplear_rl.benchmarks.page import write_page
 from simplear_rl.benchmarks.spread import spread
+from simplear_rl.config.base import GuidanceConfig
 from simplear_rl.config.benchmarks import EvaluateConfig
 from simplear_rl.errors import UserError
 from simplear_rl.files import write_text
@@ -28,7 +29,8 @@ from simplear_rl.run.checkpoints import weights_sha256
 
 # What may change when an evaluation goes on: it changes neither images nor verdicts.
 FREE = ("root", "world", "prompts", "questions", "allow_missing", "accept_tokenizer", "scorer", "faults")
-DRAWING = ("policy", "tokenizer", "seed", "temperature", "guidance_scale", "engine")  # no matter for score_only
+# No matter for score_only.
+DRAWING = ("policy", "tokenizer", "seed", "temperature", *GuidanceConfig.model_fields, "engine")
 WEIGHTS = "weights_sha256"
 SEEN_WITHIN = 60.0  # seconds; NFS remembers for up to a minute that a file was not there
 FREE_OF_ENGINE = ("engine.actors", "engine.max_concurrent", "engine.kv_cache_gib", "engine.max_prompt_tokens")
@@ -46,7 +48,7 @@ def open_folder(config: EvaluateConfig, benchmark: Benchmark) -> None:
     if config.policy and not config.score_only:
         values["policy"] = str(config.policy.resolve())  # `final` links to the newest checkpoint
         values[WEIGHTS] = weights_sha256(config.policy)
-    asked = [(text, benchmark.requirements(i)) for i, text in enumerate(benchmark.texts)]
+    asked = [(text, benchmark.rules_of(i)) for i, text in enumerate(benchmark.texts)]
     values["prompts_sha256"] = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     file = config.output / "config.yaml"
     if before := _read_settings(file):

@@ -129,7 +129,8 @@ class BenchmarkScorer:
         for row, sample in zip(rows, samples, strict=True):
             height, width, _ = sample.pixels.shape
             row["filename"] = os.path.relpath(folder / sample.name, output)
-            row |= {"index": index, "width": width, "height": height, "checksum": sample.checksum}
+            row |= {"index": index, "sample": sample.number}
+            row |= {"width": width, "height": height, "checksum": sample.checksum}
         if self.features and samples:
             write_features(output, index, self.features([sample.pixels for sample in samples]))
         write_verdict(output, index, rows)  # last: it says that all is there

@@ -83,6 +83,24 @@ class PoolConfig(ActorsConfig):
         return self
 
 
+class GuidanceConfig(Section):
+    """Guidance of what is drawn for people and for benchmarks."""
+
+    guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
+    negative_prompt: PromptText | None = Field(
+        None, description="caption of the unconditional context; null: training's null prompt"
+    )
+    negative_prefix: bool = Field(
+        True, description="the policy's prefix stands before the negative prompt; false: as in SimpleAR's demo"
+    )
+
+    @model_validator(mode="after")
+    def _negative_prompt_has_effect(self) -> "GuidanceConfig":
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt: has no effect without guidance; set guidance_scale")
+        return self
+
+
 class FaultsConfig(Section):
     """What happens when actors die or hang."""
 

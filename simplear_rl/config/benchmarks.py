@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from simplear_rl.config.base import ActorsConfig, CommandConfig, Count, Location, LocationOrHubId, NonNegative, Section
+from simplear_rl.config.base import (
+    ActorsConfig,
+    CommandConfig,
+    Count,
+    GuidanceConfig,
+    Location,
+    LocationOrHubId,
+    NonNegative,
+    Section,
+)
 from simplear_rl.config.rollout import EngineConfig
 
 # On the Hugging Face hub, and on ModelScope.
@@ -65,7 +74,7 @@ class FeaturesConfig(Section):
     batch_size: Count = Field(16, description="images per forward pass")
 
 
-class BenchmarkConfig(Section):
+class BenchmarkConfig(GuidanceConfig):
     """A benchmark: its prompts, how images for them are drawn, and what judges them."""
 
     benchmark: Literal["shapes", "geneval", "geneval2", "dpg"] = "shapes"
@@ -81,7 +90,6 @@ class BenchmarkConfig(Section):
     )
     images_per_prompt: Count = 1
     temperature: NonNegative = Field(1.0, description="0 is greedy")
-    guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
     scorer: ActorsConfig = ActorsConfig()
     detector: DetectorConfig = DetectorConfig()
     judge: JudgeConfig = JudgeConfig()

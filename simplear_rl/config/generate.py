@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from simplear_rl.config.base import (
     Count,
+    GuidanceConfig,
     Location,
     LocationOrHubId,
     NonNegative,
     Positive,
-    PromptText,
-    Section,
     TokenizerIdentity,
     absolute,
 )
@@ -25,7 +24,7 @@ def _as_given(path: Path) -> Path:
     return path.expanduser()
 
 
-class GenerateConfig(Section):
+class GenerateConfig(GuidanceConfig):
     """What is drawn, from which policy, with which engine."""
 
     policy: Annotated[Path, AfterValidator(_as_given)] = Field(description="policy folder that draws")
@@ -37,13 +36,6 @@ class GenerateConfig(Section):
         description="a prompt, a file (a prompt a line, or .jsonl, .csv, .tsv, .parquet), or - for standard input"
     )
     engine: EngineType = Field("vllm", description="transformers: without vLLM; sjd: speculative Jacobi decoding")
-    guidance_scale: NonNegative = Field(1.0, description="1 is unguided")
-    negative_prompt: PromptText | None = Field(
-        None, description="caption of the unconditional context; null: training's null prompt"
-    )
-    negative_prefix: bool = Field(
-        True, description="the policy's prefix stands before the negative prompt; false: as in SimpleAR's demo"
-    )
     temperature: NonNegative = Field(1.0, description="0 is greedy")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="codes that are drawn from; 0 keeps the whole codebook")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of probability that is drawn from")
@@ -54,9 +46,3 @@ class GenerateConfig(Section):
         None, description="vllm: memory of the key-value cache, GiB; null: what `batch_size` images take"
     )
     output: Location = Field(description="folder for the PNG files and contact_sheet.png")
-
-    @model_validator(mode="after")
-    def _negative_prompt_has_effect(self) -> "GenerateConfig":
-        if self.negative_prompt and self.guidance_scale == 1:
-            raise ValueError("negative_prompt: has no effect without guidance; set guidance_scale")
-        return self

@@ -58,6 +58,9 @@ class ImageTextRewardConfig(AnyRewardConfig):
     preprocess: Literal["model", "simplear"] = Field(
         "model", description="model: its own transform; simplear: bilinear, as SimpleAR's published training does"
     )
+    text_prefix: str = Field(
+        "", description="stands before every prompt: 'A photo of ' in SimpleAR's published trainer"
+    )
     long_text: Literal["refuse", "truncate"] = Field(
         "refuse", description="prompts beyond the model's context (77 tokens): an error, or their beginning is scored"
     )

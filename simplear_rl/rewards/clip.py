@@ -94,7 +94,7 @@ class ClipReward:
         return torch.stack(_remembered(self.captions, texts, self._encoded))
 
     def _are_cut(self, texts: list[str]) -> list[bool]:
-        length = self.context_length
+        length, texts = self.context_length, self._as_read(texts)
         padding, *whole = self.tokenize(["", *texts], context_length=2 * length)
         read = self.tokenize(texts)
         return [
@@ -105,11 +105,14 @@ class ClipReward:
     def _encoded(self, texts: list[str]) -> torch.Tensor:
         """Features of length 1, float32 [B, D]."""
         self.check(texts)
-        parts = []
+        parts, texts = [], self._as_read(texts)
         for start in range(0, len(texts), self.config.batch_size):
             part = self.tokenize(texts[start : start + self.config.batch_size]).to(self.device)
             parts.append(normalize(self.model.encode_text(part).float(), dim=-1))
         return torch.cat(parts)
+
+    def _as_read(self, texts: list[str]) -> list[str]:
+        return [self.config.text_prefix + text for text in texts]
 
     def _load(self) -> open_clip.CLIP:
         return load_clip(self.config.model, self.config.weights, self.config.dtype, self.device)[0]

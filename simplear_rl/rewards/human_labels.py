@@ -1,6 +1,7 @@
 """What people said of images, and the CLIP features of these that a reward model learns from (arXiv 2302.12192)."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -83,6 +84,20 @@ def _image(images: Path, row: PromptRow, column: str) -> Path:
     if not isinstance(file, str) or not os.path.isfile(images / file):  # Path.is_file raises on a name too long
         raise ValueError(f"`{column}`: expected an image below {images}, found {file!r}")
     return images / file
+
+
+def split(labelled: Sequence[LabelledImage], share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the labels that are only measured on, and of those that are learned from.
+
+    `share` is that of the images: all labels of an image go to one side.
+    """
+    labels: dict[Path, list[int]] = {}
+    for i, image in enumerate(labelled):
+        labels.setdefault(image.file, []).append(i)
+    of_images = list(labels.values())
+    order = np.random.default_rng(seed).permutation(len(of_images))
+    places = [[i for image in part for i in of_images[image]] for part in np.split(order, [round(share * len(order))])]
+    return np.array(places[0], int), np.array(places[1], int)
 
 
 class LabelledFeatures:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from simplear_rl.algorithms.paired import Comparison, compare
 from simplear_rl.errors import UserError, first_of
 from simplear_rl.files import rendered, write_text
 from simplear_rl.rewards.scoring import ScoredImage
 
+JUDGED_BY = ("benchmark", "rules", "detector", "judge", "prompts_sha256")  # of an evaluation's config.yaml
 EVALUATION, POLICY, IMAGES = "an evaluation", "a policy", "images"
 
 
@@ -75,11 +77,24 @@ def of_evaluation(folder: Path) -> dict[str, Scored]:
         for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
             value = row["correct"] if "correct" in row else row["score"]
             score = {"score": np.nan if value is None else float(value)}
-            found[f"{row['index']}/{numbers[row['index']]}"] = Scored(folder / row["filename"], row["prompt"], score)
+            sample = row.get("sample", numbers[row["index"]])  # older versions counted none
+            found[f"{row['index']}/{sample}"] = Scored(folder / row["filename"], row["prompt"], score)
             numbers[row["index"]] += 1
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: expected the rows of an evaluation: {error!r}") from error
     return found
+
+
+def require_same_judge(folders: Sequence[Path]) -> None:
+    """Raise UserError, naming the difference, if two evaluations were not judged by the same rules and models."""
+    try:
+        one, other = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in folders)
+        different = [f"{key}: {one.get(key)}, {other.get(key)}" for key in JUDGED_BY if one.get(key) != other.get(key)]
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"what these evaluations were judged by cannot be read: {error}") from error
+    if different:
+        lines = "\n".join(f"  {line}" for line in different)
+        raise UserError(f"{folders[0]} and {folders[1]} were judged by other rules, models or questions:\n{lines}")
 
 
 def pair_up(a: Mapping[str, Scored], b: Mapping[str, Scored]) -> list[Pair]:

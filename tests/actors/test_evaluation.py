@@ -106,6 +106,7 @@ def test_engines_that_join_later_evaluate_as_well(one_of_each, tmp_path, grpo_co
         (["evaluation.prompt_count=301"], "prompt_count: 301, the benchmark has 300 prompts"),
         (["evaluation.guidance_scale=3", "rollout.engine.max_concurrent=1"], "a guided image takes 2 contexts"),
         (["rollout.engine.max_prompt_tokens=8"], "there is room for 8"),
+        (["evaluation.guidance_scale=3", f"evaluation.negative_prompt={'red ' * 90}"], "has 9. tokens, there is room"),
         (["keep_best.metric=evaluation_overal"], "'evaluation_overal' is not logged; there are .*evaluation_overall"),
         (["evaluation=null"], "keep_best.metric: 'evaluation_overall' is not logged; `evaluation` is not set"),
     ],

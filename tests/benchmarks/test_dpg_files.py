@@ -53,6 +53,16 @@ def test_damage_is_listed(folder):
     assert "a1.png: missing" in bench().load(folder, 0, 4)[1][0]
 
 
+def test_grids_of_others_may_be_jpegs(folder):
+    """As SimpleAR's are; two of one prompt are one too many."""
+    Image.open(folder / "a1.png").save(folder / "a1.jpg")
+    assert bench().load(folder, 0, 4)[1] == [f"{folder}/a1.png: found a1.jpg and a1.png (prompt 'a black cat')"]
+    (folder / "a1.png").unlink()
+    samples, problems = bench().load(folder, 0, 4)
+    assert [sample.name for sample in samples] == [f"a1.jpg#{k}" for k in (1, 2, 3, 4)]
+    assert problems == inspect(bench(), folder, 4)[1] == []
+
+
 class Judge:
     name = "a judge"
 

@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_published_analysis_on_random_answers(tmp_path):
         lines.append({"prompt": f"prompt {i}", "atom_count": atoms, "vqa_list": asked, "skills": skills})
     benchmark = GenEval2(read_entries(write(tmp_path / "data.jsonl", lines)), "table")
     judge, image = Table(random), np.zeros((1, 1, 3), np.uint8)
-    rows = [row for i in range(1000) for row in benchmark.judge(i, [Sample("a.png", image)], judge)]
+    rows = [row for i in range(1000) for row in benchmark.judge(i, [Sample("a.png", 0, image)], judge)]
     # As soft_tifa_analysis.py says: skills by question, atom counts by the geometric mean of a prompt.
     by_skill, by_atoms = defaultdict(list), defaultdict(list)
     tables = [[answer["probability"] for answer in row["answers"]] for row in rows]
@@ -158,9 +158,15 @@ def test_folder_of_images_is_the_published_one(tmp_path):
     assert "missing (prompt 'a circle and a square')" in inspect(benchmark, folder, 1)[1][0]
     (folder / "images.json").write_text(json.dumps(index | {benchmark.texts[1]: "mine.png", "else": "x.png"}))
     checksums, problems = inspect(benchmark, folder, 1)
-    assert checksums[1] == [Sample("", images[1]).checksum] and problems == [
+    assert checksums[1] == [Sample("", 0, images[1]).checksum] and problems == [
         f"{folder / 'images.json'}: 'else' is no prompt of the benchmark"
     ]
+    # Numbers may be those of another choice of prompts: where there is an index, only it says whose an image is.
+    (folder / "images.json").write_text(json.dumps({benchmark.texts[1]: "00000-00.png"}))
+    assert benchmark.load(folder, 0, 1) == (
+        [],
+        [f"{folder / 'images.json'}: the prompt {benchmark.texts[0]!r} is missing"],
+    )
     benchmark.write(tmp_path / "several", 1, images)
     assert [sample.pixels.max() for sample in benchmark.load(tmp_path / "several", 1, 2)[0]] == [0, 1]
 
@@ -195,7 +201,7 @@ def test_the_reward_is_the_score_of_the_benchmark(judge_folder, tmp_path, pictur
     assert reward.check(texts) == []
     found = reward.score(np.stack(pictures[:2]), texts)
     benchmark = GenEval2(read_entries(file), "small")
-    rows = [benchmark.judge(i, [Sample("a.png", pictures[i])], reward.judge)[0] for i in range(2)]
+    rows = [benchmark.judge(i, [Sample("a.png", 0, pictures[i])], reward.judge)[0] for i in range(2)]
     assert found == pytest.approx([row[mean] for row in rows], rel=1e-5) and 0 < found.min() <= found.max() <= 2
     with pytest.raises(UserError, match="has no questions for 'else', nor for 0 more of 1 prompts"):
         reward.check(["else"])

@@ -1,12 +1,16 @@
 """The folder of an evaluation: what may change when it goes on, and what may not."""
 
+import json
 import shutil
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 
+from simplear_rl.benchmarks.dpg_files import DpgBench
+from simplear_rl.benchmarks.dpg_questions import Question
 from simplear_rl.benchmarks.geneval_files import GenEval
 from simplear_rl.benchmarks.output import open_folder, unfinished, write_results, write_verdict
 from simplear_rl.benchmarks.scorer import BENCHMARKS
@@ -80,6 +84,19 @@ def test_other_requirements_are_other_prompts(tmp_path):
     begin(settings(tmp_path))
     with pytest.raises(UserError, match="prompts_sha256: "):
         open_folder(settings(tmp_path), GenEval([COW, COW | {"include": [{"class": "cow", "count": 2}]}]))
+
+
+def test_other_rules_are_other_prompts(tmp_path):
+    """A tag decides the threshold, a dependency which answers count."""
+    begin(settings(tmp_path))
+    with pytest.raises(UserError, match="prompts_sha256: "):
+        open_folder(settings(tmp_path), GenEval([COW, COW | {"tag": "counting"}]))
+    questions = {"a": [Question(1, "?", (), "entity", "whole"), Question(2, "?", (1,), "entity", "whole")]}
+    asked = [DpgBench({"a": "a cow"}, questions, "corrected", "", None).rules_of(0)]
+    for change in {"parents": ()}, {"broad": "attribute"}:
+        other = {"a": [questions["a"][0], replace(questions["a"][1], **change)]}
+        asked.append(DpgBench({"a": "a cow"}, other, "corrected", "", None).rules_of(0))
+    assert len({json.dumps(rules) for rules in asked}) == 3
 
 
 def test_a_link_to_another_checkpoint_is_another_policy(tmp_path):

@@ -17,7 +17,7 @@ from simplear_rl.errors import UserError
 from simplear_rl.labelling.labels import ImagePair, Labels
 from simplear_rl.reward_model import reward_model
 from simplear_rl.rewards.clip_head import ClipHeadReward
-from simplear_rl.rewards.human_labels import LabelledFeatures, LabelledImage, read_labels
+from simplear_rl.rewards.human_labels import LabelledFeatures, LabelledImage, read_labels, split
 from simplear_rl.shapes.world import pair_samples
 from tests.pictures import encoded, picture
 
@@ -94,6 +94,15 @@ def test_pairs_of_the_labelling_page_are_labels(tmp_path, capsys):
     labels.file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert {image.file: image.good for image in read_labels(labels.file, tmp_path)} == expected
     assert "labels.jsonl: 2 ties or pairs without a label are left out" in capsys.readouterr().out
+
+
+def test_all_labels_of_an_image_are_on_one_side(tmp_path):
+    """Else the head is measured on images that it has learned from."""
+    labelled = [LabelledImage(tmp_path / f"{i % 10}.png", f"prompt {i}", float(i % 2)) for i in range(30)]
+    held_out, shown = split(labelled, 0.2, seed=0)
+    assert sorted([*held_out, *shown]) == list(range(30)) and len(held_out) == 6
+    assert not {labelled[i].file for i in held_out} & {labelled[i].file for i in shown}
+    assert len(split(labelled, 0, seed=0)[0]) == len(split(labelled, 1, seed=0)[1]) == 0
 
 
 def test_labels_that_say_nothing_are_an_error(tmp_path):

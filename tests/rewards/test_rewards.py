@@ -74,6 +74,14 @@ def test_reward_is_the_cosine_of_the_features(folders):
     np.testing.assert_allclose(reward.score(images, texts), expected, atol=1e-5)
 
 
+def test_a_prefix_stands_before_every_text(folders):
+    plain, prefixed = clip_reward(folders[1]), clip_reward(folders[1], text_prefix="a red ")
+    images = random_images(2)
+    expected = plain.score(images, ["a red circle", "a red cross"])
+    np.testing.assert_array_equal(prefixed.score(images, ["circle", "cross"]), expected)
+    assert plain.too_long(["a " * 11]) == [False] and prefixed.too_long(["a " * 11]) == [True]
+
+
 def test_captions_are_computed_once_and_in_batches(folders, monkeypatch):
     reward = clip_reward(folders[1], batch_size=2)
     sizes = []
