@@ -152,7 +152,7 @@ def check_fits(roles: dict[str, ActorsConfig], available: dict[str, float]) -> N
 
     def check(resource: str, key: str) -> None:
         asked = {role: config.count * getattr(config, key) for role, config in roles.items()}
-        if sum(asked.values()) > available.get(resource, 0):
+        if sum(asked.values()) > available.get(resource, 0) + 1e-6:  # fractions are sums of floats
             shares = ", ".join(
                 f"{role} {config.count} x {getattr(config, key):g}" for role, config in roles.items() if asked[role]
             )

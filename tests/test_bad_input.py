@@ -436,6 +436,12 @@ def test_more_devices_than_there_are_is_said_with_the_keys_to_change(actors, mes
         check_fits({"learner.actors": actors}, {"CPU": 8.0})
 
 
+def test_fractions_that_add_up_to_all_there_is_fit():
+    roles = {str(share): ActorsConfig(cpus=0.1, gpus=share) for share in (0.4, 0.2, 0.3, 0.1)}
+    assert sum(config.gpus for config in roles.values()) > 1  # by rounding
+    check_fits(roles, {"CPU": 1.0, "GPU": 1.0})
+
+
 @pytest.mark.parametrize("proxy", ["nonsense://proxy", "http://127.0.0.1:9"])
 def test_a_broken_proxy_ends_a_download_with_the_name_of_what_was_wanted(tmp_path, proxy):
     line = ["--source", "nobody/nothing", "--resolution", "512", "--output", str(tmp_path / "new")]

@@ -18,8 +18,11 @@ def summed_cross_entropy(
     # Right padding needs no mask: attention is causal, and padded positions have no label.
     hidden_BLH = model.model(input_ids=ids_BL[:, :-1], use_cache=False).last_hidden_state
 
+    # Not the module: ZeRO-3 counts its calls, and ranks whose captions differ in length have other numbers of chunks.
+    head_CH = model.lm_head.weight[:]
+
     def of_rows(hidden_NH: torch.Tensor, labels_N: torch.Tensor, *weights_N: torch.Tensor) -> torch.Tensor:
-        logits_NC = model.lm_head(hidden_NH).float()
+        logits_NC = nn.functional.linear(hidden_NH, head_CH).float()
         if not weights_N:
             return nn.functional.cross_entropy(logits_NC, labels_N, reduction="sum")
         return nn.functional.cross_entropy(logits_NC, labels_N, reduction="none") @ weights_N[0]

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import DynamicCache, Qwen2ForCausalLM
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
+from simplear_rl.errors import UserError
 from simplear_rl.policy.visual_head import visual_logits
 from simplear_rl.policy.vocabulary import ImageLayout
 from simplear_rl.rollout.decode_operators import Operators, Place
@@ -26,11 +27,15 @@ class DecodeStep:
             into the model, in place, are the step's.
         layout: where the visual ids are.
         columns: of the cache: the longest prompt and the image.
+
+    Raises:
+        UserError: config.json asks for what only Transformers' own step and vLLM compute.
     """
 
     def __init__(self, model: Qwen2ForCausalLM, layout: ImageLayout, columns: int):
         self.model, self.layout, self.columns = model, layout, columns
         config, weight = model.config, model.lm_head.weight
+        _require_plain(config)
         self.layers = [
             (
                 layer.input_layernorm.weight,
@@ -49,6 +54,7 @@ class DecodeStep:
         self.angles = torch.stack([angles.cos(), angles.sin()])
         self.column = torch.zeros(1, dtype=torch.int32, device=weight.device)
         self.ids = torch.zeros(0, dtype=torch.long, device=weight.device)
+        self.keys = self.values = weight.new_zeros(0)
         self.few = self.many = Operators()
         if weight.device.type == "cuda":
             from simplear_rl.rollout.decode_few import FewKernels  # Triton comes with torch for CUDA
@@ -56,16 +62,19 @@ class DecodeStep:
 
             self.few, self.many = FewKernels(), Kernels()
 
-    def reserve(self, contexts: int) -> bool:
-        """Make room for `contexts` rows; says whether that took new memory, which graphs of the old one do not know."""
-        if contexts <= len(self.ids):
-            return False
+    @property
+    def room(self) -> int:
+        """Contexts that the cache has memory for."""
+        return len(self.ids)
+
+    def reserve(self, contexts: int) -> None:
+        """Replace the cache by one for `contexts` rows; graphs of the old one hold its memory, and do not know it."""
         config, weight = self.model.config, self.model.lm_head.weight
+        self.keys = self.values = weight.new_zeros(0)  # two caches at a time might not fit
         shape = (len(self.layers), contexts, config.num_key_value_heads, self.columns, 2 * self.angles.shape[-1])
         self.keys, self.values = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
         self.ids = torch.zeros(contexts, dtype=torch.long, device=weight.device)
         self.first = torch.zeros(contexts, dtype=torch.int32, device=weight.device)
-        return True
 
     @property
     def head(self) -> torch.Tensor:
@@ -113,6 +122,18 @@ class DecodeStep:
         logits_KC = operators.norm_logits(x_KH, delta_KH, self.model.model.norm.weight, eps, self.head)
         self.column += 1
         return logits_KC
+
+
+def _require_plain(config: Qwen2Config) -> None:
+    """Raise UserError if the policy is not one of Qwen2.5's sizes as they are published."""
+    found = {"rope_type": config.rope_parameters["rope_type"], "hidden_act": config.hidden_act}
+    found |= {"layer_types": ", ".join(dict.fromkeys(config.layer_types))}
+    expected = {"rope_type": "default", "hidden_act": "silu", "layer_types": "full_attention"}
+    if other := [f"{key} {found[key]}, not {value}" for key, value in expected.items() if found[key] != value]:
+        raise UserError(
+            f"engine transformers: its decoding step lacks what the policy's config.json has, {'; '.join(other)}: "
+            "take the engine vllm, or sjd"
+        )
 
 
 def _fused(projections: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:

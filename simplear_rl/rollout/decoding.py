@@ -51,8 +51,9 @@ class Decoder:
             sampling: what is drawn from.
         """
         contexts = [*prompts, *(unconditional or [])]
-        if self.step.reserve(len(contexts)):
-            self.batches.clear()
+        if len(contexts) > self.step.room:
+            self.batches.clear()  # and with them, their graphs' memory
+            self.step.reserve(len(contexts))
         key = len(prompts), len(contexts), sampling
         if key not in self.batches:
             if len(self.batches) == GRAPHS:

@@ -1,6 +1,7 @@
 """The learner's steps, checked against plain PyTorch, on real DeepSpeed."""
 
 import dataclasses
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from simplear_rl.config.learner import AlgorithmConfig, CorrectionConfig, KlConf
 from simplear_rl.data.batches import TokenBatch, TokenDataset
 from simplear_rl.learning import policy_gradient, supervised
 from simplear_rl.learning.learner import Learner
+from simplear_rl.policy import log_probs
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.reference import ReferencePolicy
@@ -136,11 +138,11 @@ def test_weights_multiply_the_loss_of_their_sequences(run, policy):
     assert weighted["loss"] == pytest.approx(3 * parts[0] + 0.5 * parts[2] + parts[3], abs=1e-5)
 
 
-def supervised_losses(policy, shards, ranks, rank=0, rendezvous=None):
+def supervised_losses(policy, shards, ranks, rank=0, rendezvous=None, zero_stages=(0, 1, 2, 3)):
     """Losses of six steps under each ZeRO stage, and the final weights, as this rank reports them."""
     losses, weights = [], []
     data_config = TokenDataConfig(sources=[TokenSourceConfig(shards=shards)], batch_size=8, micro_batch=2)
-    for zero_stage in range(4):
+    for zero_stage in zero_stages:
         learner = Learner(config(zero_stage), policy, 10, 4 // ranks, rank, ranks, rendezvous)
         data = TokenDataset(data_config, learner.encode, learner.layout, 0, rank, ranks)
         losses.append([supervised.train(learner, data.batch(step))["loss"] for step in range(1, 7)])
@@ -158,6 +160,20 @@ def test_ranks_and_zero_stages_agree_over_several_steps(run, run_two_ranks, poli
     for weights in (*alone_weights, *together_weights):
         for name, tensor in weights.tensors.items():
             torch.testing.assert_close(tensor, alone_weights[0].tensors[name], atol=2e-3, rtol=0, msg=name)
+
+
+def in_unequal_chunks(policy, shards, ranks, rank, rendezvous):
+    with patch.object(log_probs, "LOGITS_PER_CHUNK", 8 * load_policy(policy)[0].config.vocab_size):
+        return supervised_losses(policy, shards, ranks, rank, rendezvous, zero_stages=(0, 3))
+
+
+def test_ranks_may_have_other_numbers_of_chunks(run_two_ranks, policy, token_shards):
+    """Captions of unequal lengths: under ZeRO 3 all ranks must call the same modules."""
+    (first, weights), (second, _) = run_two_ranks(in_unequal_chunks, policy, token_shards, 2)
+    assert (first != second).all()
+    np.testing.assert_allclose(*(first + second), atol=1e-4, rtol=0)
+    for name, tensor in weights[1].tensors.items():
+        torch.testing.assert_close(tensor, weights[0].tensors[name], atol=2e-3, rtol=0, msg=name)
 
 
 def checkpointed_and_not(policy, zero_stage):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from simplear_rl.config.rollout import EngineConfig
+from simplear_rl.errors import UserError
 from simplear_rl.policy.log_probs import rollout_log_probs
 from simplear_rl.policy.model import load_policy
 from simplear_rl.policy.rollouts import Draw, Prompt
@@ -48,6 +49,28 @@ def test_logits_are_those_of_transformers_and_follow_new_weights(policy):
                 0, len(ids) - 1 :, step.layout.visual_offset :
             ]
             torch.testing.assert_close(torch.stack([step_KC[row] for step_KC in logits]), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type linear, not",
+        ),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types full_attention, sliding_attention",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act gelu, not silu"),
+    ],
+)
+def test_what_the_step_does_not_compute_is_refused(policy, values, message):
+    model = load_policy(policy)[0]
+    for key, value in values.items():
+        setattr(model.config, key, value)
+    with pytest.raises(UserError, match=message):
+        DecodeStep(model, read_layout(policy), 40)
 
 
 @pytest.mark.parametrize(
