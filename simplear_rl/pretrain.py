@@ -48,7 +48,7 @@ def train(config: SupervisedConfig, name: str = "pretrain", before: Stages | Non
     identity = require_same_tokenizer(config.tokenizer, run.policies, shards, config.accept_tokenizer)
     with Stage(name, config.roles, config.faults) as stage, reporting(run), run:
         evaluation.launch(stage)
-        objective = partial(Supervised, config=config.data, seed=config.seed)
+        objective = partial(Supervised, config=config.data, seed=config.seed, steps=config.steps)
         learner = LearnerGroup(
             stage, config.learner, config.start, config.steps, config.passes, config.run, objective, identity
         )

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from simplear_rl.algorithms.reward_loss import reward_loss
 from simplear_rl.device import default_device
-from simplear_rl.errors import all_faults
+from simplear_rl.errors import UserError, all_faults
 from simplear_rl.files import require_there, require_writable
 from simplear_rl.rewards.clip import ClipReward
 from simplear_rl.rewards.clip_head import Head, save_reward
@@ -46,6 +46,8 @@ def reward_model(config: HeadTrainingConfig) -> None:
     features = LabelledFeatures(config, labelled, clip)
     torch.manual_seed(config.seed)
     held_out, shown = split(labelled, config.validation, config.seed)
+    if not len(shown):
+        raise UserError(f"validation ({config.validation:g}): all labels are held out, none is left to learn from")
     head = Head(features.images_ND.shape[-1], config.hidden).to(features.images_ND.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate)
     for step in tqdm(range(config.steps), desc="reward model", unit="step", leave=None):

@@ -37,7 +37,7 @@ class ValidationConfig(Section):
     sources: Annotated[dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Location], Field(min_length=1)] = Field(
         description="folders of token shards by name: {name: folder}; `validation_loss_NAME` is the loss on one"
     )
-    every: Count = Field(description="steps between validations")
+    every: Count = Field(description="steps between validations; the last step always has one")
     images: Count = Field(256, description="of each source, always the same ones; all, if it has fewer")
 
     @property
@@ -90,6 +90,14 @@ class PairDataConfig(ShardDataConfig):
     guidance_scale: Positive = Field(
         1.0, description="log-probs are those of the guided distribution, with this scale; 1 is unguided"
     )
+
+    @model_validator(mode="after")
+    def _losses_have_no_factor(self) -> "PairDataConfig":
+        if scaled := [str(source.shards) for source in self.sources if source.factor != 1]:
+            raise ValueError(
+                f"sources: {', '.join(scaled)}: DPO has no `factor` of the loss; `weight` sets how often pairs are read"
+            )
+        return self
 
 
 class TokenizeConfig(CommandConfig):

@@ -48,12 +48,17 @@ class PlanConfig(Section):
 
 
 class BestConfig(Section):
-    """Which checkpoint is the best: by the mean of a metric over the steps that led to it."""
+    """Which checkpoint is the best: by its last score, or the mean of another metric over the steps that led to it."""
 
     metric: str = Field(description="name in metrics.jsonl")
     prefer: Literal["highest", "lowest"] | None = Field(
-        None, description="mean of the metric; by default the lowest of a loss, the highest of all others"
+        None, description="value of the metric; by default the lowest of a loss, the highest of all others"
     )
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it is measured now and then, of the weights of the step."""
+        return self.metric.startswith(("evaluation_", "validation_"))
 
     @property
     def lowest(self) -> bool:

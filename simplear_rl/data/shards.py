@@ -104,6 +104,8 @@ def _read_footer(file: Path, layout: ImageLayout, images: tuple[str, ...]) -> tu
     used = "caption", "short_caption", "weight", *images
     if twice := repeated(name for name in schema.names if name in used):
         raise UserError(f"{file}: two columns are called {' and '.join(twice)}, expected one")
+    if images == PAIR and "weight" in schema.names:
+        raise UserError(f"{file}: column `weight`: the loss of pairs has no weights; leave it out")
     optional = "short_caption", "weight"
     for name, expected, fits in (
         ("caption", "string", _is_string),

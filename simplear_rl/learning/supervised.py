@@ -27,11 +27,11 @@ class Supervised:
         UserError: a row of the token shards is bad; names it.
     """
 
-    def __init__(self, learner: "Learner", config: TokenDataConfig, seed: int):
+    def __init__(self, learner: "Learner", config: TokenDataConfig, seed: int, steps: int):
         self.learner, self.batch_size = learner, config.batch_size
         data = TokenDataset(config, learner.encode, learner.layout, seed, learner.rank, learner.ranks)
         self.batch = Prefetcher(data.batch)
-        self.validation = Validation(learner, config, config.validation) if config.validation else None
+        self.validation = Validation(learner, config, config.validation, steps) if config.validation else None
 
     def images(self, groups: Sequence[ScoredRollout]) -> int:
         """See Objective."""

@@ -25,8 +25,8 @@ class Validation:
         UserError: a row is bad, names it; or a source has fewer images than there are ranks.
     """
 
-    def __init__(self, learner: "Learner", data: TokenDataConfig, validation: ValidationConfig):
-        self.learner, self.every = learner, validation.every
+    def __init__(self, learner: "Learner", data: TokenDataConfig, validation: ValidationConfig, steps: int):
+        self.learner, self.every, self.steps = learner, validation.every, steps
         self.share = data.micro_batch * learner.ranks
         self.batches: Mapping[str, tuple[TokenBatch, int]] = {
             name: self._batch(data, name, TokenSourceConfig(shards=folder), validation.images)
@@ -49,8 +49,8 @@ class Validation:
         return dataset.batch(1), -(-number // self.share)
 
     def due(self, step: int) -> bool:
-        """Whether a validation follows the step."""
-        return step % self.every == 0
+        """Whether a validation follows the step: the last one always has one."""
+        return step % self.every == 0 or step == self.steps
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:

@@ -142,7 +142,8 @@ def reference_policy(config: GrpoConfig, step: int) -> Path:
 def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> list[Path]:
     """The checkpoints that no rule keeps: the last k, every n-th step, the best by a metric, what has a reference.
 
-    `rows` are the run's metrics; a checkpoint's value is the mean over its `checkpoint_every` steps.
+    `rows` are the run's metrics. A checkpoint's value is the mean over the last `checkpoint_every` steps, of a score
+    the last one in them: it is that of the nearest weights.
     """
     done = checkpoints(run)
     kept = set(done[-config.keep_checkpoints :])
@@ -154,10 +155,12 @@ def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> lis
         def value(folder: Path) -> float:
             step = step_of(folder)
             values = [row[best.metric] for row in rows if step - every < row["step"] <= step and best.metric in row]
-            mean = sum(values) / len(values) if values else -inf  # none from before it was logged
-            return -mean if values and best.lowest else mean
+            if not values:  # from before it was logged
+                return -inf
+            found = values[-1] if best.is_score else sum(values) / len(values)
+            return -found if best.lowest else found
 
-        kept.add(max(done, key=value))
+        kept |= {folder for folder in [max(done, key=value)] if value(folder) > -inf}
     if isinstance(config, GrpoConfig):  # what a run needs that continues from one that is kept
         steps = {config.reference_step(step_of(folder) + 1) for folder in kept}
         kept |= {folder for folder in done if step_of(folder) in steps}

@@ -209,6 +209,15 @@ def test_captions_are_dropped_and_guided_pairs_have_both_contexts(shards, policy
         assert pair.unconditional_ids == null and pair.sampling.guidance_scale == 2.5
 
 
+def test_weights_of_a_loss_that_has_none_are_refused(shards, policy, tmp_path):
+    with pytest.raises(ValueError, match="DPO has no `factor` of the loss"):
+        dataset(policy, shards, sources=[{"shards": shards, "factor": 0}])
+    table = parquet.read_table(next(shards.glob("*.parquet")))
+    parquet.write_table(table.append_column("weight", pa.array([1.0] * len(table))), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match="0.parquet: column `weight`: the loss of pairs has no weights"):
+        dataset(policy, tmp_path)
+
+
 def test_bad_rows_are_named(shards, policy, tmp_path):
     (file, *_) = sorted(shards.glob("*.parquet"))
     table = parquet.read_table(file)

@@ -48,7 +48,7 @@ def trained(policy, config, zero_stage, rank=0, ranks=1, rendezvous=None):
         zero_stage=zero_stage, optimizer=OptimizerConfig(learning_rate=1e-2), actors=ActorsConfig(count=ranks)
     )
     learner = Learner(settings, policy, 4, 2 // ranks, rank, ranks, rendezvous)
-    objective = Supervised(learner, config, seed=3)
+    objective = Supervised(learner, config, seed=3, steps=4)
     return [objective.step(step) for step in range(1, 5)], learner.weights()
 
 
@@ -81,6 +81,11 @@ def test_training_goes_on_as_if_nothing_had_been_validated(run, policy, shards):
         sorted(validated(shards).validation.names),
     ] * 2
     assert losses(metrics)[1][1] == pytest.approx(plain_loss(policy, shards / "clean", weights.tensors), abs=1e-5)
+
+
+def test_the_last_step_always_has_one(run, policy, shards):
+    metrics, _ = run(trained, policy, validated(shards, every=3), 0)
+    assert ["validation_loss" in row for row in metrics] == [False, False, True, True]
 
 
 @pytest.mark.slow

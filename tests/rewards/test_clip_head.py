@@ -65,6 +65,13 @@ def config(world, folder, *more):
     return load_config(HeadTrainingConfig, CONFIGS / "shapes" / "reward_model.yaml", values)
 
 
+def test_a_head_that_has_nothing_to_learn_from_is_refused(world, tmp_path):
+    labelled(tmp_path / "in", {})
+    with pytest.raises(UserError, match=r"validation \(1\): all labels are held out, none is left to learn from"):
+        reward_model(config(world, tmp_path, "validation=1"))
+    assert not (tmp_path / "out" / "reward.json").exists()
+
+
 def test_the_head_learns_its_labels_and_is_read_again(world, tmp_path):
     labelled(tmp_path / "in", {})
     reward_model(config(world, tmp_path, "validation=0.1", "steps=1000"))

@@ -193,6 +193,33 @@ def test_the_best_by_a_metric_that_not_every_step_logs(make_config):
             if run.checkpoint_due:
                 run.checkpoint(lambda folder: lambda: save(folder))
     assert names(config) == ["step-000006", "step-000012"]
+
+
+def test_a_score_is_that_of_the_nearest_weights(make_config):
+    """The last checkpoint follows sooner than others: the score of the one before is not its own."""
+    scores = {2: 0.3, 4: 0.4, 5: 0.6, 6: 0.55}
+    for steps in 5, 6:
+        config = make_config(f"steps={steps}", "keep_checkpoints=1", "keep_best={metric: evaluation_overall}")
+        with Run("grpo", config, ["evaluation_overall"]) as run:
+            for step in run.steps():
+                evaluated = {"evaluation_overall": scores[step]} if step in scores else {}
+                run.log(step, {"loss": 1.0} | evaluated, show=("loss",))
+                if run.checkpoint_due:
+                    run.checkpoint(lambda folder: lambda: save(folder))
+    assert names(config) == ["step-000005", "step-000006"]
+
+
+def test_without_a_value_there_is_no_best(make_config):
+    config = make_config("steps=4", "keep_checkpoints=1", "keep_best={metric: evaluation_overall}")
+    with Run("grpo", config, ["evaluation_overall"]) as run:
+        for step in run.steps():
+            run.log(step, {"loss": 1.0}, show=("loss",))
+            if run.checkpoint_due:
+                run.checkpoint(lambda folder: lambda: save(folder))
+    assert names(config) == ["step-000004"]
+
+
+def test_a_score_that_there_is_not_is_named(make_config):
     config = make_config("steps=13", "keep_best={metric: evaluation_overal}")
     message = "'evaluation_overal' is not logged; there are evaluation_overall, loss"
     with pytest.raises(UserError, match=message), Run("grpo", config, ["evaluation_overall"]) as run:
