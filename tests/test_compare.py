@@ -128,6 +128,11 @@ def test_evaluations_that_were_judged_otherwise_are_not_compared(tmp_path):
         run(tmp_path, *sides)
 
 
+def test_how_many_are_judged_at_a_time_is_no_matter(tmp_path):
+    sides = [evaluation(tmp_path / str(n), [1.0] * 4, judge={"type": "mplug", "batch_size": n}) for n in (1, 2)]
+    assert len(run(tmp_path, *sides)[0]) == 4
+
+
 def test_few_prompts_show_little():
     one = paired(np.zeros(4), np.array([0.1, 0.2, 0.1, 0.2]), np.zeros(4, int))
     assert one.p_value == 1 and one.interval is None and "of one prompt, no interval, p 1.0000" in str(one)

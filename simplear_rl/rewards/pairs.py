@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -88,13 +89,21 @@ def of_evaluation(folder: Path) -> dict[str, Scored]:
 def require_same_judge(folders: Sequence[Path]) -> None:
     """Raise UserError, naming the difference, if two evaluations were not judged by the same rules and models."""
     try:
-        one, other = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in folders)
-        different = [f"{key}: {one.get(key)}, {other.get(key)}" for key in JUDGED_BY if one.get(key) != other.get(key)]
+        one, other = (_judged_by(folder) for folder in folders)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"what these evaluations were judged by cannot be read: {error}") from error
-    if different:
-        lines = "\n".join(f"  {line}" for line in different)
+    if different := [f"  {key}: {one[key]}, {other[key]}" for key in JUDGED_BY if one[key] != other[key]]:
+        lines = "\n".join(different)
         raise UserError(f"{folders[0]} and {folders[1]} were judged by other rules, models or questions:\n{lines}")
+
+
+def _judged_by(folder: Path) -> dict[str, Any]:
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    found = {key: settings.get(key) for key in JUDGED_BY}
+    for model in found["detector"], found["judge"]:
+        if isinstance(model, dict):
+            model.pop("batch_size", None)  # changes no verdict
+    return found
 
 
 def pair_up(a: Mapping[str, Scored], b: Mapping[str, Scored]) -> list[Pair]:
