@@ -183,40 +183,34 @@ def test_a_metric_that_is_not_logged_is_named_at_the_first_step(make_config):
         work(make_config("keep_best={metric: reward}"))
 
 
-def test_the_best_by_a_metric_that_not_every_step_logs(make_config):
-    config = make_config("steps=12", "keep_checkpoints=1", "keep_best={metric: evaluation_overall}")
-    scores = {3: 0.2, 6: 0.7, 9: 0.6, 12: 0.5}
+def evaluated(config, scores):
+    """A run with the scores of some steps; returns the checkpoints that stay."""
     with Run("grpo", config, ["evaluation_overall"]) as run:
         for step in run.steps():
-            evaluated = {"evaluation_overall": scores[step]} if step in scores else {}
-            run.log(step, {"loss": 1.0} | evaluated, show=("loss",))
+            found = {"evaluation_overall": scores[step]} if step in scores else {}
+            run.log(step, {"loss": 1.0} | found, show=("loss",))
             if run.checkpoint_due:
                 run.checkpoint(lambda folder: lambda: save(folder))
-    assert names(config) == ["step-000006", "step-000012"]
+    return names(config)
+
+
+BEST = "keep_checkpoints=1", "keep_best={metric: evaluation_overall}"
+
+
+def test_the_best_by_a_metric_that_not_every_step_logs(make_config):
+    kept = evaluated(make_config("steps=12", *BEST), {3: 0.2, 6: 0.7, 9: 0.6, 12: 0.5})
+    assert kept == ["step-000006", "step-000012"]
 
 
 def test_a_score_is_that_of_the_nearest_weights(make_config):
     """The last checkpoint follows sooner than others: the score of the one before is not its own."""
     scores = {2: 0.3, 4: 0.4, 5: 0.6, 6: 0.55}
-    for steps in 5, 6:
-        config = make_config(f"steps={steps}", "keep_checkpoints=1", "keep_best={metric: evaluation_overall}")
-        with Run("grpo", config, ["evaluation_overall"]) as run:
-            for step in run.steps():
-                evaluated = {"evaluation_overall": scores[step]} if step in scores else {}
-                run.log(step, {"loss": 1.0} | evaluated, show=("loss",))
-                if run.checkpoint_due:
-                    run.checkpoint(lambda folder: lambda: save(folder))
-    assert names(config) == ["step-000005", "step-000006"]
+    evaluated(make_config("steps=5", *BEST), scores)
+    assert evaluated(make_config("steps=6", *BEST), scores) == ["step-000005", "step-000006"]
 
 
 def test_without_a_value_there_is_no_best(make_config):
-    config = make_config("steps=4", "keep_checkpoints=1", "keep_best={metric: evaluation_overall}")
-    with Run("grpo", config, ["evaluation_overall"]) as run:
-        for step in run.steps():
-            run.log(step, {"loss": 1.0}, show=("loss",))
-            if run.checkpoint_due:
-                run.checkpoint(lambda folder: lambda: save(folder))
-    assert names(config) == ["step-000004"]
+    assert evaluated(make_config("steps=4", *BEST), {}) == ["step-000004"]
 
 
 def test_a_score_that_there_is_not_is_named(make_config):
