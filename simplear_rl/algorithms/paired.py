@@ -1,6 +1,8 @@
 """Whether one of two paired lists of values is higher."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 
 import numpy as np
 
@@ -68,9 +70,9 @@ def compare(values_a: np.ndarray, values_b: np.ndarray, groups: np.ndarray, resa
 def _p_value(sums: np.ndarray, exchanges: int, random: np.random.Generator) -> float:
     """Of the sums of the prompts' differences, float [P]: all 2^P signs, or so many random ones and the given one."""
     number = len(sums)
-    every = 2**number <= exchanges
-    far = 0
-    for i in range(2**number if every else exchanges):
-        signs = (i >> np.arange(number)) & 1 if every else random.integers(2, size=number)
-        far += abs(sums @ (2 * signs - 1)) >= abs(sums.sum()) * (1 - 1e-9)
-    return far / 2**number if every else (far + 1) / (exchanges + 1)
+    signs: Iterable[Sequence[int] | np.ndarray]
+    if 2**number <= exchanges:
+        signs = product((-1, 1), repeat=number)
+    else:
+        signs = chain([np.ones(number)], (2 * random.integers(2, size=number) - 1 for _ in range(exchanges)))
+    return float(np.mean([abs(sums @ np.array(one)) >= abs(sums.sum()) * (1 - 1e-9) for one in signs]))

@@ -125,7 +125,7 @@ class DecodeStep:
 
 
 def _require_plain(config: Qwen2Config) -> None:
-    """Raise UserError if the policy is not one of Qwen2.5's sizes as they are published."""
+    """Raise UserError if config.json asks for more than the step computes: that of Qwen2.5 as it is published."""
     found = {"rope_type": config.rope_parameters["rope_type"], "hidden_act": config.hidden_act}
     found |= {"layer_types": ", ".join(dict.fromkeys(config.layer_types))}
     expected = {"rope_type": "default", "hidden_act": "silu", "layer_types": "full_attention"}

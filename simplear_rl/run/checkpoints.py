@@ -160,7 +160,9 @@ def expired(run: Path, config: StageConfig, rows: list[dict[str, float]]) -> lis
             found = values[-1] if best.is_score else sum(values) / len(values)
             return -found if best.lowest else found
 
-        kept |= {folder for folder in [max(done, key=value)] if value(folder) > -inf}
+        highest = max(done, key=value)
+        if value(highest) > -inf:
+            kept.add(highest)
     if isinstance(config, GrpoConfig):  # what a run needs that continues from one that is kept
         steps = {config.reference_step(step_of(folder) + 1) for folder in kept}
         kept |= {folder for folder in done if step_of(folder) in steps}
